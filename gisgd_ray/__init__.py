@@ -1,0 +1,1 @@
+"""Sweeps that test information-theoretic generalization bounds on real SGD runs."""

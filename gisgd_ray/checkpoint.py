@@ -1,0 +1,59 @@
+"""A run saved between two measuring points, and continued bit for bit.
+
+No random stream needs saving: every draw is a function of (seed, purpose, counter).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gisgd_ray.config import TrialConfig
+from gisgd_ray.errors import UserError
+from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.training import TrainState, start
+
+FILE_NAME = "state.pt"
+
+
+def save(state: TrainState, folder: Path) -> None:
+    """Write the run into ``folder``, the file appearing under its name only when complete."""
+    content = {
+        "config": state.config.model_dump(mode="json"),
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scheme": state.scheme.state_dict(),
+        "series": {name: torch.from_numpy(a) for name, a in state.series.columns().items()},
+        "progress": _progress(state),
+    }
+    partial = folder / (FILE_NAME + ".partial")
+    torch.save(content, partial)
+    partial.rename(folder / FILE_NAME)
+
+
+def load(config: TrialConfig, folder: Path, *, device: torch.device | str = "cpu") -> TrainState:
+    """The run saved in ``folder``, ready to :func:`~gisgd_ray.training.advance`.
+
+    Raises:
+        UserError: the checkpoint is of another configuration.
+    """
+    content = torch.load(folder / FILE_NAME, map_location=device, weights_only=True)
+    saved = TrialConfig.model_validate(content["config"])
+    if saved != config:
+        raise UserError(
+            f"checkpoint {folder} belongs to trial {saved.trial_id}, not to {config.trial_id}; "
+            "start the trial anew or choose another output folder"
+        )
+    state = start(config, device=device)
+    state.model.load_state_dict(content["model"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    state.scheme.load_state_dict(content["scheme"])
+    state.series = StepSeries(**{k: v.cpu().numpy() for k, v in content["series"].items()})
+    for name, value in content["progress"].items():
+        setattr(state, name, value)
+    return state
+
+
+def _progress(state: TrainState) -> dict[str, Any]:
+    names = ("step", "points", "last_point", "stopped", "diverged", "seconds")
+    return {name: getattr(state, name) for name in names}

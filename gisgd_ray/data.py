@@ -1,0 +1,217 @@
+"""Datasets as whole tensors on the device, label noise, and the batching trajectory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gisgd_ray.config import DataConfig, num_train_samples
+from gisgd_ray.datasets import RawDataset, load_raw
+from gisgd_ray.downloads import data_folder
+from gisgd_ray.randomness import generator
+
+_CHUNK = 1_000
+"""Samples handled at once where NumPy needs 8 bytes a pixel for a while (CIFAR: 25 MB)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A training and a test split in full, on one device.
+
+    The inputs are shared between the trials of a process: never write to them.
+
+    Attributes:
+        train_x, test_x: normalised inputs, ``(n, C, H, W)`` float32.
+        train_y, test_y: labels in ``0 .. num_classes - 1``, ``(n,)`` int64, noise included.
+        num_classes: K.
+        normalization_mean, normalization_std: one per channel, of inputs scaled to [0, 1].
+    """
+
+    train_x: torch.Tensor
+    train_y: torch.Tensor
+    test_x: torch.Tensor
+    test_y: torch.Tensor
+    num_classes: int
+    normalization_mean: tuple[float, ...]
+    normalization_std: tuple[float, ...]
+
+    @property
+    def num_samples(self) -> int:
+        """n: training samples."""
+        return len(self.train_y)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one input."""
+        channels, height, width = self.train_x.shape[1:]
+        return channels, height, width
+
+
+def load_dataset(config: DataConfig, *, seed: int, device: torch.device | str = "cpu") -> Dataset:
+    """The dataset of a trial: normalised, reduced to ``train_fraction``, labels made noisy.
+
+    Inputs are scaled to [0, 1], then normalised by the per-channel mean and (population) standard
+    deviation of the whole training split. Inputs and clean labels are kept for the next trial of
+    this process, so only the noisy labels differ between trials of different seeds.
+
+    Args:
+        config: which dataset, which fraction of its training split, how much label noise.
+        seed: the trial's; decides the label noise and nothing else here.
+        device: where the tensors go.
+
+    Raises:
+        DataError: a file is missing (and cannot be downloaded) or damaged.
+    """
+    base = _load_subset(
+        config.dataset, num_train_samples(config), data_folder(), str(torch.device(device))
+    )
+    noisy = {
+        split: with_label_noise(
+            labels, config.label_noise, num_classes=base.num_classes, seed=seed, split=split
+        )
+        for split, labels in (("train", base.train_y), ("test", base.test_y))
+    }
+    return replace(base, train_y=noisy["train"], test_y=noisy["test"])
+
+
+@lru_cache(maxsize=2)
+def _load_subset(name: str, num_samples: int, folder: Path, device: str) -> Dataset:
+    """The clean dataset, its training split cut to a random subset that no seed changes.
+
+    Subsets of one dataset are nested: a larger one holds the smaller ones.
+    """
+    base = _load_full(name, folder, device)
+    if num_samples == base.num_samples:
+        return base
+    # RandomState, unlike torch and NumPy's newer generators, never changes its stream.
+    chosen = np.random.RandomState(0).permutation(base.num_samples)[:num_samples]
+    index = torch.from_numpy(chosen).to(device)
+    return replace(base, train_x=base.train_x[index], train_y=base.train_y[index])
+
+
+@lru_cache(maxsize=2)
+def _load_full(name: str, folder: Path, device: str) -> Dataset:
+    return normalized(load_raw(name, folder), device=device)
+
+
+def normalized(raw: RawDataset, *, device: torch.device | str = "cpu") -> Dataset:
+    """Scale the pixels to [0, 1] and normalise them by the training split's moments.
+
+    A pixel has one of 256 values, so both moments follow exactly (float64) from a histogram per
+    channel, and normalising is a look-up: no float copy of the split besides the result.
+    """
+    channels = raw.train_images.shape[1]
+    levels = np.arange(256) / 255
+    counts = np.zeros((channels, 256), dtype=np.int64)
+    for chunk in _chunks(raw.train_images):
+        for channel in range(channels):
+            counts[channel] += np.bincount(chunk[:, channel].ravel(), minlength=256)
+    weights = counts / counts.sum(axis=1, keepdims=True)
+    mean = weights @ levels
+    std = np.sqrt((weights * (levels - mean[:, None]) ** 2).sum(axis=1))
+    table = ((levels - mean[:, None]) / std[:, None]).astype(np.float32)
+
+    def look_up(images: NDArray[np.uint8]) -> torch.Tensor:
+        result = np.empty(images.shape, dtype=np.float32)
+        start = 0
+        for chunk in _chunks(images):
+            for channel in range(channels):
+                result[start : start + len(chunk), channel] = table[channel][chunk[:, channel]]
+            start += len(chunk)
+        return torch.from_numpy(result).to(device)
+
+    return Dataset(
+        train_x=look_up(raw.train_images),
+        train_y=torch.from_numpy(raw.train_labels).to(device),
+        test_x=look_up(raw.test_images),
+        test_y=torch.from_numpy(raw.test_labels).to(device),
+        num_classes=raw.num_classes,
+        normalization_mean=tuple(mean.tolist()),
+        normalization_std=tuple(std.tolist()),
+    )
+
+
+def _chunks(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    bounds = [*range(0, len(images), _CHUNK), len(images)]
+    for start, stop in pairwise(bounds):
+        yield images[start:stop]
+
+
+def with_label_noise(
+    labels: torch.Tensor, fraction: float, *, num_classes: int, seed: int, split: str
+) -> torch.Tensor:
+    """Redraw exactly ``round(fraction * n)`` labels uniformly over all K classes.
+
+    A redrawn label may fall on its old class: about ``fraction * (1 - 1/K)`` of the labels change.
+    The draw depends on (seed, split, n) alone, so a restored trial has the same labels again.
+
+    Args:
+        labels: ``(n,)`` int64, left as they are.
+        fraction: from 0 to 1.
+        num_classes: K.
+        seed: the trial's.
+        split: ``"train"`` or ``"test"``, noisy independently of one another.
+
+    Returns:
+        A new tensor, or ``labels`` itself if nothing is redrawn.
+    """
+    count = round(fraction * len(labels))
+    if count == 0:
+        return labels
+    source = generator(seed, "label_noise", split)
+    positions = torch.randperm(len(labels), generator=source)[:count]
+    redrawn = torch.randint(num_classes, (count,), generator=source)
+    noisy = labels.clone()
+    noisy[positions.to(labels.device)] = redrawn.to(labels.device)
+    return noisy
+
+
+def steps_per_epoch(num_samples: int, batch_size: int, last_batch: Literal["keep", "drop"]) -> int:
+    """m: batches in one epoch. A smaller last one counts if it is kept.
+
+    Raises:
+        ValueError: the batch size is not from 1 to ``num_samples``.
+    """
+    if not 1 <= batch_size <= num_samples:
+        raise ValueError(f"batch_size = {batch_size} must be from 1 to num_samples = {num_samples}")
+    full, rest = divmod(num_samples, batch_size)
+    return full + (rest > 0 and last_batch == "keep")
+
+
+def epoch_batches(
+    num_samples: int,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    last_batch: Literal["keep", "drop"],
+    device: torch.device | str = "cpu",
+) -> tuple[torch.Tensor, ...]:
+    """The batches of one epoch: disjoint index tensors from a fresh permutation of the samples.
+
+    The permutation depends on (seed, epoch) alone: nothing needs saving, and a trial restored
+    inside an epoch goes on with ``epoch_batches(...)[steps_done_in_epoch:]``.
+
+    Args:
+        num_samples: n.
+        batch_size: b.
+        seed: the trial's.
+        epoch: any count; the paper's batching trajectory is that of all epochs in turn.
+        last_batch: where b does not divide n, ``"keep"`` the smaller last batch, or ``"drop"`` it
+            (the permutation, and so the samples left out, differ from epoch to epoch).
+        device: where the indices go, in one copy for the whole epoch.
+
+    Returns:
+        :func:`steps_per_epoch` tensors ``(b,)`` int64, the last one smaller if kept.
+    """
+    steps = steps_per_epoch(num_samples, batch_size, last_batch)
+    order = torch.randperm(num_samples, generator=generator(seed, "batching", epoch)).to(device)
+    return tuple(
+        order[start : start + batch_size] for start in range(0, steps * batch_size, batch_size)
+    )

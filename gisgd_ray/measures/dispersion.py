@@ -1,0 +1,174 @@
+"""Gradient dispersion, gradient norm and loss range at every training step.
+
+For batch B_t of size b with per-sample gradients g_i at w = W_{t-1} and mean g (PAPER section 2)::
+
+    per-sample dispersion   s2  = 1/(b-1) sum_i ||g_i - g||^2
+                                = b/(b-1) ( (1/b) sum_i ||g_i||^2 - ||g||^2 )
+    gradient dispersion     V_t = s2 / b
+
+V_t estimates E||g(w, B_t) - E_Z grad l(w, Z)||^2 about the population mean (Wang & Mao, Eq. 1,
+deterministic setting; about the *empirical* mean there would be a further factor (n-b)/n). It is
+the dispersion of the batch mean: what every bound takes. s2 is close to what the authors' code
+logs as "Grad-Var" (which divides by b, not b-1). Both are of the plain gradient of the loss,
+whatever the training scheme makes of it.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gisgd_ray.measures.per_sample import PerSampleNorms, gradient_norm_parts
+from gisgd_ray.models import trainable
+
+Array = NDArray[np.float64]
+
+ILL_CONDITIONED = 1e-4
+"""Below this ratio of s2 to the mean squared norm, float32 rounding (about 1e-7 of the latter)
+may exceed 0.1 % of s2; such steps are counted, so that a row cannot hide them."""
+
+
+@dataclass(frozen=True)
+class StepSeries:
+    """One value per training step t, in order; all arrays (T,), float64.
+
+    The dispersion columns are NaN when dispersion is not measured.
+    """
+
+    learning_rate: Array
+    batch_size: Array
+    loss: Array
+    """Mean loss of batch B_t at W_{t-1}, nats for cross-entropy."""
+    loss_min: Array
+    loss_max: Array
+    squared_gradient_norm: Array
+    """||g(W_{t-1}, B_t)||^2."""
+    mean_squared_norm: Array
+    """(1/b) sum_i ||grad l(W_{t-1}, z_i)||^2."""
+
+    def __len__(self) -> int:
+        return len(self.learning_rate)
+
+    @property
+    def per_sample_dispersion(self) -> Array:
+        """s2, unbiased; rounding below zero, possible when all gradients agree, reads as 0."""
+        b = self.batch_size
+        with np.errstate(divide="ignore", invalid="ignore"):
+            s2 = b / (b - 1) * (self.mean_squared_norm - self.squared_gradient_norm)
+        return np.where(s2 < 0, 0.0, s2)
+
+    @property
+    def gradient_dispersion(self) -> Array:
+        """V_t = s2 / b, the dispersion of the batch-mean gradient."""
+        return self.per_sample_dispersion / self.batch_size
+
+    @property
+    def ill_conditioned_steps(self) -> int:
+        """Steps at which the gradients agreed so well that float32 cancels (see above)."""
+        centred = self.mean_squared_norm - self.squared_gradient_norm
+        return int(np.sum(centred < ILL_CONDITIONED * self.mean_squared_norm))
+
+    @staticmethod
+    def empty() -> "StepSeries":
+        return StepSeries(**{f.name: np.empty(0) for f in fields(StepSeries)})
+
+    @staticmethod
+    def concatenate(parts: list["StepSeries"]) -> "StepSeries":
+        if not parts:
+            return StepSeries.empty()
+        return StepSeries(
+            **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(parts[0])}
+        )
+
+    def head(self, steps: int) -> "StepSeries":
+        """The first ``steps`` steps."""
+        return StepSeries(**{f.name: getattr(self, f.name)[:steps] for f in fields(self)})
+
+    def columns(self) -> dict[str, Array]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+class StepMeter:
+    """Collects one :class:`StepSeries` row per training step at the price of a few small copies.
+
+    Raw per-sample losses and norms go into buffers on the device; sums are taken in float64 when
+    the buffers are drained, a few hundred steps at once, so that a step neither waits for a GPU
+    nor pays for a dozen scalar operations.
+    """
+
+    def __init__(self, model: nn.Module, *, batch_size: int, dispersion: bool, capacity: int = 256):
+        self._parameters = trainable(model)
+        self._norms = PerSampleNorms(model) if dispersion else None
+        device = self._parameters[0].device
+        dtype = self._parameters[0].dtype
+        self._capacity = capacity
+        self._losses = torch.empty(capacity, batch_size, device=device, dtype=dtype)
+        self._squared = torch.empty_like(self._losses) if dispersion else None
+        self._grad_parts = torch.empty(capacity, len(self._parameters), device=device, dtype=dtype)
+        self._sizes: list[int] = []
+        self._learning_rates: list[float] = []
+        self._drained: list[StepSeries] = []
+
+    def watch(self) -> AbstractContextManager[object]:
+        """Context in which the plain batch-mean loss is differentiated."""
+        return nullcontext() if self._norms is None else self._norms.watch()
+
+    @torch.no_grad()
+    def record(self, losses: Tensor, *, learning_rate: float) -> None:
+        """Note one step: per-sample losses (b,), with the plain gradient still in ``.grad``."""
+        row, b = len(self._sizes), len(losses)
+        self._losses[row, :b] = losses
+        if self._norms is not None and self._squared is not None:
+            self._squared[row, :b] = self._norms.squared(b)
+            self._grad_parts[row] = gradient_norm_parts(self._parameters)
+        self._sizes.append(b)
+        self._learning_rates.append(learning_rate)
+        if len(self._sizes) == self._capacity:
+            self._flush()
+
+    def drain(self) -> StepSeries:
+        """The steps recorded since the last call."""
+        self._flush()
+        drained = StepSeries.concatenate(self._drained)
+        self._drained = []
+        return drained
+
+    def _flush(self) -> None:
+        rows = len(self._sizes)
+        if rows == 0:
+            return
+        sizes = np.array(self._sizes, dtype=np.float64)
+        # A ragged last batch leaves the tail of its row unused.
+        used = np.arange(self._losses.shape[1]) < sizes[:, None]
+        losses = _to_float64(self._losses[:rows])
+        nothing = np.full(rows, np.nan)
+        mean_squared = gradient = nothing
+        if self._squared is not None:
+            mean_squared = _to_float64(self._squared[:rows]).sum(axis=1, where=used) / sizes
+            gradient = np.square(_to_float64(self._grad_parts[:rows])).sum(axis=1)
+        self._drained.append(
+            StepSeries(
+                learning_rate=np.array(self._learning_rates),
+                batch_size=sizes,
+                loss=losses.sum(axis=1, where=used) / sizes,
+                loss_min=losses.min(axis=1, where=used, initial=np.inf),
+                loss_max=losses.max(axis=1, where=used, initial=-np.inf),
+                squared_gradient_norm=gradient,
+                mean_squared_norm=mean_squared,
+            )
+        )
+        self._sizes, self._learning_rates = [], []
+
+
+def _to_float64(values: Tensor) -> Array:
+    return values.to("cpu", torch.float64).numpy()
+
+
+def subgaussian_constant(series: StepSeries) -> float:
+    """R = (max l - min l) / 2 over every per-instance loss met in training (appendix E.1)."""
+    if len(series) == 0:
+        return float("nan")
+    return float((series.loss_max.max() - series.loss_min.min()) / 2)

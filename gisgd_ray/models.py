@@ -1,0 +1,143 @@
+"""The networks of the paper (section 5 and appendix E.1), built from a config and a seed.
+
+All are plain ``nn.Sequential`` of modules used once, with out-of-place ReLU, as BackPACK needs.
+"""
+
+from typing import assert_never
+
+import torch
+from torch import Tensor, nn
+
+from gisgd_ray.config import AlexNetConfig, MLPConfig, ModelConfig
+from gisgd_ray.errors import UserError
+from gisgd_ray.randomness import isolated_rng
+
+PIECEWISE_LINEAR = (
+    nn.Linear,
+    nn.Conv2d,
+    nn.ReLU,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.Flatten,
+    nn.Identity,
+)
+"""Module types whose output is, at a fixed activation pattern, affine in input and in weights."""
+
+
+def mlp(input_shape: tuple[int, ...], num_classes: int, *, width: int) -> nn.Sequential:
+    """One hidden ReLU layer: (b, *input_shape) -> (b, num_classes)."""
+    inputs = int(torch.Size(input_shape).numel())
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, num_classes)
+    )
+
+
+def alexnet(input_shape: tuple[int, ...], num_classes: int, *, filters: int) -> nn.Sequential:
+    """AlexNet for small images: (b, C, H, W) -> (b, num_classes); H and W at least 26.
+
+    Appendix E.1 with the strides and paddings of the authors' code, no dropout, no BatchNorm.
+
+    Raises:
+        UserError: the images are too small for the three pooling layers.
+    """
+    channels, height, width = input_shape
+
+    def conv(inputs: int, outputs: int, size: int, stride: int, padding: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, size, stride=stride, padding=padding), nn.ReLU()]
+
+    def pool() -> nn.Module:
+        return nn.MaxPool2d(3, stride=2)
+
+    f = filters
+    features = [
+        *conv(channels, f, 3, 2, 2),
+        pool(),
+        *conv(f, 3 * f, 5, 1, 2),
+        pool(),
+        *conv(3 * f, 6 * f, 3, 1, 1),
+        *conv(6 * f, 256, 3, 1, 1),
+        *conv(256, 256, 3, 1, 1),
+        pool(),
+        nn.Flatten(),
+    ]
+
+    def pooled(size: int) -> int:
+        size = (size + 4 - 3) // 2 + 1
+        for _ in range(3):
+            size = (size - 3) // 2 + 1
+        return size
+
+    if min(pooled(height), pooled(width)) < 1:
+        raise UserError(
+            f"model.name = 'alexnet' needs images of at least 26x26 pixels, not {height}x{width}; "
+            "choose another data.dataset or model.name = 'mlp'"
+        )
+    classifier = [
+        nn.Linear(256 * pooled(height) * pooled(width), 4096),
+        nn.ReLU(),
+        nn.Linear(4096, 4096),
+        nn.ReLU(),
+        nn.Linear(4096, num_classes),
+    ]
+    return nn.Sequential(*features, *classifier)
+
+
+def build_model(
+    config: ModelConfig,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    seed: int,
+    initialization: str = "pytorch",
+) -> nn.Sequential:
+    """The configured network on the CPU, its weights a function of the seed alone.
+
+    The draw uses a stream of its own ("initialization"), so that neither the data nor the order
+    of batches changes W_0, and building a model disturbs no other random number.
+    """
+    with isolated_rng(seed, "initialization"):
+        match config:
+            case MLPConfig():
+                model = mlp(input_shape, num_classes, width=config.width)
+            case AlexNetConfig():
+                model = alexnet(input_shape, num_classes, filters=config.filters)
+            case _:
+                assert_never(config)
+        if initialization == "xavier":
+            initialize_xavier(model)
+    return model
+
+
+@torch.no_grad()
+def initialize_xavier(model: nn.Module) -> None:
+    """Xavier-normal weights and N(0, 1) linear biases, as in the authors' code."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_normal_(module.weight)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.normal_(module.bias)
+
+
+def is_piecewise_linear(model: nn.Module) -> bool:
+    """Whether every layer is affine in its input and in its own weights at a fixed pattern.
+
+    Then d^2 f / d w_i^2 = 0 for every weight and the exact Hessian trace applies. BatchNorm
+    counts in evaluation mode only, when its statistics are constants.
+    """
+    leaves = [module for module in model.modules() if not list(module.children())]
+    return all(
+        isinstance(leaf, PIECEWISE_LINEAR)
+        or (isinstance(leaf, nn.BatchNorm1d | nn.BatchNorm2d) and not leaf.training)
+        for leaf in leaves
+    )
+
+
+def num_parameters(model: nn.Module) -> int:
+    """d: trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def trainable(model: nn.Module) -> list[Tensor]:
+    """The trainable parameters in a fixed order."""
+    return [p for p in model.parameters() if p.requires_grad]

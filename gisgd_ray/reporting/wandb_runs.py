@@ -1,0 +1,130 @@
+"""One Weights & Biases run per trial, opened in the trial's own process.
+
+Nothing here may fail or stall a trial: the first fault switches logging off for that trial, and
+its row says so in ``wandb/status``. The tables are the record; W&B is a copy of it.
+"""
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import wandb
+
+Mode = Literal["online", "offline", "disabled"]
+
+PROJECT = "gisgd-ray"
+INIT_TIMEOUT_S = 30.0
+FINISH_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """What every run of a sweep shares; a plain dict crosses to the trial's process."""
+
+    mode: Mode
+    folder: str
+    """Absolute; a trial's own working directory is not kept."""
+    group: str
+    project: str = PROJECT
+
+
+def chosen_mode() -> tuple[Mode, str]:
+    """``WANDB_MODE`` if set, else online when this user has logged in, else offline; and why."""
+    chosen = os.environ.get("WANDB_MODE", "").lower()
+    modes: dict[str, Mode] = {
+        "offline": "offline",
+        "dryrun": "offline",
+        "disabled": "disabled",
+        "online": "online",
+        "run": "online",
+    }
+    if chosen in modes:
+        return modes[chosen], f"WANDB_MODE is {chosen}"
+    try:
+        if wandb.login(prompt=False, verify=False):
+            return "online", "this user has logged in"
+    except Exception as fault:
+        return "offline", f"the login does not work: {str(fault).strip()[:200]}"
+    return "offline", "nobody has logged in with wandb login"
+
+
+class WandbRun:
+    """The run of one trial: points as they come, the row as its summary."""
+
+    def __init__(
+        self, settings: WandbSettings, *, trial_id: str, name: str, config: Mapping[str, Any]
+    ):
+        self.status = settings.mode
+        """``online``, ``offline``, ``disabled``, or the fault that ended logging."""
+        self._run: Any = None
+        if settings.mode == "disabled":
+            return
+        try:
+            os.makedirs(settings.folder, exist_ok=True)
+            self._run = wandb.init(
+                project=settings.project,
+                id=trial_id,
+                name=name,
+                group=settings.group,
+                job_type=str(config.get("scheme.name")),
+                dir=settings.folder,
+                mode=settings.mode,
+                resume="allow" if settings.mode == "online" else None,
+                reinit="create_new",
+                config=dict(config),
+                settings=_slim(),
+            )
+            self._run.define_metric("step")
+            self._run.define_metric("*", step_metric="step")
+        except Exception as fault:
+            self._give_up(fault)
+
+    def log(self, point: Mapping[str, Any]) -> None:
+        """One measuring point; ``step`` is the axis."""
+        if self._run is None:
+            return
+        try:
+            self._run.log(dict(point))
+        except Exception as fault:
+            self._give_up(fault)
+
+    def finish(self, row: Mapping[str, Any] | None, *, failed: bool = False) -> None:
+        """The row becomes the summary; a trial that failed or diverged is marked so."""
+        if self._run is None:
+            return
+        try:
+            if row is not None:
+                self._run.summary.update(dict(row))
+            # An unreachable server would hold finish() for as long as it retries.
+            closing = threading.Thread(
+                target=self._run.finish, kwargs={"exit_code": int(failed)}, daemon=True
+            )
+            closing.start()
+            closing.join(FINISH_TIMEOUT_S)
+            if closing.is_alive():
+                raise TimeoutError(f"W&B did not take the run within {FINISH_TIMEOUT_S:g} s")
+            self._run = None
+        except Exception as fault:
+            self._give_up(fault)
+
+    def _give_up(self, fault: BaseException) -> None:
+        self._run = None
+        self.status = f"off: {type(fault).__name__}: {str(fault).strip()[:300]}"  # type: ignore[assignment]
+
+
+def _slim() -> wandb.Settings:
+    """Settings with which a run costs tens of milliseconds: only what a sweep reads later."""
+    return wandb.Settings(
+        console="off",
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        disable_job_creation=True,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_save_requirements=False,
+        silent=True,
+        init_timeout=INIT_TIMEOUT_S,
+    )

@@ -1,0 +1,251 @@
+"""What a sweep leaves behind: one journal per trial, and the tables rebuilt from the journals.
+
+``journal/<trial_id>.jsonl`` is the truth: a line per measuring point, per stretch of steps and,
+last, the trial's row, each written and flushed as it arrives. ``trials.parquet``,
+``history.parquet`` and ``steps/<trial_id>.parquet`` are made from it and replaced as a whole, so
+that a crash never leaves half a table and loses at most the line in flight.
+"""
+
+import base64
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gisgd_ray.config import TrialConfig
+from gisgd_ray.errors import UserError
+from gisgd_ray.measures.dispersion import StepSeries
+
+Row = dict[str, Any]
+
+COMPLETE = ("finished", "diverged")
+"""Statuses that a resumed sweep takes as they are; ``failed`` trials are tried again."""
+
+
+def results_folder(path: Path) -> Path:
+    """``path`` made and found writable.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = path.expanduser().absolute()
+    probe = path / ".writable"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"output folder {path} cannot be written ({error.strerror or error}); "
+            "choose another with --out"
+        ) from error
+    return path
+
+
+@dataclass
+class TrialRecord:
+    """One trial as its journal tells it."""
+
+    trial_id: str
+    points: list[Row]
+    row: Row | None
+    steps: StepSeries
+
+    @property
+    def is_complete(self) -> bool:
+        return self.row is not None and self.row["status"] in COMPLETE
+
+
+class Journal:
+    """Append-only journal of one sweep's trials; readable at any moment."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder / "journal"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def add_point(self, trial_id: str, point: Mapping[str, Any]) -> None:
+        """A measuring point of the trial."""
+        self._append(trial_id, {"kind": "point", **point})
+
+    def add_steps(self, trial_id: str, first_step: int, steps: StepSeries) -> None:
+        """Steps ``first_step + 1 ..`` of the trial, every column of them."""
+        columns = {name: _encode(values) for name, values in steps.columns().items()}
+        self._append(trial_id, {"kind": "steps", "after": first_step, "columns": columns})
+
+    def add_row(self, trial_id: str, row: Mapping[str, Any]) -> None:
+        """The trial's final row."""
+        self._append(trial_id, {"kind": "row", **row})
+
+    def trial_ids(self) -> list[str]:
+        """Trials with any line."""
+        return sorted(path.stem for path in self.folder.glob("*.jsonl"))
+
+    def read(self, trial_id: str) -> TrialRecord:
+        """What the journal holds of one trial; a point or step told twice counts once, the later.
+
+        A trial continued from a checkpoint repeats what it had told after that checkpoint.
+        """
+        points: dict[int, Row] = {}
+        stretches: list[tuple[int, StepSeries]] = []
+        row: Row | None = None
+        for line in self._lines(trial_id):
+            kind = line.pop("kind")
+            if kind == "point":
+                points[line["step"]] = line
+            elif kind == "steps":
+                columns = {name: _decode(text) for name, text in line["columns"].items()}
+                stretches.append((line["after"], StepSeries(**columns)))
+            else:
+                row = line
+        ordered = [points[step] for step in sorted(points)]
+        return TrialRecord(trial_id, ordered, row, _join(stretches))
+
+    def read_row(self, trial_id: str) -> Row | None:
+        """The trial's last row without decoding its steps, or None."""
+        row = None
+        for line in self._lines(trial_id, containing=b'"kind": "row"'):
+            row = {k: v for k, v in line.items() if k != "kind"}
+        return row
+
+    def _path(self, trial_id: str) -> Path:
+        return self.folder / f"{trial_id}.jsonl"
+
+    def _append(self, trial_id: str, line: Mapping[str, Any]) -> None:
+        text = json.dumps(_plain(line)).encode() + b"\n"
+        with open(self._path(trial_id), "a+b") as file:
+            _drop_torn_line(file)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _lines(self, trial_id: str, containing: bytes = b"") -> Iterable[Row]:
+        path = self._path(trial_id)
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            for text in file:
+                if not text.endswith(b"\n"):
+                    return  # cut off by a crash: the line in flight
+                if containing in text:
+                    yield json.loads(text)
+
+
+class ResultTables:
+    """The tables of a finished or running sweep, read from its folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row per finished, diverged or failed trial."""
+        return self._read("trials.parquet")
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per trial and measuring point."""
+        return self._read("history.parquet")
+
+    def steps(self, trial_id: str) -> pd.DataFrame:
+        """One row per training step of a trial: the columns of :class:`StepSeries`, and V_t."""
+        return self._read(str(steps_path(Path(), trial_id)))
+
+    def _read(self, name: str) -> pd.DataFrame:
+        path = self.folder / name
+        if not path.exists():
+            raise UserError(f"{path} does not exist; run the sweep first")
+        return pd.read_parquet(path)
+
+
+def row_of(config: TrialConfig, metrics: Mapping[str, Any]) -> Row:
+    """``trial_id``, ``status``, every config field under its dotted path, then the metrics."""
+    head = {"trial_id": config.trial_id, "status": metrics["status"]}
+    return {**head, **config.flat(), **metrics}
+
+
+def write_tables(folder: Path, trials: Iterable[TrialConfig]) -> ResultTables:
+    """Rebuild ``trials.parquet`` and ``history.parquet`` for these trials from the journals."""
+    journal = Journal(folder)
+    rows: list[Row] = []
+    history: list[Row] = []
+    for config in trials:
+        record = journal.read(config.trial_id)
+        if record.row is not None:
+            rows.append(record.row)
+            if not steps_path(folder, config.trial_id).exists():
+                write_steps(folder, record)
+        history += [{"trial_id": config.trial_id, **point} for point in record.points]
+    _write_parquet(pd.DataFrame(rows, columns=None if rows else ["trial_id", "status"]),
+                   folder / "trials.parquet")
+    _write_parquet(pd.DataFrame(history, columns=None if history else ["trial_id", "step"]),
+                   folder / "history.parquet")
+    return ResultTables(folder)
+
+
+def steps_path(folder: Path, trial_id: str) -> Path:
+    """Where a trial's per-step table lies."""
+    return folder / "steps" / f"{trial_id}.parquet"
+
+
+def write_steps(folder: Path, record: TrialRecord) -> None:
+    """``steps/<trial_id>.parquet``: every training step of one trial."""
+    path = steps_path(folder, record.trial_id)
+    path.parent.mkdir(exist_ok=True)
+    table: dict[str, Any] = {"step": np.arange(1, len(record.steps) + 1)}
+    table |= record.steps.columns()
+    table["gradient_dispersion"] = record.steps.gradient_dispersion
+    table["per_sample_dispersion"] = record.steps.per_sample_dispersion
+    _write_parquet(pd.DataFrame(table), path)
+
+
+def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
+    """Replace ``path`` as a whole: readers see the old table or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    frame.to_parquet(partial, index=False)
+    partial.replace(path)
+
+
+def _join(stretches: list[tuple[int, StepSeries]]) -> StepSeries:
+    joined = StepSeries.empty()
+    for after, steps in stretches:
+        joined = StepSeries.concatenate([joined.head(after), steps])
+    return joined
+
+
+def _encode(values: np.ndarray[Any, Any]) -> str:
+    return base64.b64encode(zlib.compress(values.astype("<f8").tobytes(), 1)).decode()
+
+
+def _decode(text: str) -> np.ndarray[Any, Any]:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<f8").copy()
+
+
+def _plain(value: Any) -> Any:
+    """JSON-ready copy; NumPy scalars become Python's (JSON spells NaN and infinities as Python)."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def _drop_torn_line(file: Any) -> None:
+    """Cut what a crash left after the last newline, so that the next line stands alone."""
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    content = file.read()
+    file.truncate(content.rfind(b"\n") + 1)
+

@@ -1,0 +1,204 @@
+"""A sweep: what a script in ``sweeps/`` declares, and the one ``main`` they all share."""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from gisgd_ray import cli
+from gisgd_ray.claims import Claim
+from gisgd_ray.config import TrialConfig
+from gisgd_ray.errors import UserError
+from gisgd_ray.launch import Outcome, Resources, cluster_gpus, connect, finished_ids, launch
+from gisgd_ray.reporting.figures import save_figures
+from gisgd_ray.reporting.page import write_page
+from gisgd_ray.reporting.progress import trial_label
+from gisgd_ray.results import ResultTables, results_folder
+from gisgd_ray.search_space import SearchSpace
+
+DEFAULT_GPU_FRACTION = 0.25
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trials of a sweep at one scale."""
+
+    trials: list[TrialConfig]
+    labels: dict[str, str]
+    """A trial's name for people: the fields in which it differs from the others."""
+    swept: list[str]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One figure or table of the paper.
+
+    Attributes:
+        name: folder of the results and W&B group.
+        item: what of the paper it reproduces, e.g. "Figure 6".
+        description: shown by ``--help`` and on the page.
+        panels: per scale ("laptop", "paper"), the spaces by panel name.
+        plot: result tables -> matplotlib figures by file name; from the tables alone.
+        claims: trials -> the paper's claims with this run's verdicts.
+    """
+
+    name: str
+    item: str
+    description: str
+    panels: Mapping[str, Mapping[str, SearchSpace]]
+    plot: Callable[[ResultTables], dict[str, Figure]]
+    claims: Callable[[pd.DataFrame], list[Claim]]
+
+
+def main(sweep: Sweep, argv: Sequence[str] | None = None) -> int:
+    """Run a sweep from its command line; the exit status.
+
+    0: every trial finished (or diverged, which is a result); 1: some failed; 2: bad input;
+    130: stopped by the user.
+    """
+    try:
+        return _main(sweep, argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
+    options = cli.parse(argv, prog=f"sweeps/{sweep.name}.py", description=sweep.description)
+    # Bad input fails here, before Ray takes its seconds to start. With --scale auto the scale is
+    # not known yet: then both must be sound.
+    scales = ("laptop", "paper") if options.scale == "auto" else (options.scale,)
+    plans = {scale: make_plan(sweep, options, scale) for scale in scales}
+    resources = Resources(cpus=options.cpus_per_trial, gpus=options.gpus_per_trial or 0.0)
+    if options.dry_run and options.scale != "auto":
+        print_plan(sweep, plans[options.scale], options)
+        return 0
+    folder = None if options.dry_run else results_folder(options.out / sweep.name)
+    connection = connect(start_local=not options.dry_run)
+    scale, reason = _choose_scale(options.scale, connection)
+    plan = plans[scale]
+    if folder is None:
+        print_plan(sweep, plan, options)
+        return 0
+    if options.gpus_per_trial is None and cluster_gpus() > 0:
+        resources = Resources(cpus=options.cpus_per_trial, gpus=DEFAULT_GPU_FRACTION)
+    print(f"{sweep.item}: {len(plan.trials)} trials, results in {folder}")
+    begun = time.monotonic()
+    outcome = launch(
+        plan.trials,
+        name=sweep.name,
+        folder=folder,
+        resources=resources,
+        resume=options.resume,
+        labels=plan.labels,
+        title=sweep.item,
+    )
+    seconds = time.monotonic() - begun
+    facts = {"scale": scale, "command": shlex.join(["python", *sys.argv]), "Ray": connection}
+    page = report(sweep, outcome, plan, facts=facts, seconds=seconds)
+    _print_closing(sweep, outcome, page, seconds)
+    if outcome.interrupted:
+        return 130
+    return 1 if outcome.count("failed") else 0
+
+
+def make_plan(sweep: Sweep, options: cli.Options, scale: str) -> Plan:
+    """Every trial of the sweep at one scale with the command line's changes, validated.
+
+    Raises:
+        UserError: a field, a value or a combination is wrong.
+    """
+    spaces = cli.apply(sweep.panels[scale], options, scale=scale)
+    trials = {t.trial_id: t for space in spaces.values() for t in space.trials()}
+    swept = list(dict.fromkeys(p for space in spaces.values() for p in space.swept_fields()))
+    if len(spaces) > 1:
+        swept = ["data.dataset", "model.name", *swept]
+    labels = {trial_id: trial_label(config, swept) for trial_id, config in trials.items()}
+    return Plan(list(trials.values()), labels, swept)
+
+
+def report(
+    sweep: Sweep, outcome: Outcome, plan: Plan, *, facts: Mapping[str, str], seconds: float
+) -> Path:
+    """Figures and page from the tables of what has finished."""
+    trials = outcome.tables.trials
+    done = trials[trials["status"] == "finished"]
+    figures = sweep.plot(outcome.tables) if len(done) else {}
+    claims = sweep.claims(done) if len(done) else []
+    paths = save_figures(figures, outcome.tables.folder / "figures")
+    return write_page(
+        outcome.tables,
+        item=sweep.item,
+        name=sweep.name,
+        description=sweep.description,
+        facts={**facts, **_time_facts(trials, seconds)},
+        figures=paths,
+        claims=claims,
+        swept=plan.swept,
+        planned=len(plan.trials),
+    )
+
+
+def _time_facts(trials: pd.DataFrame, seconds: float) -> dict[str, str]:
+    facts = {"wall time of this launch": f"{seconds:.0f} s"}
+    columns = ["time/training_s", "time/measuring_s"]
+    if set(columns) <= set(trials.columns):
+        training, measuring = (float(trials[c].sum()) for c in columns)
+        facts["time in all trials"] = (
+            f"{training:.0f} s training with on-line measuring, {measuring:.0f} s evaluation and "
+            "Hessian trace"
+        )
+    return facts
+
+
+def print_plan(sweep: Sweep, plan: Plan, options: cli.Options) -> None:
+    """What a launch would run, and what of it is there already."""
+    folder = (options.out / sweep.name).absolute()
+    done = finished_ids(folder, plan.trials)
+    for config in plan.trials:
+        state = "finished" if config.trial_id in done else "to run"
+        print(f"{config.trial_id}  {state:<8}  {plan.labels[config.trial_id]}")
+    print(
+        f"{sweep.item}: {len(plan.trials)} trials, {len(plan.trials) - len(done)} to run, "
+        f"results in {folder}"
+    )
+
+
+def _choose_scale(asked: str, connection: str) -> tuple[str, str]:
+    """The scale and why; printed first, since everything else depends on it."""
+    if asked != "auto":
+        scale, reason = asked, "asked for with --scale"
+    elif connection and cluster_gpus() > 0:
+        scale, reason = "paper", "the Ray cluster has a GPU"
+    else:
+        scale, reason = "laptop", "there is no GPU"
+    print(f"Scale {scale}: {reason}; {connection or 'no Ray cluster is running'}.")
+    return scale, reason
+
+
+def _print_closing(sweep: Sweep, outcome: Outcome, page: Path, seconds: float) -> None:
+    counts = [
+        f"{outcome.count(status)} {status}"
+        for status in ("finished", "diverged", "failed")
+        if outcome.count(status)
+    ]
+    reused = f" ({outcome.reused} from an earlier launch)" if outcome.reused else ""
+    print(f"{', '.join(counts) or 'no trial ended'}{reused} in {seconds:.0f} s.")
+    if outcome.interrupted:
+        print("Stopped before the end: the same command with --resume runs what is missing.")
+    for row in outcome.rows:
+        if row["status"] == "failed":
+            last = str(row["error"]).strip().splitlines()[-1]
+            print(f"failed: trial {row['trial_id']}: {last}", file=sys.stderr)
+    faults = {row["wandb/status"] for row in outcome.rows if "wandb/status" in row}
+    for fault in sorted(f for f in faults if f.startswith("off: ")):
+        print(f"W&B was switched off for some trials: {fault[5:]}", file=sys.stderr)
+    if "offline" in faults:
+        runs = outcome.tables.folder / "wandb"
+        print(f"W&B runs are kept offline; upload with: wandb sync {runs}/offline-run-*")
+    print(f"Tables, figures and page: {page}")

@@ -1,0 +1,261 @@
+"""Fetching missing files: from a server on this machine, by one process, whole or not at all."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import ondisk
+import pytest
+
+from gisgd_ray import downloads
+from gisgd_ray.datasets import load_raw
+from gisgd_ray.downloads import LAYOUTS, data_folder, ensure_files
+from gisgd_ray.errors import DataError
+
+FIRST_GZ = "train-images-idx3-ubyte.gz"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(variable, "127.0.0.1")
+    server = ondisk.Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def publish(server, monkeypatch):
+    """Has the server offer a small dataset."""
+
+    def offer(name: str) -> tuple[ondisk.Written, dict[str, bytes]]:
+        written = ondisk.make(name)
+        files = ondisk.contents(name, written)
+        server.files = ondisk.trust(monkeypatch, name, written, files, address=server.address)
+        return written, files
+
+    return offer
+
+
+def assert_loads(name: str, folder: Path, written: ondisk.Written) -> None:
+    raw = load_raw(name, folder)
+    np.testing.assert_array_equal(raw.train_images, written.train_images)
+    np.testing.assert_array_equal(raw.test_labels, written.test_labels)
+
+
+def failure(name: str, folder: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        ensure_files(name, folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"to supply {name} without a network, put " in message
+    assert all(file in message for file in LAYOUTS[name].files)
+    return message
+
+
+class TestDownload:
+    @pytest.mark.parametrize("name", ondisk.REAL_NAMES)
+    def test_fetches_once_what_is_missing(self, name, publish, server, tmp_path):
+        written, _ = publish(name)
+        folder = tmp_path / "not" / "yet"
+        assert_loads(name, folder, written)
+        assert server.requests == dict.fromkeys(server.files, 1)
+        assert_loads(name, folder, written)
+        assert server.requests == dict.fromkeys(server.files, 1)
+        assert not list(folder.rglob("*.partial"))
+
+    def test_fetches_only_what_is_missing(self, publish, server, tmp_path):
+        written, files = publish("mnist")
+        ondisk.put(tmp_path, dict(list(files.items())[:2]))
+        assert_loads("mnist", tmp_path, written)
+        assert server.requests == {f: 1 for f in server.files if f.startswith("t10k")}
+
+    def test_tries_the_next_mirror(self, publish, server, tmp_path, monkeypatch):
+        written, _ = publish("mnist")
+        source = downloads.torchvision_class("mnist")
+        dead = [f"{server.address}gone/", f"http://127.0.0.1:{closed_port()}/"]
+        monkeypatch.setattr(source, "mirrors", [*dead, server.address])
+        assert_loads("mnist", tmp_path, written)
+        assert server.requests[f"gone/{FIRST_GZ}"] == 1
+
+    def test_mnist5k_needs_nothing(self, tmp_path):
+        ensure_files("mnist5k", tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+
+class TestFailedDownload:
+    @pytest.mark.parametrize("name", ondisk.REAL_NAMES)
+    def test_no_server(self, name, publish, server, tmp_path):
+        publish(name)
+        server.close()
+        started = time.monotonic()
+        message = failure(name, tmp_path)
+        assert time.monotonic() - started < 5
+        assert (
+            f"{tmp_path / LAYOUTS[name].files[0]}" in message.split(" is missing and could not")[0]
+        )
+        assert "refused" in message
+
+    @pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn"])
+    @pytest.mark.parametrize("fault", ["cut short", "another content", "gone"])
+    def test_leaves_nothing_behind_and_can_be_repeated(
+        self, name, fault, publish, server, tmp_path
+    ):
+        written, _ = publish(name)
+        file, sound = list(server.files.items())[-1]
+        if fault == "cut short":
+            server.cut_short.add(file)
+        elif fault == "another content":
+            server.files[file] = b"<html>Log in to the network</html>"
+        else:
+            del server.files[file]
+        message = failure(name, tmp_path)
+        assert f"{server.address}{file}: " in message
+        if fault != "gone":
+            assert f"expected MD5 {ondisk.md5(sound)}, found " in message
+        assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / f".{name}.lock"]
+        server.cut_short.clear()
+        server.files[file] = sound
+        assert_loads(name, tmp_path, written)
+
+    def test_a_server_that_never_answers(self, publish, tmp_path, monkeypatch):
+        publish("mnist")
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+            monkeypatch.setattr(downloads.torchvision_class("mnist"), "mirrors", [address] * 2)
+            monkeypatch.setattr(downloads, "ANSWER_SECONDS", 0.3)
+            started = time.monotonic()
+            assert "no answer within 0.3 s" in failure("mnist", tmp_path)
+            assert 0.6 <= time.monotonic() - started < 3
+
+    def test_a_server_that_stops_sending(self, publish, server, tmp_path, monkeypatch):
+        publish("mnist")
+        server.stalled.add(FIRST_GZ)
+        monkeypatch.setattr(downloads, "STALL_SECONDS", 0.3)
+        started = time.monotonic()
+        assert "timed out" in failure("mnist", tmp_path)
+        assert time.monotonic() - started < 3
+
+    def test_leftovers_of_a_killed_process(self, publish, server, tmp_path):
+        written, _ = publish("mnist")
+        server.stalled.add(FIRST_GZ)
+        process = start_fetching("mnist", tmp_path, server)
+        partial = tmp_path / ".mnist.partial" / FIRST_GZ
+        wait_for(lambda: partial.exists())
+        process.kill()
+        process.wait()
+        assert partial.exists()
+        assert not (tmp_path / "MNIST").exists()
+        server.stalled.clear()
+        assert_loads("mnist", tmp_path, written)
+        assert not partial.exists()
+
+
+class TestProcesses:
+    def test_several_at_once_download_once(self, publish, server, tmp_path):
+        written, _ = publish("mnist")
+        processes = [start_fetching("mnist", tmp_path, server) for _ in range(4)]
+        assert [process.wait(timeout=30) for process in processes] == [0] * 4
+        assert server.requests == dict.fromkeys(server.files, 1)
+        assert_loads("mnist", tmp_path, written)
+
+
+class TestFolder:
+    @pytest.mark.parametrize("name", ondisk.REAL_NAMES)
+    def test_complete_folder_is_only_read(self, name, publish, server, tmp_path, monkeypatch):
+        """So it works on a read-only file system: no lock, no new file, no network."""
+        written, files = publish(name)
+        ondisk.put(tmp_path, files)
+
+        def refuse(*args: object, **options: object) -> None:
+            raise AssertionError(f"something was written: {args} {options}")
+
+        before = sorted(tmp_path.rglob("*"))
+        monkeypatch.setattr(downloads, "FileLock", refuse)
+        monkeypatch.setattr(Path, "mkdir", refuse)
+        assert_loads(name, tmp_path, written)
+        assert sorted(tmp_path.rglob("*")) == before
+        assert not server.requests
+
+    @pytest.mark.parametrize("function", ["mkdir", "lock"])
+    def test_incomplete_folder_that_cannot_be_written(
+        self, function, publish, server, tmp_path, monkeypatch
+    ):
+        _, files = publish("mnist")
+        ondisk.put(tmp_path, dict(list(files.items())[:3]))
+
+        def refuse(path: Path, **_: object) -> None:
+            raise OSError(30, "Read-only file system", str(path))
+
+        target = (Path, "mkdir") if function == "mkdir" else (downloads, "FileLock")
+        monkeypatch.setattr(*target, refuse)
+        message = failure("mnist", tmp_path)
+        assert message.startswith(f"{tmp_path / LAYOUTS['mnist'].files[3]} is missing and cannot")
+        assert f"the folder {tmp_path} cannot be written" in message
+        assert "Read-only file system" in message
+        assert not server.requests
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_incomplete_folder_without_permission(self, publish, tmp_path):
+        publish("mnist")
+        tmp_path.chmod(0o555)
+        assert "cannot be written" in failure("mnist", tmp_path)
+
+    @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+    def test_archive_is_unpacked_without_a_network(self, name, publish, server, tmp_path):
+        written, _ = publish(name)
+        ondisk.put(tmp_path, server.files)
+        assert_loads(name, tmp_path, written)
+        assert not server.requests
+
+    def test_damaged_archive(self, publish, server, tmp_path):
+        publish("cifar10")
+        (content,) = server.files.values()
+        path = tmp_path / "cifar-10-python.tar.gz"
+        path.write_bytes(content[:100])
+        message = failure("cifar10", tmp_path)
+        assert message.startswith(f"{path} is damaged: expected MD5 {ondisk.md5(content)}, found ")
+        assert "(100 bytes)" in message
+        assert not server.requests
+
+    def test_where_it_is(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.delenv("GISGD_DATA", raising=False)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        assert data_folder() == tmp_path / ".cache" / "gisgd_ray"
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        assert data_folder() == tmp_path / "cache" / "gisgd_ray"
+        monkeypatch.setenv("GISGD_DATA", "~/sets")
+        assert data_folder() == tmp_path / "sets"
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        return held.getsockname()[1]
+
+
+def start_fetching(name: str, folder: Path, server: ondisk.Server) -> subprocess.Popen[bytes]:
+    """``ensure_files`` in a process of its own, with the server's MD5 sums (and no torchvision)."""
+    resources = [(file, ondisk.md5(content)) for file, content in server.files.items()]
+    code = f"""
+        from pathlib import Path
+        from types import SimpleNamespace
+        from gisgd_ray import downloads
+
+        source = SimpleNamespace(mirrors=[{server.address!r}], resources={resources!r})
+        downloads.torchvision_class = lambda name: source
+        downloads.ensure_files({name!r}, Path({str(folder)!r}))
+    """
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+
+
+def wait_for(condition, *, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
