@@ -9,7 +9,8 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 DatasetName = Literal["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"]
 
@@ -18,6 +19,14 @@ class Frozen(BaseModel):
     """Base of every configuration model: immutable, no unknown fields, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _fits_a_table(cls, value: Any) -> Any:
+        """No integer beyond 64 bits: the tables could not be written once the trial is over."""
+        if isinstance(value, int) and value >= 2**63:
+            raise PydanticCustomError("too_large", "input should be less than 2**63")
+        return value
 
 
 class Schedule(Frozen):
@@ -56,7 +65,9 @@ class AlexNetConfig(Frozen):
     """AlexNet for 32x32 (or 28x28) images, without dropout or BatchNorm (appendix E.1)."""
 
     name: Literal["alexnet"] = Field("alexnet", description="model family")
-    filters: int = Field(64, ge=1, description="filters F of the first layer; then 3F, 6F, 256, 256")
+    filters: int = Field(
+        64, ge=1, description="filters F of the first layer; then 3F, 6F, 256, 256"
+    )
 
 
 ModelConfig = Annotated[MLPConfig | AlexNetConfig, Field(discriminator="name")]
@@ -96,9 +107,13 @@ class TrainingConfig(Frozen):
         description="PyTorch's default, or Xavier-normal weights with N(0,1) linear biases as in "
         "the authors' code",
     )
-    momentum: float = Field(0.0, ge=0, lt=1, description="outside the theorem when not 0")
+    momentum: float = Field(
+        0.0, ge=0, lt=1, description="of the SGD step; outside the theorem when not 0"
+    )
     nesterov: bool = Field(False, description="Nesterov's form of the momentum")
-    weight_decay: float = Field(0.0, ge=0, description="outside the theorem when not 0")
+    weight_decay: float = Field(
+        0.0, ge=0, description="L2 penalty of the SGD step; outside the theorem when not 0"
+    )
     lr_milestones: tuple[int, ...] = Field(
         (), description="epochs after which the learning rate is multiplied by lr_factor"
     )
@@ -122,12 +137,13 @@ class TrainingConfig(Frozen):
     @model_validator(mode="after")
     def _check(self) -> "TrainingConfig":
         if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov = true needs momentum > 0, but momentum is 0")
+            raise ValueError("training.nesterov = true needs training.momentum > 0, but it is 0")
         if any(m < 1 for m in self.lr_milestones) or list(self.lr_milestones) != sorted(
             set(self.lr_milestones)
         ):
             raise ValueError(
-                f"lr_milestones = {list(self.lr_milestones)} must be epochs from 1, ascending"
+                f"training.lr_milestones = {list(self.lr_milestones)} must be epochs from 1, "
+                "ascending"
             )
         return self
 
@@ -200,13 +216,16 @@ class TrialConfig(Frozen):
                 f"choose at most {n}"
             )
         if self.measurement.dispersion:
-            ragged_one = n % b == 1 and self.training.last_batch == "keep"
-            if b == 1 or ragged_one:
-                what = "batches" if b == 1 else f"a last batch (n = {n})"
+            if b == 1:
                 raise ValueError(
-                    f"training.batch_size = {b} gives {what} of a single sample, whose dispersion "
-                    "is undefined; choose another batch size, training.last_batch = 'drop' or "
-                    "measurement.dispersion = false"
+                    "training.batch_size = 1 gives batches of a single sample, whose dispersion is "
+                    "undefined; choose at least 2, or measurement.dispersion = false"
+                )
+            if n % b == 1 and self.training.last_batch == "keep":
+                raise ValueError(
+                    f"training.batch_size = {b} gives a last batch (n = {n}) of a single sample, "
+                    "whose dispersion is undefined; choose another batch size, "
+                    "training.last_batch = 'drop' or measurement.dispersion = false"
                 )
         return self
 

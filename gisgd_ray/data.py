@@ -16,15 +16,15 @@ from gisgd_ray.datasets import RawDataset, load_raw
 from gisgd_ray.downloads import data_folder
 from gisgd_ray.randomness import generator
 
-_CHUNK = 1_000
-"""Samples handled at once where NumPy needs 8 bytes a pixel for a while (CIFAR: 25 MB)."""
+_CHUNK = 100
+"""Samples handled at once where NumPy needs 8 bytes a pixel for a while: what a cache holds."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
     """A training and a test split in full, on one device.
 
-    The inputs are shared between the trials of a process: never write to them.
+    The tensors are shared between the trials of a process: never write to them.
 
     Attributes:
         train_x, test_x: normalised inputs, ``(n, C, H, W)`` float32.
@@ -122,7 +122,7 @@ def normalized(raw: RawDataset, *, device: torch.device | str = "cpu") -> Datase
         start = 0
         for chunk in _chunks(images):
             for channel in range(channels):
-                result[start : start + len(chunk), channel] = table[channel][chunk[:, channel]]
+                result[start : start + len(chunk), channel] = table[channel].take(chunk[:, channel])
             start += len(chunk)
         return torch.from_numpy(result).to(device)
 

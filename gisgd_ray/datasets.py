@@ -32,7 +32,7 @@ TEST_SIZES: dict[str, int] = {
 """Test samples of each dataset; its training samples are in ``config.TRAIN_SIZES``."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RawDataset:
     """Both splits as stored: images ``(n, C, H, W)`` uint8, labels ``(n,)`` int64."""
 

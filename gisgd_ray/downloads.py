@@ -107,8 +107,8 @@ def ensure_files(name: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{name}.lock"):
-            if missing := _missing(name, folder):  # not fetched by another process meanwhile
-                _fetch(name, folder, missing)
+            if left := _missing(name, folder):  # not fetched by another process meanwhile
+                _fetch(name, folder, left)
     except (OSError, NotImplementedError) as fault:
         raise DataError(
             f"{missing[0]} is missing and cannot be fetched, as the folder {folder} cannot be "
@@ -161,7 +161,8 @@ def _missing(name: str, folder: Path) -> list[Path]:
     return [
         path
         for path in paths
-        if not path.is_file() and not (layout.gzipped and gzipped(path).is_file())
+        # os.path.isfile, as Path.is_file raises where a folder above may not be searched.
+        if not os.path.isfile(path) and not (layout.gzipped and os.path.isfile(gzipped(path)))
     ]
 
 

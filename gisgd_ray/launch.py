@@ -20,10 +20,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from gisgd_ray.cluster import num_nodes
 from gisgd_ray.config import TrialConfig
+from gisgd_ray.downloads import data_folder, ensure_files
 from gisgd_ray.errors import UserError
 from gisgd_ray.reporting.progress import Progress
-from gisgd_ray.reporting.wandb_runs import WandbSettings, chosen_mode
+from gisgd_ray.reporting.wandb_runs import WandbSettings, chosen_mode, project
 from gisgd_ray.results import (
     COMPLETE,
     Journal,
@@ -34,14 +36,6 @@ from gisgd_ray.results import (
     write_tables,
 )
 from gisgd_ray.search_space import param_space
-
-# Read by Ray when it is imported or started.
-_RAY_ENVIRONMENT = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 
 TABLES_EVERY_S = 30.0
 """The tables are rebuilt at most this often while trials run; the journals are always current."""
@@ -74,50 +68,6 @@ class Outcome:
 
     def count(self, status: str) -> int:
         return sum(row["status"] == status for row in self.rows)
-
-
-def connect(*, address: str | None = None, start_local: bool = True) -> str:
-    """Join the running Ray cluster, or start a local one; returns a sentence that says which.
-
-    ``address`` as for ``ray.init``; None tries ``RAY_ADDRESS`` and a cluster on this host first.
-    Without a cluster and with ``start_local`` false, nothing is started and the result is "".
-    """
-    os.environ.update({k: os.environ.get(k, v) for k, v in _RAY_ENVIRONMENT.items()})
-    import ray
-
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if address != "local":
-            try:
-                ray.init(address=address or "auto", **quiet)
-                nodes = sum(node["Alive"] for node in ray.nodes())
-                return f"joined the running Ray cluster ({nodes} nodes, {_totals()})"
-            except ConnectionError:
-                if address is not None or os.environ.get("RAY_ADDRESS"):
-                    named = address or os.environ["RAY_ADDRESS"]
-                    raise UserError(
-                        f"no Ray cluster answers at {named}; start it, or unset RAY_ADDRESS to "
-                        "run on this machine alone"
-                    ) from None
-        if not start_local:
-            return ""
-        ray.init(address="local", include_dashboard=False, **quiet)
-        return f"no Ray cluster is running: started Ray on this machine ({_totals()})"
-
-
-def cluster_gpus() -> float:
-    """GPUs of the connected cluster."""
-    import ray
-
-    return float(ray.cluster_resources().get("GPU", 0))
-
-
-def _totals() -> str:
-    import ray
-
-    total = ray.cluster_resources()
-    return f"{total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
 
 
 def finished_ids(folder: Path, trials: Sequence[TrialConfig]) -> set[str]:
@@ -159,6 +109,7 @@ def launch(
         waiting = [t for t in trials if t.trial_id not in done]
         outcome = Outcome(ResultTables(folder), reused=len(done), interrupted=False)
         if waiting:
+            _fetch_data(waiting)
             with Progress(
                 total=len(trials), done=len(done), title=title or name, labels=labels or {}
             ) as progress:
@@ -179,6 +130,19 @@ def launch(
         return outcome
 
 
+def _fetch_data(trials: Sequence[TrialConfig]) -> None:
+    """On one machine, have the data before the trials start: they would wait for it in turn.
+
+    On a cluster each node fetches its own, the driver's may have no use for it.
+
+    Raises:
+        DataError: a dataset is missing and cannot be had.
+    """
+    if num_nodes() == 1:
+        for name in {t.data.dataset for t in trials}:
+            ensure_files(name, data_folder())
+
+
 def _tune(
     trials: Sequence[TrialConfig],
     *,
@@ -194,7 +158,7 @@ def _tune(
 
     from gisgd_ray.trainable import TrialTrainable
 
-    wandb = WandbSettings(mode=chosen_mode()[0], folder=str(folder), group=name)
+    wandb = WandbSettings(mode=chosen_mode()[0], folder=str(folder), group=name, project=project())
     space = param_space(
         list(trials),
         cpus=resources.cpus,
@@ -218,8 +182,9 @@ def _tune(
             storage_path=str(folder / "ray"),
             verbose=0,
             callbacks=[_tune_callback(recorder)],
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
-            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=False),
+            # On one machine a failure repeats itself; on many, a node may have gone.
+            failure_config=tune.FailureConfig(max_failures=0 if num_nodes() == 1 else 2),
         ),
     )
     with _quiet_tune(), _stop_on_signal():
@@ -285,17 +250,15 @@ def _tune_callback(recorder: _Recorder) -> Any:
             # Ray pickles its callbacks to restore an experiment, which we do from the journals.
             return {"recorder": None}
 
-        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        def on_trial_start(self, trial: Any, **_info: Any) -> None:
             if self.recorder is not None:
                 self.recorder.started(_id_of(trial))
 
-        def on_trial_result(
-            self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any
-        ) -> None:
+        def on_trial_result(self, trial: Any, result: Any, **_info: Any) -> None:
             if self.recorder is not None:
                 self.recorder.report(_id_of(trial), result)
 
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        def on_trial_error(self, trial: Any, **_info: Any) -> None:
             if self.recorder is not None:
                 error = str(trial.get_error() or "the worker was lost")
                 self.recorder.failed(_id_of(trial), error)

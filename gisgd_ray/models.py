@@ -34,7 +34,7 @@ def mlp(input_shape: tuple[int, ...], num_classes: int, *, width: int) -> nn.Seq
 
 
 def alexnet(input_shape: tuple[int, ...], num_classes: int, *, filters: int) -> nn.Sequential:
-    """AlexNet for small images: (b, C, H, W) -> (b, num_classes); H and W at least 26.
+    """AlexNet for small images: (b, C, H, W) -> (b, num_classes); H and W at least 27.
 
     Appendix E.1 with the strides and paddings of the authors' code, no dropout, no BatchNorm.
 
@@ -70,7 +70,7 @@ def alexnet(input_shape: tuple[int, ...], num_classes: int, *, filters: int) -> 
 
     if min(pooled(height), pooled(width)) < 1:
         raise UserError(
-            f"model.name = 'alexnet' needs images of at least 26x26 pixels, not {height}x{width}; "
+            f"model.name = 'alexnet' needs images of at least 27x27 pixels, not {height}x{width}; "
             "choose another data.dataset or model.name = 'mlp'"
         )
     classifier = [
@@ -128,7 +128,11 @@ def is_piecewise_linear(model: nn.Module) -> bool:
     leaves = [module for module in model.modules() if not list(module.children())]
     return all(
         isinstance(leaf, PIECEWISE_LINEAR)
-        or (isinstance(leaf, nn.BatchNorm1d | nn.BatchNorm2d) and not leaf.training)
+        or (
+            isinstance(leaf, nn.BatchNorm1d | nn.BatchNorm2d)
+            and not leaf.training
+            and leaf.running_mean is not None  # without running statistics it takes the batch's
+        )
         for leaf in leaves
     )
 

@@ -113,6 +113,10 @@ class Journal:
             row = {k: v for k, v in line.items() if k != "kind"}
         return row
 
+    def is_older_than(self, path: Path, trial_id: str) -> bool:
+        """Whether ``path`` was made after the trial's last line was written."""
+        return path.exists() and path.stat().st_mtime >= self._path(trial_id).stat().st_mtime
+
     def _path(self, trial_id: str) -> Path:
         return self.folder / f"{trial_id}.jsonl"
 
@@ -178,13 +182,17 @@ def write_tables(folder: Path, trials: Iterable[TrialConfig]) -> ResultTables:
         record = journal.read(config.trial_id)
         if record.row is not None:
             rows.append(record.row)
-            if not steps_path(folder, config.trial_id).exists():
+            if not journal.is_older_than(steps_path(folder, config.trial_id), config.trial_id):
                 write_steps(folder, record)
         history += [{"trial_id": config.trial_id, **point} for point in record.points]
-    _write_parquet(pd.DataFrame(rows, columns=None if rows else ["trial_id", "status"]),
-                   folder / "trials.parquet")
-    _write_parquet(pd.DataFrame(history, columns=None if history else ["trial_id", "step"]),
-                   folder / "history.parquet")
+    _write_parquet(
+        pd.DataFrame(rows, columns=None if rows else ["trial_id", "status"]),
+        folder / "trials.parquet",
+    )
+    _write_parquet(
+        pd.DataFrame(history, columns=None if history else ["trial_id", "step"]),
+        folder / "history.parquet",
+    )
     return ResultTables(folder)
 
 
@@ -207,14 +215,20 @@ def write_steps(folder: Path, record: TrialRecord) -> None:
 def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
     """Replace ``path`` as a whole: readers see the old table or the new one."""
     partial = path.with_name(path.name + ".partial")
-    frame.to_parquet(partial, index=False)
-    partial.replace(path)
+    try:
+        frame.to_parquet(partial, index=False)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _join(stretches: list[tuple[int, StepSeries]]) -> StepSeries:
+    """The stretches in order, later ones over earlier ones; steps that none tells are NaN."""
     joined = StepSeries.empty()
     for after, steps in stretches:
-        joined = StepSeries.concatenate([joined.head(after), steps])
+        untold = np.full(max(0, after - len(joined)), np.nan)
+        gap = StepSeries(**dict.fromkeys(joined.columns(), untold))
+        joined = StepSeries.concatenate([joined.head(after), gap, steps])
     return joined
 
 
@@ -248,4 +262,3 @@ def _drop_torn_line(file: Any) -> None:
     file.seek(0)
     content = file.read()
     file.truncate(content.rfind(b"\n") + 1)
-

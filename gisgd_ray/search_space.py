@@ -84,19 +84,27 @@ class SearchSpace(Frozen):
         known = field_paths()
         for path, values in self.fields.items():
             if path not in known:
+                if _is_section(path):
+                    inside = ", ".join(_names_in(path))
+                    raise ValueError(
+                        f"{path} is a section of a trial, not a field; it has {inside}"
+                    )
                 close = difflib.get_close_matches(path, known, n=1)
                 hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
                 raise ValueError(f"{path} is not a field of a trial{hint}")
+            for section in self.fields:
+                if path.startswith(f"{section}."):
+                    raise ValueError(f"{section} and {path} exclude each other; give one of them")
             if _is_grid(path, values) and len(values) == 0:
                 raise ValueError(f"{path} = [] is an empty grid; give at least one value")
-            if isinstance(values, dict):
+            if _is_distribution(path, values):
                 try:
                     _DISTRIBUTION.validate_python(values)
                 except ValidationError as error:
                     raise ValueError(f"{path}: {_sentences(error)}") from None
         if self.samples > 1 and not self._distributions():
             raise ValueError(f"samples = {self.samples} needs a field with a distribution")
-        if self.seeds > 1 and isinstance(self.fields.get("seed"), list):
+        if self.seeds > 1 and isinstance(self.fields.get("seed"), list | tuple):
             raise ValueError(f"seeds = {self.seeds} and a grid of seed exclude each other")
         return self
 
@@ -108,33 +116,27 @@ class SearchSpace(Frozen):
         """
         trials: dict[str, TrialConfig] = {}
         for flat in self._combinations():
-            first = flat.get("seed", 0)
-            for seed in range(first, first + self.seeds) if self.seeds > 1 else [first]:
-                config = validated({**flat, "seed": seed})
+            first = validated(flat)
+            for seed in range(first.seed, first.seed + self.seeds):
+                config = first.model_copy(update={"seed": seed})
                 trials.setdefault(config.trial_id, config)
         return list(trials.values())
 
     def swept_fields(self) -> list[str]:
-        """The fields that differ between trials (without ``seed``)."""
+        """The fields that are drawn or take several values (without ``seeds``)."""
         drawn = self._distributions()
         return [
             path
             for path, values in self.fields.items()
-            if path in drawn or (_is_grid(path, values) and len(values) > 1)
+            if path in drawn
+            or (_is_grid(path, values) and any(value != values[0] for value in values))
         ]
-
-    def overridden(self, overrides: Mapping[str, Any], **settings: Any) -> "SearchSpace":
-        """A copy with some fields replaced or added, and ``seeds`` and the like set."""
-        return make_space({**self.fields, **overrides}, **{**self._settings(), **settings})
-
-    def _settings(self) -> dict[str, Any]:
-        return self.model_dump(exclude={"fields"})
 
     def _distributions(self) -> dict[str, Uniform | LogUniform | Choice]:
         return {
             path: _DISTRIBUTION.validate_python(values)
             for path, values in self.fields.items()
-            if isinstance(values, dict | Uniform | LogUniform | Choice)
+            if _is_distribution(path, values)
         }
 
     def _combinations(self) -> Iterator[dict[str, Any]]:
@@ -146,7 +148,7 @@ class SearchSpace(Frozen):
         }
         for sample in range(self.samples):
             drawn = {
-                path: _fit(path, distribution.draw(_rng(self.sampling_seed, path, sample)))
+                path: _draw(path, distribution, _rng(self.sampling_seed, path, sample))
                 for path, distribution in distributions.items()
             }
             for values in itertools.product(*grids.values()):
@@ -218,19 +220,40 @@ def _is_grid(path: str, values: Any) -> bool:
     """Whether ``values`` is a grid of the field, not one value of a list-valued field."""
     if not isinstance(values, list | tuple):
         return False
-    if not _takes_lists(path):
+    if not takes_lists(path):
         return True
     return len(values) > 0 and isinstance(values[0], list | tuple)
 
 
-def _takes_lists(path: str) -> bool:
+def takes_lists(path: str) -> bool:
+    """Whether one value of the field is a list."""
     return any("tuple" in str(info.annotation) for _, info in field_paths()[path])
 
 
-def _fit(path: str, value: Any) -> Any:
-    """A draw rounded where the field is an integer."""
-    is_integer = any(info.annotation is int for _, info in field_paths()[path])
-    return round(value) if is_integer and isinstance(value, float) else value
+def has_distribution(fields: Mapping[str, Any]) -> bool:
+    """Whether any of the fields is drawn."""
+    return any(_is_distribution(path, values) for path, values in fields.items())
+
+
+def _is_distribution(path: str, values: Any) -> bool:
+    """Whether ``values`` is a distribution, not one value of a section that may be null."""
+    if isinstance(values, Uniform | LogUniform | Choice):
+        return True
+    return isinstance(values, dict) and ("kind" in values or not _is_section(path))
+
+
+def _is_section(path: str) -> bool:
+    return any(known.startswith(f"{path}.") for known in field_paths())
+
+
+def _draw(path: str, distribution: Uniform | LogUniform | Choice, rng: np.random.Generator) -> Any:
+    """One draw, rounded where it comes from a range and the field is an integer."""
+    value = distribution.draw(rng)
+    types = {
+        t for _, info in field_paths()[path] for t in (info.annotation, *get_args(info.annotation))
+    }
+    is_integer = int in types and not isinstance(distribution, Choice)
+    return round(value) if is_integer else value
 
 
 def _rng(seed: int, path: str, sample: int) -> np.random.Generator:
@@ -240,7 +263,7 @@ def _rng(seed: int, path: str, sample: int) -> np.random.Generator:
 
 def _sentences(error: ValidationError) -> str:
     """Pydantic's findings as sentences: field, value, what is wrong."""
-    findings = [dict(finding) for finding in error.errors()]
+    findings: list[dict[str, Any]] = [dict(finding) for finding in error.errors()]
     # A bad item makes its list bad as well: only the item is told.
     innermost = [
         finding
@@ -256,38 +279,45 @@ def _sentences(error: ValidationError) -> str:
 
 def _sentence(finding: dict[str, Any]) -> str:
     # The location of a tagged union names the variant after the section; the field does not.
-    tags = _variant_names()
-    path = ".".join(str(part) for part in finding["loc"] if part not in tags)
-    message = finding["msg"].removeprefix("Value error, ")
-    if finding["type"] == "value_error":
-        return f"{path}: {message}" if path and not message.startswith(path) else message
+    variants = _variants()
+    path = ".".join(str(part) for part in finding["loc"] if part not in variants)
+    variant = next((part for part in finding["loc"] if part in variants), None)
+    section, _, name = path.rpartition(".")
     value = finding["input"]
-    if finding["type"] == "extra_forbidden":
-        section, _, name = path.rpartition(".")
-        variant = next((str(part) for part in finding["loc"] if part in tags), None)
-        owner = f"{section} {variant!r}" if variant else section or "a trial"
-        return f"{path} = {value!r}: {owner} has no field {name!r}{_fields_of(section, variant)}"
-    if finding["type"] == "union_tag_invalid":
-        message = f"{path}.name = {finding['ctx']['tag']!r}: expected one of "
-        return message + str(finding["ctx"]["expected_tags"])
+    message = finding["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
+    match finding["type"]:
+        case "value_error":
+            return message if not path or message.startswith(path) else f"{path}: {message}"
+        case "extra_forbidden":
+            owner = f"{section} {variant!r}".strip() if variant else section or "a trial"
+            names = variants[variant].model_fields if variant else _names_in(section)
+            known = f"; it has {', '.join(names)}"
+            return f"{path} = {value!r}: {owner} has no field {name!r}{known}"
+        case "missing":
+            return f"{variant} needs {name}"
+        case "union_tag_invalid" | "union_tag_not_found":
+            # Of a model or scheme, or of a distribution (whose field the caller names).
+            tag = "name" if path else "kind"
+            expected = finding["ctx"].get("expected_tags", "'uniform', 'log_uniform', 'choice'")
+            return f"{path}.{tag} = {value.get(tag)!r}: expected one of {expected}".lstrip(".")
+        case "model_type" if _is_section(path):
+            return f"{path} = {value!r}: expected null; set {path}.{_names_in(path)[0]} instead"
     return f"{path} = {value!r}: {message}"
 
 
-def _variant_names() -> set[str]:
-    variants = {model for owners in field_paths().values() for model, _ in owners}
-    models = {m.model_fields["name"].default for m in variants if "name" in m.model_fields}
-    return models | {d.model_fields["kind"].default for d in (Uniform, LogUniform, Choice)}
+def _variants() -> dict[str, type[BaseModel]]:
+    """The variants of every tagged union by their tags."""
+    owners = {model for owners in field_paths().values() for model, _ in owners}
+    models = {m.model_fields["name"].default: m for m in owners if "name" in m.model_fields}
+    return models | {d.model_fields["kind"].default: d for d in (Uniform, LogUniform, Choice)}
 
 
-def _fields_of(section: str, variant: str | None) -> str:
-    names = [
-        path.rpartition(".")[2]
-        for path, owners in field_paths().items()
-        if path.rpartition(".")[0] == section
-        and (
-            variant is None
-            or any(model.model_fields["name"].default == variant for model, _ in owners)
-        )
+def _names_in(section: str) -> list[str]:
+    """The fields and sections of a section; of the whole trial for the empty name."""
+    inside = [
+        path.removeprefix(f"{section}.")
+        for path in field_paths()
+        if not section or path.startswith(f"{section}.")
     ]
-    return f"; it has {', '.join(names)}" if names else ""
+    return list(dict.fromkeys(path.partition(".")[0] for path in inside))

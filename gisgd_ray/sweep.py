@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 
 from gisgd_ray import cli
 from gisgd_ray.claims import Claim
+from gisgd_ray.cluster import cluster_gpus, connect
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.launch import Outcome, Resources, cluster_gpus, connect, finished_ids, launch
+from gisgd_ray.launch import Outcome, Resources, finished_ids, launch
 from gisgd_ray.reporting.figures import save_figures
 from gisgd_ray.reporting.page import write_page
 from gisgd_ray.reporting.progress import trial_label
@@ -80,7 +81,7 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
         return 0
     folder = None if options.dry_run else results_folder(options.out / sweep.name)
     connection = connect(start_local=not options.dry_run)
-    scale, reason = _choose_scale(options.scale, connection)
+    scale = _choose_scale(options.scale, connection)
     plan = plans[scale]
     if folder is None:
         print_plan(sweep, plan, options)
@@ -96,12 +97,13 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
         resources=resources,
         resume=options.resume,
         labels=plan.labels,
+        checkpoint_every_s=options.checkpoint_every_s,
         title=sweep.item,
     )
     seconds = time.monotonic() - begun
     facts = {"scale": scale, "command": shlex.join(["python", *sys.argv]), "Ray": connection}
     page = report(sweep, outcome, plan, facts=facts, seconds=seconds)
-    _print_closing(sweep, outcome, page, seconds)
+    _print_closing(outcome, page, seconds)
     if outcome.interrupted:
         return 130
     return 1 if outcome.count("failed") else 0
@@ -169,7 +171,7 @@ def print_plan(sweep: Sweep, plan: Plan, options: cli.Options) -> None:
     )
 
 
-def _choose_scale(asked: str, connection: str) -> tuple[str, str]:
+def _choose_scale(asked: str, connection: str) -> str:
     """The scale and why; printed first, since everything else depends on it."""
     if asked != "auto":
         scale, reason = asked, "asked for with --scale"
@@ -178,10 +180,10 @@ def _choose_scale(asked: str, connection: str) -> tuple[str, str]:
     else:
         scale, reason = "laptop", "there is no GPU"
     print(f"Scale {scale}: {reason}; {connection or 'no Ray cluster is running'}.")
-    return scale, reason
+    return scale
 
 
-def _print_closing(sweep: Sweep, outcome: Outcome, page: Path, seconds: float) -> None:
+def _print_closing(outcome: Outcome, page: Path, seconds: float) -> None:
     counts = [
         f"{outcome.count(status)} {status}"
         for status in ("finished", "diverged", "failed")
@@ -195,10 +197,12 @@ def _print_closing(sweep: Sweep, outcome: Outcome, page: Path, seconds: float) -
         if row["status"] == "failed":
             last = str(row["error"]).strip().splitlines()[-1]
             print(f"failed: trial {row['trial_id']}: {last}", file=sys.stderr)
-    faults = {row["wandb/status"] for row in outcome.rows if "wandb/status" in row}
-    for fault in sorted(f for f in faults if f.startswith("off: ")):
-        print(f"W&B was switched off for some trials: {fault[5:]}", file=sys.stderr)
-    if "offline" in faults:
+    statuses = sorted({row["wandb/status"] for row in outcome.rows if "wandb/status" in row})
+    for kind, what in (("off: ", "was switched off"), ("offline: ", "was kept offline")):
+        faults = [s.removeprefix(kind) for s in statuses if s.startswith(kind)]
+        if faults:
+            print(f"W&B {what} for some trials: {'; '.join(faults)}", file=sys.stderr)
+    if any(status.startswith("offline") for status in statuses):
         runs = outcome.tables.folder / "wandb"
-        print(f"W&B runs are kept offline; upload with: wandb sync {runs}/offline-run-*")
+        print(f"W&B runs are offline; upload with: wandb sync {runs}/offline-run-*")
     print(f"Tables, figures and page: {page}")

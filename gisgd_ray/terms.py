@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import isfinite
+from typing import Any
 
 from gisgd_ray import bounds
 from gisgd_ray.measures.dispersion import StepSeries, subgaussian_constant
@@ -57,7 +58,7 @@ def bound_metrics(
     metrics["term/flatness_factor"] = hessian_trace
     if not _is_measured(series):
         return metrics
-    run = {
+    run: dict[str, Any] = {
         "subgaussian_constant": subgaussian_constant(series),
         "num_samples": num_samples,
         "learning_rates": series.learning_rate,
@@ -117,6 +118,8 @@ def _theorem2_trajectory(
 
 def _is_measured(series: StepSeries) -> bool:
     dispersions = series.gradient_dispersion
-    return len(series) > 0 and isfinite(float(dispersions.sum())) and isfinite(
-        subgaussian_constant(series)
+    return (
+        len(series) > 0
+        and isfinite(float(dispersions.sum()))
+        and isfinite(subgaussian_constant(series))
     )

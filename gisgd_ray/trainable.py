@@ -35,7 +35,7 @@ class Payload(NamedTuple):
     row: Row | None
 
 
-class TrialTrainable(tune.Trainable):
+class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     """One trial at a time; ``config`` = {"trial": TrialConfig as a dict, "run": settings}."""
 
     def setup(self, config: dict[str, Any]) -> None:

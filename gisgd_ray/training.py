@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gisgd_ray.config import Schedule, TrialConfig
 from gisgd_ray.data import Dataset, epoch_batches, load_dataset, steps_per_epoch
-from gisgd_ray.losses import per_sample_loss
+from gisgd_ray.losses import LossName, per_sample_loss
 from gisgd_ray.measures.curvature import HessianTrace, hessian_trace
 from gisgd_ray.measures.dispersion import StepMeter, StepSeries
 from gisgd_ray.models import build_model, num_parameters, trainable
@@ -54,6 +54,10 @@ class TrainState:
     series: StepSeries = field(default_factory=StepSeries.empty)
     last_point: Point = field(default_factory=dict)
     points: int = 0
+    batches: tuple[Tensor, ...] = ()
+    """The current epoch's batches, kept for when measuring points are closer than epochs."""
+    batches_of: int = -1
+    """The epoch they belong to."""
     stopped: str | None = None
     """Why the run is over, or None while it goes on."""
     diverged: bool = False
@@ -67,14 +71,22 @@ class TrainState:
         return self.step / self.steps_per_epoch
 
 
-def start(config: TrialConfig, *, device: torch.device | str = "cpu") -> TrainState:
+def start(
+    config: TrialConfig,
+    *,
+    device: torch.device | str = "cpu",
+    dataset: Dataset | None = None,
+) -> TrainState:
     """A run before its first step; the same config gives the same W_0, data and batches.
+
+    ``dataset`` replaces the configured one, for data of one's own in a notebook.
 
     Raises:
         DataError: the dataset cannot be read.
         UserError: the model does not suit the data or the measurements.
     """
-    dataset = load_dataset(config.data, seed=config.seed, device=device)
+    if dataset is None:
+        dataset = load_dataset(config.data, seed=config.seed, device=device)
     model = build_model(
         config.model,
         dataset.input_shape,
@@ -96,9 +108,7 @@ def start(config: TrialConfig, *, device: torch.device | str = "cpu") -> TrainSt
         model=model.train(),
         optimizer=optimizer,
         scheme=build_scheme(config.scheme),
-        meter=StepMeter(
-            model, batch_size=t.batch_size, dispersion=config.measurement.dispersion
-        ),
+        meter=StepMeter(model, batch_size=t.batch_size, dispersion=config.measurement.dispersion),
         steps_per_epoch=steps_per_epoch(dataset.num_samples, t.batch_size, t.last_batch),
     )
 
@@ -125,10 +135,20 @@ def advance(state: TrainState) -> tuple[Point, StepSeries]:
 
 def _train(state: TrainState) -> None:
     """Take steps until a measuring point is due."""
-    t = state.config.training
     while True:
         epoch, position = divmod(state.step, state.steps_per_epoch)
-        batches = epoch_batches(
+        rate = learning_rate(state.config, epoch)
+        for indices in _epoch(state, epoch)[position:]:
+            train_step(state, indices, learning_rate=rate)
+            if evaluation_is_due(state) or trace_is_due(state):
+                return
+
+
+def _epoch(state: TrainState, epoch: int) -> tuple[Tensor, ...]:
+    """The batches of one epoch (from 0), as index tensors."""
+    if state.batches_of != epoch:
+        t = state.config.training
+        state.batches = epoch_batches(
             state.dataset.num_samples,
             t.batch_size,
             seed=state.config.seed,
@@ -136,10 +156,8 @@ def _train(state: TrainState) -> None:
             last_batch=t.last_batch,
             device=state.dataset.train_x.device,
         )
-        for indices in batches[position:]:
-            train_step(state, indices, learning_rate=learning_rate(state.config, epoch))
-            if is_due(state) or state.step == t.max_steps:
-                return
+        state.batches_of = epoch
+    return state.batches
 
 
 def train_step(state: TrainState, indices: Tensor, *, learning_rate: float) -> None:
@@ -178,6 +196,18 @@ def is_due(state: TrainState, schedule: Schedule | None = None) -> bool:
     return state.step % period == 0 or at_limit
 
 
+def evaluation_is_due(state: TrainState) -> bool:
+    """Whether the evaluation schedule, and so the stopping rule, is due after the current step."""
+    return is_due(state) or state.step == state.config.training.max_steps
+
+
+def trace_is_due(state: TrainState) -> bool:
+    """Whether the Hessian trace has been asked for after the current step, on schedule."""
+    m = state.config.measurement
+    scheduled = m.hessian_schedule is not None and is_due(state, m.hessian_schedule)
+    return scheduled and m.hessian_trace != "off"
+
+
 def _cut_at_divergence(state: TrainState, steps: StepSeries) -> StepSeries:
     """Mark the run as diverged at its first bad batch loss; drop the steps after it."""
     limit = state.config.training.divergence_loss
@@ -196,24 +226,22 @@ def _measure(state: TrainState, new_steps: StepSeries) -> Point:
     config, data = state.config, state.dataset
     point: Point = {"step": state.step, "epoch": state.epoch}
     point["learning_rate"] = learning_rate(config, int(state.epoch))
-    if state.stopped is None:
-        point |= evaluate_splits(state)
-        state.stopped, state.diverged = stop_reason(state, point)
-    else:
+    if state.stopped is not None:
         # Diverged on the way: the weights are already some steps past the last step kept.
         point |= dict.fromkeys(EVALUATED, math.nan)
+    else:
+        point |= evaluate_splits(state)
+        # A point that only the trace's schedule asked for must not end the run.
+        if evaluation_is_due(state):
+            state.stopped, state.diverged = stop_reason(state, point)
     if len(new_steps) > 0:
         point["measure/gradient_dispersion"] = float(new_steps.gradient_dispersion.mean())
         point["measure/per_sample_dispersion"] = float(new_steps.per_sample_dispersion.mean())
         point["measure/gradient_norm"] = float((new_steps.squared_gradient_norm**0.5).mean())
     sizes = {"num_samples": data.num_samples, "num_parameters": num_parameters(state.model)}
-    point |= trajectory_metrics(
-        state.series, **sizes, noise_stds=config.measurement.noise_stds
-    )
-    m = config.measurement
-    scheduled = m.hessian_schedule is not None and is_due(state, m.hessian_schedule)
-    over = state.stopped is not None and not state.diverged
-    if m.hessian_trace != "off" and (scheduled or over):
+    point |= trajectory_metrics(state.series, **sizes, noise_stds=config.measurement.noise_stds)
+    over = state.stopped is not None and config.measurement.hessian_trace != "off"
+    if not state.diverged and (over or trace_is_due(state)):
         trace = measure_trace(state)
         point["measure/hessian_trace"] = trace.value
         point["measure/hessian_trace_stderr"] = trace.standard_error
@@ -236,7 +264,9 @@ def evaluate_splits(state: TrainState) -> Point:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, *, loss: Any) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module, inputs: Tensor, targets: Tensor, *, loss: LossName
+) -> tuple[float, float]:
     """Mean loss and accuracy (fraction) in evaluation mode; the model's mode is put back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -317,7 +347,9 @@ def summary(state: TrainState) -> dict[str, Any]:
         **bound_metrics(series, **sizes, hessian_trace=trace),
         **{k: float(v.mean()) if len(v) else math.nan for k, v in dispersion_mean.items()},
         "measure/ill_conditioned_steps": series.ill_conditioned_steps,
-        UNDEFINED_REASON: undefined_reason(
+        UNDEFINED_REASON: "the run diverged, so that no Hessian trace was measured at its end"
+        if state.diverged
+        else undefined_reason(
             series,
             hessian_trace=trace,
             trace_off=state.config.measurement.hessian_trace == "off",

@@ -90,7 +90,7 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
                 row, (TRAJECTORY, FLATNESS), ("trajectory", "flatness"), strict=True
             ):
                 _curves(axis, group, column)
-                axis.set_title(f"({next(letters)}) {titles.get(model, model)} on {dataset}")
+                axis.set_title(f"({next(letters)}) {titles[str(model)]} on {dataset}")
                 axis.set_xlabel("batch size")
                 axis.set_ylabel(f"{name} factor")
             row[0].legend()

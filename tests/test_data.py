@@ -7,7 +7,6 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
-import ondisk
 import pytest
 import torch
 
@@ -22,6 +21,7 @@ from gisgd_ray.data import (
     with_label_noise,
 )
 from gisgd_ray.datasets import RawDataset, load_raw
+from tests import ondisk
 
 
 @pytest.fixture(autouse=True)

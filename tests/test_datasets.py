@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import ondisk
 import pytest
 import torch
 import torchvision
@@ -16,6 +15,7 @@ from gisgd_ray.data import load_dataset
 from gisgd_ray.datasets import load_raw
 from gisgd_ray.downloads import LAYOUTS
 from gisgd_ray.errors import DataError
+from tests import ondisk
 
 IDX_NAMES = ("mnist", "fashion_mnist")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")

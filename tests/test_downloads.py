@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import ondisk
 import pytest
 
 from gisgd_ray import downloads
 from gisgd_ray.datasets import load_raw
 from gisgd_ray.downloads import LAYOUTS, data_folder, ensure_files
 from gisgd_ray.errors import DataError
+from tests import ondisk
 
 FIRST_GZ = "train-images-idx3-ubyte.gz"
 
@@ -95,7 +95,7 @@ class TestFailedDownload:
         server.close()
         started = time.monotonic()
         message = failure(name, tmp_path)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 10
         assert (
             f"{tmp_path / LAYOUTS[name].files[0]}" in message.split(" is missing and could not")[0]
         )
@@ -131,7 +131,7 @@ class TestFailedDownload:
             monkeypatch.setattr(downloads, "ANSWER_SECONDS", 0.3)
             started = time.monotonic()
             assert "no answer within 0.3 s" in failure("mnist", tmp_path)
-            assert 0.6 <= time.monotonic() - started < 3
+            assert 0.6 <= time.monotonic() - started < 10
 
     def test_a_server_that_stops_sending(self, publish, server, tmp_path, monkeypatch):
         publish("mnist")
@@ -139,7 +139,7 @@ class TestFailedDownload:
         monkeypatch.setattr(downloads, "STALL_SECONDS", 0.3)
         started = time.monotonic()
         assert "timed out" in failure("mnist", tmp_path)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10
 
     def test_leftovers_of_a_killed_process(self, publish, server, tmp_path):
         written, _ = publish("mnist")

@@ -22,9 +22,10 @@ from backpack import disable
 from pyhessian import hessian
 from torch import Tensor, nn
 
+from gisgd_ray.errors import UserError
 from gisgd_ray.losses import LossName, MeanLoss
 from gisgd_ray.measures.invisible import invisible
-from gisgd_ray.measures.per_sample import PerSampleNorms
+from gisgd_ray.measures.per_sample import PerSampleNorms, uncovered_layer
 from gisgd_ray.models import is_piecewise_linear
 
 
@@ -54,12 +55,12 @@ def hessian_trace(
     unfolded inputs are large. It changes memory and time, not the result.
 
     Raises:
-        ValueError: ``exact`` asked of a network that is not piecewise linear.
+        UserError: ``exact`` asked of a network that it does not cover.
     """
     if chunk is None:
         chunk = 200 if any(isinstance(m, nn.Conv2d) for m in model.modules()) else 1000
     with invisible(model, seed=seed, purpose="hessian_trace"):
-        if method == "exact" or (method == "auto" and is_piecewise_linear(model)):
+        if method == "exact" or (method == "auto" and _why_not_exact(model) is None):
             value = exact_trace(model, inputs, loss=loss, chunk=chunk)
             return HessianTrace(value, 0.0, "exact")
         return _pyhessian_trace(model, inputs, targets, loss=loss, probes=probes, chunk=chunk)
@@ -67,10 +68,11 @@ def hessian_trace(
 
 def exact_trace(model: nn.Module, inputs: Tensor, *, loss: LossName, chunk: int) -> float:
     """Mean over samples of the exact Tr H(x); call through :func:`hessian_trace`."""
-    if not is_piecewise_linear(model):
-        raise ValueError(
-            "measurement.hessian_trace = 'exact' needs a piecewise-linear network (linear, "
-            "convolution, ReLU, pooling); use 'pyhessian' or 'auto'"
+    obstacle = _why_not_exact(model)
+    if obstacle is not None:
+        raise UserError(
+            "measurement.hessian_trace = 'exact' needs a piecewise-linear network (linear, plain "
+            f"convolution, ReLU, pooling), but {obstacle}; use 'pyhessian' or 'auto'"
         )
     norms = PerSampleNorms(model)
     total = 0.0
@@ -90,6 +92,14 @@ def exact_trace(model: nn.Module, inputs: Tensor, *, loss: LossName, chunk: int)
             squared = norms.squared(len(x)).double()
             total += float((squared if weights is None else squared * weights[:, k]).sum())
     return total / len(inputs)
+
+
+def _why_not_exact(model: nn.Module) -> str | None:
+    """What keeps the exact form from this network in its present mode, or None."""
+    uncovered = uncovered_layer(model)
+    if uncovered is not None:
+        return f"layer {uncovered}"
+    return None if is_piecewise_linear(model) else "it has a layer of another kind"
 
 
 def _pyhessian_trace(

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gisgd_ray.measures.per_sample import PerSampleNorms, gradient_norm_parts
+from gisgd_ray.measures.per_sample import PerSampleNorms, gradient_norm_parts, num_norm_parts
 from gisgd_ray.models import trainable
 
 Array = NDArray[np.float64]
@@ -80,7 +80,10 @@ class StepSeries:
         if not parts:
             return StepSeries.empty()
         return StepSeries(
-            **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(parts[0])}
+            **{
+                f.name: np.concatenate([getattr(p, f.name) for p in parts])
+                for f in fields(parts[0])
+            }
         )
 
     def head(self, steps: int) -> "StepSeries":
@@ -107,7 +110,8 @@ class StepMeter:
         self._capacity = capacity
         self._losses = torch.empty(capacity, batch_size, device=device, dtype=dtype)
         self._squared = torch.empty_like(self._losses) if dispersion else None
-        self._grad_parts = torch.empty(capacity, len(self._parameters), device=device, dtype=dtype)
+        parts = num_norm_parts(self._parameters)
+        self._grad_parts = torch.empty(capacity, parts, device=device, dtype=dtype)
         self._sizes: list[int] = []
         self._learning_rates: list[float] = []
         self._drained: list[StepSeries] = []

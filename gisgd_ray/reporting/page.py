@@ -1,10 +1,41 @@
-"""The HTML page."""
+"""The sweep's HTML page: one self-contained file, to be put in front of a co-author.
 
-from collections.abc import Mapping, Sequence
+What the page says of this sweep is decided here and in :mod:`bounds_table`, as plain strings;
+``page.html`` places, styles and escapes them. Figures go in as ``<img>`` data URIs: each SVG keeps
+its own ids, which would clash if several were inlined, and nothing inside one can run.
+"""
+
+import base64
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from gisgd_ray.claims import Claim
+import jinja2
+import pandas as pd
+
+from gisgd_ray.claims import LEVEL, Claim
+from gisgd_ray.config import TrialConfig
+from gisgd_ray.reporting.bounds_table import (
+    column_groups,
+    coverage,
+    key_columns,
+    records,
+    seed_rows,
+    table_columns,
+    trial_label,
+    trial_rows,
+)
+from gisgd_ray.reporting.numbers import format_number, format_setting, is_missing
 from gisgd_ray.results import ResultTables
+
+PACKAGES = ("torch", "ray", "numpy", "backpack-for-pytorch", "pyhessian")
+MAX_LISTED = 8
 
 
 def write_page(
@@ -18,7 +49,272 @@ def write_page(
     claims: Sequence[Claim],
     swept: Sequence[str],
     planned: int,
+    captions: Mapping[str, str] | None = None,
 ) -> Path:
-    path = tables.folder / "report.html"
-    path.write_text("".join(f"<p>{c}</p>" for c in claims))
-    return path
+    """Write ``report.html`` beside the tables, replacing it as a whole; returns its path.
+
+    Args:
+        tables: the sweep's results, trials that failed or diverged included.
+        item: what of the paper it is, e.g. "Figure 6".
+        name: the sweep's name.
+        description: one sentence; a leading "Figure 6: " is taken off.
+        facts: anything else about the launch, by name; ``scale`` and ``command`` are known.
+        figures: SVG files by name.
+        claims: the paper's claims with this run's verdicts.
+        swept: dotted fields in which the trials differ, ``seed`` aside.
+        planned: how many trials the sweep has.
+        captions: what a figure shows, by its name.
+    """
+    trials = tables.trials
+    lead = description.removeprefix(f"{item}:").strip()
+    lead = lead[:1].upper() + lead[1:]
+    points = [path for path in swept if path in trials.columns and path != "seed"]
+    seeds = trials["seed"].nunique() if "seed" in trials.columns else 0
+    paths = [*points, "seed"] if seeds > 1 else points
+    columns = table_columns(trials)
+    finished = int((trials["status"] == "finished").sum())
+    caption = f"{item} as measured by this run, from {finished} finished trials."
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("page.html").render(
+        item=item,
+        name=name,
+        lead=lead,
+        status=status_line(trials, planned),
+        facts=facts,
+        figures=[
+            {"name": key, "uri": _data_uri(path), "caption": (captions or {}).get(key, caption)}
+            for key, path in figures.items()
+        ],
+        claims=claims,
+        level=f"{LEVEL * 100:g} %",
+        columns=columns,
+        groups=column_groups(columns),
+        present={column.name.partition("@")[0] for column in columns},
+        keys=key_columns(trials, paths),
+        rows=trial_rows(trials, columns, paths),
+        point_keys=key_columns(trials, points),
+        seed_rows=seed_rows(trials, columns, points) if seeds > 1 else [],
+        coverage=coverage(trials),
+        estimators=_distinct(trials, "measure/hessian_trace_estimator"),
+        cautions=find_cautions(trials, paths),
+        configuration=configuration(trials, swept),
+        data=_data_facts(trials),
+        versions=_versions(),
+        date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    )
+    page = tables.folder / "report.html"
+    partial = page.with_name(page.name + ".partial")
+    # A surrogate in an error message must not cost the page.
+    partial.write_bytes(text.encode(errors="backslashreplace"))
+    partial.replace(page)
+    return page
+
+
+def status_line(trials: pd.DataFrame, planned: int) -> str:
+    """How the trials ended, in one line: "11 of 12 trials finished, 1 diverged"."""
+    counts = trials["status"].value_counts()
+    parts = [f"{counts.get('finished', 0)} of {planned} trials finished"]
+    parts += [f"{counts[s]} {s}" for s in ("diverged", "failed") if s in counts]
+    if len(trials) < planned:
+        parts.append(f"stopped early: {planned - len(trials)} have not run to their end")
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A trial that failed, told without this machine's paths."""
+
+    label: str
+    trial_id: str
+    error: str
+    """The last line: what went wrong."""
+    traceback: str
+    """All of it; empty where there is no more than the last line."""
+
+
+@dataclass(frozen=True)
+class Cautions:
+    """What a reader must know before using the numbers."""
+
+    diverged: list[tuple[str, str]]
+    """Label and reason."""
+    failed: list[Failure]
+    outside: dict[str, list[str]]
+    """What is outside the theorem -> labels of the trials."""
+    ill_conditioned: list[tuple[str, str]]
+    """Label and "3 of 1,200" steps."""
+
+    def __bool__(self) -> bool:
+        return any((self.diverged, self.failed, self.outside, self.ill_conditioned))
+
+
+def find_cautions(trials: pd.DataFrame, paths: Sequence[str]) -> Cautions:
+    """Diverged and failed trials, those outside the theorem, and ill-conditioned steps."""
+    found = Cautions([], [], {}, [])
+    for row in records(trials):
+        label = trial_label(row, paths)
+        if row["status"] == "failed":
+            text = without_machine(str(row.get("error") or "no error was recorded")).strip()
+            last = text.splitlines()[-1] if text else "no error was recorded"
+            rest = text if "\n" in text else ""
+            found.failed.append(Failure(label, str(row["trial_id"]), last, rest))
+        if row["status"] == "diverged":
+            found.diverged.append((label, str(row.get("stop_reason"))))
+        if not is_missing(row.get("outside_theorem")):
+            found.outside.setdefault(str(row["outside_theorem"]), []).append(label)
+        steps = row.get("measure/ill_conditioned_steps")
+        if not is_missing(steps) and steps > 0:
+            of = format_number(int(row["steps"]))
+            found.ill_conditioned.append((label, f"{format_number(int(steps))} of {of}"))
+    return found
+
+
+def without_machine(text: str) -> str:
+    """A traceback fit to be passed on: no folders of this machine, addresses or colour codes.
+
+    >>> without_machine('File "/home/ada/venv/site-packages/ray/x.py", line 3 (pid=7, ip=::1)')
+    'File "…/ray/x.py", line 3 (pid=7)'
+    """
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", text)
+    text = re.sub(r",? ?\bip=[^\s,)]+", "", text)
+    return re.sub(r"(?<![\w/:.<>…])/[^\s\"'<>(),;:]+", _short_path, text)
+
+
+def _short_path(match: re.Match[str]) -> str:
+    path = match.group()
+    for anchor, keep in (("/site-packages/", ""), ("/gisgd_ray/", "gisgd_ray/")):
+        _, found, inner = path.partition(anchor)
+        if found:
+            return f"…/{keep}{inner}"
+    parts = path.strip("/").split("/")
+    return path if len(parts) == 1 else f"…/{parts[-1]}"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The trials' configuration by dotted field, as text."""
+
+    swept: dict[str, str]
+    differing: dict[str, str]
+    """Fields that differ but are not swept: constants of a panel, or of a model family."""
+    shared: dict[str, str]
+
+
+def configuration(trials: pd.DataFrame, swept: Sequence[str]) -> Configuration:
+    """Every configuration field of the table, sorted by whether and why it varies."""
+    found = Configuration({}, {}, {})
+    for path in map(str, trials.columns):
+        if path.partition(".")[0] not in TrialConfig.model_fields:
+            continue
+        values = list(trials[path])
+        if path.startswith(("model.", "scheme.")):
+            # Only some families have the field: nothing there is not a value of its own.
+            values = [value for value in values if not is_missing(value)] or values
+        texts = list(dict.fromkeys(map(format_setting, values)))
+        if path in swept or (path == "seed" and len(texts) > 1):
+            found.swept[path] = _listed(values)
+        elif len(texts) > 1:
+            found.differing[path] = _listed(values)
+        else:
+            found.shared[path] = texts[0] if texts else ""
+    return found
+
+
+def _listed(values: Iterable[Any]) -> str:
+    """Distinct values; many numbers as a range."""
+    distinct = {format_setting(value): value for value in values}
+    if len(distinct) <= MAX_LISTED:
+        return ", ".join(distinct)
+    try:
+        low, high = min(distinct.values()), max(distinct.values())
+        return f"{len(distinct)} values, {low:.6g} to {high:.6g}"
+    except (TypeError, ValueError):
+        return ", ".join([*list(distinct)[:MAX_LISTED], f"… ({len(distinct)} values)"])
+
+
+def _data_facts(trials: pd.DataFrame) -> dict[str, str]:
+    """n, d, normalisation and devices; per model and dataset where there are several."""
+    facts: dict[str, list[str]] = {}
+    names = {
+        "num_samples": "training samples n",
+        "num_parameters": "parameters d",
+        "data/normalization_mean": "input mean (subtracted)",
+        "data/normalization_std": "input std (divided by)",
+        "device": "device",
+    }
+    by = ["model.name", "data.dataset"]
+    if not set(by) <= set(trials.columns):
+        return {}
+    groups = list(trials.groupby(by, sort=False))
+    for (model, dataset), group in groups:
+        where = f" ({model} on {dataset})" if len(groups) > 1 else ""
+        for column, name in names.items():
+            texts = _distinct(group, column)
+            if len(texts) > MAX_LISTED:
+                texts = [*texts[:MAX_LISTED], f"… ({len(texts)} values)"]
+            if texts:
+                facts.setdefault(name, []).append(", ".join(texts) + where)
+    return {name: "; ".join(texts) for name, texts in facts.items()}
+
+
+def _distinct(trials: pd.DataFrame, column: str) -> list[str]:
+    """The distinct values of a column as text, in order; [] without the column."""
+    if column not in trials.columns:
+        return []
+    return list(dict.fromkeys(_text(value) for value in trials[column] if not is_missing(value)))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if hasattr(value, "__len__"):
+        return ", ".join(format_number(float(v)) for v in value)
+    # Counts are floats where a failed trial has none.
+    return format_number(int(value)) if float(value).is_integer() else format_number(value)
+
+
+def _data_uri(svg: Path) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()
+
+
+def _versions() -> dict[str, str]:
+    """Python, the packages that made the numbers, and this one with its commit."""
+    versions = {"Python": platform.python_version()}
+    versions |= {package: _version(package) for package in PACKAGES}
+    commit = _commit()
+    versions["gisgd-ray"] = _version("gisgd-ray") + (f", commit {commit}" if commit else "")
+    return versions
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed as a package"
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this code runs from, or None where it runs from none.
+
+    A repository that merely contains the installed package (a venv inside it) does not count.
+    """
+    package = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(package), *arguments]
+        done = subprocess.run(command, check=True, capture_output=True, timeout=10)
+        return done.stdout.decode(errors="replace").strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        changed = git("status", "--porcelain", "--", ".", "../sweeps")
+        return git("rev-parse", "HEAD")[:12] + (" with uncommitted changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -16,6 +16,8 @@ from gisgd_ray.config import TrialConfig
 
 MAX_RUNNING_SHOWN = 12
 
+STATUS_COLOURS = {"finished": "green", "diverged": "yellow", "failed": "red"}
+
 
 class Progress:
     """Trials done, running and failed, current loss and gap, time left.
@@ -61,73 +63,87 @@ class Progress:
             self._live.__exit__(kind, error, traceback)
 
     def started(self, trial_id: str) -> None:
-        label = self.labels.get(trial_id, trial_id)
-        self.running[trial_id] = {"label": label, "since": time.monotonic()}
+        self.running[trial_id] = {"since": time.monotonic()}
 
     def report(self, trial_id: str, points: Sequence[dict[str, Any]]) -> None:
         if points and trial_id in self.running:
             self.running[trial_id]["point"] = points[-1]
 
     def finished(self, trial_id: str, row: dict[str, Any]) -> None:
-        trial = self.running.pop(trial_id, {"label": trial_id, "since": time.monotonic()})
-        self.counts[row["status"]] += 1
-        seconds = time.monotonic() - trial["since"]
-        line = Text(f"{self._done()}/{self.total} ", style="dim")
-        colours = {"finished": "green", "diverged": "yellow", "failed": "red"}
-        line.append(f"{row['status']:<8} ", style=colours[row["status"]])
-        line.append(f"{trial['label']}  ")
-        if row["status"] == "finished":
-            line.append(
-                f"{row['steps']} steps  loss {row['train/loss']:.3g}  gap {row['gap/loss']:.3g}  "
-                f"bound {row['bound/theorem2_closed_form']:.3g}  {seconds:.0f} s"
+        now = time.monotonic()
+        seconds = now - self.running.pop(trial_id, {"since": now})["since"]
+        status = row["status"]
+        self.counts[status] += 1
+        count = f"{self._done():>{len(str(self.total))}}/{self.total} "
+        head = Text.assemble((count, "dim"), (f"{status:<8} ", STATUS_COLOURS[status]))
+        if status == "finished":
+            said = (
+                f"gap {row['gap/loss']:.3g}  bound {row['bound/theorem2_closed_form']:.3g}  "
+                f"loss {row['train/loss']:.3g}  {row['steps']:,} steps  {seconds:.0f} s"
             )
-        elif row["status"] == "diverged":
-            line.append(f"{row['stop_reason']}  {seconds:.0f} s")
+        elif status == "diverged":
+            said = f"{row['stop_reason']}  {seconds:.0f} s"
         else:
-            line.append(str(row["error"]).strip().splitlines()[-1][:200])
-        self.console.print(line, soft_wrap=not self.console.is_terminal, highlight=False)
+            said = (str(row["error"]).strip().splitlines() or ["without a message"])[-1]
+        label = self._label(trial_id)
+        if not self.console.is_terminal:
+            self.console.print(head + label + Text(f"  {said}"), soft_wrap=True, highlight=False)
+            return
+        # One line on the terminal: the label keeps half of it at least, the rest is cut.
+        room = self.console.width - head.cell_len - len(said) - 2
+        label.truncate(max(room, self.console.width // 2), overflow="ellipsis")
+        line = head + label + Text(f"  {said}")
+        self.console.print(line, no_wrap=True, overflow="ellipsis", highlight=False)
 
     def render(self) -> RenderableType:
         """The display as it stands."""
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
-        table.add_column("running", no_wrap=True, overflow="ellipsis")
-        for name in ("step", "train loss", "gap"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for trial in list(self.running.values())[:MAX_RUNNING_SHOWN]:
-            point = trial.get("point")
-            if point is None:
-                table.add_row(trial["label"], "starting", "", "")
-            else:
-                table.add_row(
-                    trial["label"],
-                    f"{point['step']:,}",
-                    f"{point['train/loss']:.3g}",
-                    f"{point['gap/loss']:.3g}",
-                )
-        if len(self.running) > MAX_RUNNING_SHOWN:
-            table.add_row(f"and {len(self.running) - MAX_RUNNING_SHOWN} more", "", "", "")
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
-            Text(self.title, style="bold"),
+            Text(self.title, style="bold", no_wrap=True, overflow="ellipsis"),
             ProgressBar(total=self.total, completed=self._done(), width=24),
-            Text(self._summary()),
+            Text(self._summary(), no_wrap=True, overflow="ellipsis"),
         )
-        return Group(bar, table) if self.running else bar
+        details = Text(self._details(), style="dim", no_wrap=True, overflow="ellipsis")
+        return Group(bar, details, self._table()) if self.running else Group(bar, details)
+
+    def _table(self) -> Table:
+        """The running trials; a long label is cut so that the numbers always show."""
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
+        table.add_column("running")
+        for name in ("step", "train loss", "gap"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for trial_id, trial in list(self.running.items())[:MAX_RUNNING_SHOWN]:
+            point = trial.get("point")
+            numbers: tuple[str, ...] = ("starting", "", "")
+            if point is not None:
+                losses = (f"{point[name]:.3g}" for name in ("train/loss", "gap/loss"))
+                numbers = (f"{point['step']:,}", *losses)
+            table.add_row(self._label(trial_id), *numbers)
+        if len(self.running) > MAX_RUNNING_SHOWN:
+            table.add_row(f"and {len(self.running) - MAX_RUNNING_SHOWN} more", "", "", "")
+        return table
+
+    def _label(self, trial_id: str) -> Text:
+        return Text(self.labels.get(trial_id, trial_id), no_wrap=True, overflow="ellipsis")
 
     def _summary(self) -> str:
-        parts = [f"{self._done()}/{self.total} done"]
-        parts += [f"{n} {status}" for status, n in self.counts.items() if n and status != "finished"]
-        if self.reused:
-            parts.append(f"{self.reused} from before")
-        elapsed = time.monotonic() - self.begun
-        parts.append(f"{timedelta(seconds=int(elapsed))} so far")
+        """How much is done, and how long the rest will take."""
+        summary = f"{self._done()}/{self.total} done"
         ended = sum(self.counts.values())
         if 0 < ended < self.total - self.reused:
             # Trials running are counted as half done: without it the estimate is always late.
             worth = ended + len(self.running) / 2
+            elapsed = time.monotonic() - self.begun
             left = elapsed / worth * (self.total - self.reused - worth)
-            parts.append(f"about {timedelta(seconds=int(left))} left")
-        return ", ".join(parts)
+            summary += f", about {timedelta(seconds=int(left))} left"
+        return summary
+
+    def _details(self) -> str:
+        parts = [f"{n} {status}" for status, n in self.counts.items() if n and status != "finished"]
+        if self.reused:
+            parts.append(f"{self.reused} from before")
+        elapsed = time.monotonic() - self.begun
+        return ", ".join([*parts, f"{timedelta(seconds=int(elapsed))} so far"])
 
     def _done(self) -> int:
         return self.reused + sum(self.counts.values())
@@ -136,11 +152,11 @@ class Progress:
 def trial_label(config: TrialConfig, swept: Sequence[str]) -> str:
     """A trial by the fields in which it differs: ``learning_rate=0.1 batch_size=60 seed=0``."""
     flat = config.flat()
-    fields = [*swept, "seed"] if "seed" not in swept else list(swept)
     parts = []
-    for path in fields:
-        if path in flat:
-            value = flat[path]
+    for path in [*swept, "seed"] if "seed" not in swept else swept:
+        # An optional section (a schedule) is null or the fields inside it.
+        for name in (n for n in flat if n == path or n.startswith(f"{path}.")):
+            value = flat[name]
             text = f"{value:g}" if isinstance(value, float) else str(value)
-            parts.append(f"{path.rpartition('.')[2]}={text}")
+            parts.append(f"{name.rpartition('.')[2]}={text}")
     return " ".join(parts)

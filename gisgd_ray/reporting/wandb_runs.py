@@ -6,6 +6,7 @@ its row says so in ``wandb/status``. The tables are the record; W&B is a copy of
 
 import os
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,8 +15,8 @@ import wandb
 
 Mode = Literal["online", "offline", "disabled"]
 
-PROJECT = "gisgd-ray"
-INIT_TIMEOUT_S = 30.0
+INIT_TIMEOUT_S = 15.0
+RETRY_ONLINE_S = 600.0
 FINISH_TIMEOUT_S = 60.0
 
 
@@ -27,7 +28,12 @@ class WandbSettings:
     folder: str
     """Absolute; a trial's own working directory is not kept."""
     group: str
-    project: str = PROJECT
+    project: str
+
+
+def project() -> str:
+    """The W&B project of all sweeps: ``WANDB_PROJECT`` or gisgd-ray."""
+    return os.environ.get("WANDB_PROJECT") or "gisgd-ray"
 
 
 def chosen_mode() -> tuple[Mode, str]:
@@ -51,35 +57,69 @@ def chosen_mode() -> tuple[Mode, str]:
 
 
 class WandbRun:
-    """The run of one trial: points as they come, the row as its summary."""
+    """The run of one trial: points as they come, the row as its summary.
+
+    ``status`` is ``online``, ``offline``, ``disabled``, ``offline: <fault>`` where an online run
+    could not be opened and was kept offline instead, or ``off: <fault>`` once logging ended.
+    """
+
+    _unreachable_until = 0.0
+    """No online run is tried in this process before this time: the wait would add up."""
 
     def __init__(
         self, settings: WandbSettings, *, trial_id: str, name: str, config: Mapping[str, Any]
     ):
-        self.status = settings.mode
-        """``online``, ``offline``, ``disabled``, or the fault that ended logging."""
+        self.status: str = settings.mode
         self._run: Any = None
         if settings.mode == "disabled":
             return
         try:
-            os.makedirs(settings.folder, exist_ok=True)
-            self._run = wandb.init(
+            self._run = self._open(settings, trial_id=trial_id, name=name, config=config)
+            self._run.define_metric("step")
+            self._run.define_metric("*", step_metric="step")
+        except Exception as fault:
+            self._give_up(fault)
+
+    def _open(
+        self, settings: WandbSettings, *, trial_id: str, name: str, config: Mapping[str, Any]
+    ) -> Any:
+        os.makedirs(settings.folder, exist_ok=True)
+
+        def init(mode: Mode) -> Any:
+            return wandb.init(
                 project=settings.project,
                 id=trial_id,
                 name=name,
                 group=settings.group,
                 job_type=str(config.get("scheme.name")),
                 dir=settings.folder,
-                mode=settings.mode,
-                resume="allow" if settings.mode == "online" else None,
+                mode=mode,
+                resume="allow" if mode == "online" else None,
                 reinit="create_new",
                 config=dict(config),
                 settings=_slim(),
             )
-            self._run.define_metric("step")
-            self._run.define_metric("*", step_metric="step")
-        except Exception as fault:
-            self._give_up(fault)
+
+        if settings.mode != "online":
+            return init(settings.mode)
+        reason = "the server did not answer an earlier trial"
+        if time.monotonic() >= WandbRun._unreachable_until:
+            try:
+                return init("online")
+            except Exception as fault:
+                reason = _told(fault)
+                WandbRun._unreachable_until = time.monotonic() + RETRY_ONLINE_S
+        self.status = f"offline: {reason}"
+        for attempt in range(5):
+            try:
+                return init("offline")
+            except Exception as fault:
+                # The failed attempt holds on to the run id until its service process has ended.
+                if "in use" not in str(fault) or attempt == 4:
+                    raise
+                wandb.teardown()
+                time.sleep(0.2 * attempt)
+        raise AssertionError("unreachable")
 
     def log(self, point: Mapping[str, Any]) -> None:
         """One measuring point; ``step`` is the axis."""
@@ -111,7 +151,12 @@ class WandbRun:
 
     def _give_up(self, fault: BaseException) -> None:
         self._run = None
-        self.status = f"off: {type(fault).__name__}: {str(fault).strip()[:300]}"  # type: ignore[assignment]
+        self.status = f"off: {_told(fault)}"
+
+
+def _told(fault: BaseException) -> str:
+    lines = str(fault).strip().splitlines() or [""]
+    return f"{type(fault).__name__}: {lines[0][:300]}"
 
 
 def _slim() -> wandb.Settings:

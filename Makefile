@@ -1,0 +1,40 @@
+# Every target sets up .venv by itself when it is missing or older than what it is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: setup sweep test lint format bench clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /: /'
+
+setup: .venv/installed  ## make .venv with the exact versions of constraints.txt
+
+.venv/installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "Setting up .venv (PyTorch and Ray: several minutes, 6 GB)"; \
+	  $(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, not " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'; \
+	  $(PYTHON) -m venv .venv; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+sweep: setup  ## run the learning-rate x batch-size sweep (Figure 6); ARGS='--scale laptop --seeds 2'
+	$(BIN)/python sweeps/lr_batch.py $(ARGS)
+
+test: setup  ## run the tests; ARGS='tests/test_bounds.py -k lemma7'
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup  ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## mend style and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## the timings behind the README's figures (several minutes)
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+clean:  ## remove .venv and caches; results are kept
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,94 @@
+"""Joining a Ray cluster, or starting Ray on this machine."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gisgd_ray.errors import UserError
+
+# Read by Ray when it is imported or started.
+_RAY_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def connect(*, address: str | None = None, start_local: bool = True) -> str:
+    """Join the running Ray cluster, or start a local one; returns a sentence that says which.
+
+    ``address`` as for ``ray.init``; None tries ``RAY_ADDRESS`` and a cluster on this host first.
+    Without a cluster and with ``start_local`` false, nothing is started and the result is "".
+    """
+    os.environ.update({k: os.environ.get(k, v) for k, v in _RAY_ENVIRONMENT.items()})
+    import ray
+
+    quiet: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": True,
+    }
+    # A trial on another node needs the same W&B account and settings as the driver. A submitted
+    # job's trials have the job's own, and Ray refuses to be told a variable twice.
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    wandb = {k: v for k, v in os.environ.items() if k.startswith("WANDB_") and not submitted}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if address != "local":
+            try:
+                ray.init(address=address or "auto", runtime_env={"env_vars": wandb}, **quiet)
+                return f"joined the running Ray cluster ({num_nodes()} nodes, {_totals()})"
+            except ConnectionError:
+                if address is not None or os.environ.get("RAY_ADDRESS"):
+                    named = address or os.environ["RAY_ADDRESS"]
+                    raise UserError(
+                        f"no Ray cluster answers at {named}; start it, or unset RAY_ADDRESS to "
+                        "run on this machine alone"
+                    ) from None
+        if not start_local:
+            return ""
+        ray.init(address="local", include_dashboard=False, **quiet)
+        return f"no Ray cluster is running: started Ray on this machine ({_totals()})"
+
+
+def num_nodes() -> int:
+    """Nodes of the connected cluster that are up."""
+    import ray
+
+    return sum(bool(node["Alive"]) for node in ray.nodes())
+
+
+def cluster_gpus() -> float:
+    """GPUs of the connected cluster: those that are up, or those its autoscaler may start.
+
+    A cluster made by ``ray up`` has no worker until one is asked for; what it may start stands in
+    the configuration that the launcher leaves on the head.
+    """
+    import ray
+
+    up = float(ray.cluster_resources().get("GPU", 0))
+    return max(up, startable_gpus(Path("~/ray_bootstrap_config.yaml").expanduser()))
+
+
+def startable_gpus(bootstrap: Path) -> float:
+    """GPUs of all the workers that a cluster's configuration allows; 0 without one."""
+    try:
+        config = yaml.safe_load(bootstrap.read_text())
+        types = config["available_node_types"].values()
+        return float(
+            sum(t.get("resources", {}).get("GPU", 0) * t.get("max_workers", 0) for t in types)
+        )
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return 0.0
+
+
+def _totals() -> str:
+    import ray
+
+    total = ray.cluster_resources()
+    return f"{total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"

@@ -1,0 +1,277 @@
+"""The table of bounds: which columns of a sweep's trials it shows, and their values as text.
+
+One row per trial, and one per swept combination with mean and std over its seeds.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from gisgd_ray.reporting.numbers import (
+    DASH,
+    format_mean_std,
+    format_noise_std,
+    format_number,
+    format_setting,
+    is_missing,
+)
+from gisgd_ray.terms import UNDEFINED_REASON
+
+TRAINING, BOUNDS = "Training", "Bounds on the gap"
+FACTORS, TERMS, OTHER = "Parts of Eq. 3", "Trajectory terms", "Also measured"
+GROUPS = (TRAINING, BOUNDS, FACTORS, TERMS, OTHER)
+
+KNOWN: dict[str, tuple[str, str, str]] = {
+    "steps": (TRAINING, "steps T", ""),
+    "train/loss": (TRAINING, "train loss", ""),
+    "test/loss": (TRAINING, "test loss", ""),
+    "test/accuracy": (TRAINING, "test accuracy", "%"),
+    "gap/loss": (TRAINING, "true gap", "test − train"),
+    "bound/theorem2_closed_form": (BOUNDS, "Eq.\N{NO-BREAK SPACE}3", "Theorem 2"),
+    "bound/lemma7": (BOUNDS, "Lemma\N{NO-BREAK SPACE}7", ""),
+    "bound/theorem1": (BOUNDS, "Theorem\N{NO-BREAK SPACE}1", ""),
+    "bound/theorem2": (BOUNDS, "Theorem\N{NO-BREAK SPACE}2", "Eq. 2"),
+    "bound/corollary1": (BOUNDS, "Corollary\N{NO-BREAK SPACE}1", ""),
+    "bound/lemma2_neu": (BOUNDS, "Lemma\N{NO-BREAK SPACE}2", "Neu et al."),
+    "bound/corollary2": (BOUNDS, "Corollary\N{NO-BREAK SPACE}2", ""),
+    "bound/theorem3": (BOUNDS, "Theorem\N{NO-BREAK SPACE}3", ""),
+    "bound/theorem4": (BOUNDS, "Theorem\N{NO-BREAK SPACE}4", ""),
+    "term/trajectory_factor": (FACTORS, "trajectory factor", ""),
+    "term/flatness_factor": (FACTORS, "flatness factor", "Tr H"),
+    "measure/subgaussian_constant": (FACTORS, "R", ""),
+    "term/optimal_noise_std": (FACTORS, "σ*", ""),
+    "term/theorem2_trajectory_at_optimum": (TERMS, "Eq.\N{NO-BREAK SPACE}2", "σ = σ*"),
+    "term/theorem1_trajectory": (TERMS, "Thm.\N{NO-BREAK SPACE}1", ""),
+    "term/theorem2_trajectory": (TERMS, "Eq.\N{NO-BREAK SPACE}2", ""),
+    "term/corollary1_trajectory": (TERMS, "Cor.\N{NO-BREAK SPACE}1", ""),
+    "term/lemma2_trajectory": (TERMS, "Lemma\N{NO-BREAK SPACE}2", "Neu et al."),
+    "measure/flatness_gap": (OTHER, "flatness gap", ""),
+    "measure/local_gradient_sensitivity": (OTHER, "sensitivity Ψ", "Neu et al."),
+}
+"""Columns of the table in its order: group, heading, second line of the heading."""
+
+FIELD_HEADINGS = {
+    "training.learning_rate": "learning rate λ",
+    "training.batch_size": "batch size b",
+    "model.name": "model",
+    "scheme.name": "scheme",
+}
+
+STOP_REASONS = {
+    "stop_loss": "loss threshold",
+    "full_accuracy": "full accuracy",
+    "max_steps": "step limit",
+    "max_epochs": "epoch limit",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measured column."""
+
+    name: str
+    group: str
+    heading: str
+    detail: str
+    """Second line of the heading."""
+
+    def number(self, row: Mapping[str, Any]) -> Any:
+        """The value shown, None where there is none; accuracies are in percent."""
+        value = row.get(self.name)
+        if is_missing(value):
+            return None
+        if self.name == "steps":
+            return int(value)  # a float where another trial has none
+        return 100 * value if self.detail == "%" else value
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """The value as text; an estimated Tr H with its standard error."""
+        value = self.number(row)
+        if self.name == "term/flatness_factor" and value is not None:
+            error = row.get("measure/hessian_trace_stderr")
+            if not is_missing(error) and error > 0:
+                return format_mean_std(value, error)
+        return format_number(value)
+
+
+@dataclass(frozen=True)
+class KeyColumn:
+    """One swept field; its column stays in sight while the others scroll."""
+
+    path: str
+    heading: str
+    width: float
+    """In em (not ch, which differs between bold headings and cells), padding included."""
+    left: float
+    """Sum of the widths before it: where it sticks."""
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial as the table shows it."""
+
+    trial_id: str
+    keys: list[str]
+    status: str
+    stop_reason: str
+    flags: list[str]
+    """What a reader must know before using the row; explained further down the page."""
+    cells: list[str]
+    reason: str
+    """Why cells hold a dash; empty where none does."""
+
+
+@dataclass(frozen=True)
+class SeedRow:
+    """One swept combination: ``mean ± std`` over the seeds that finished."""
+
+    keys: list[str]
+    seeds: str
+    cells: list[str]
+
+
+def table_columns(trials: pd.DataFrame) -> list[Column]:
+    """The columns of :data:`KNOWN` that the table has, and any other ``bound/`` by its raw name.
+
+    ``name@0.01`` is ``name`` at that noise std: after those without one, largest std first, and at
+    each std the paper's next to Neu et al.'s.
+    """
+    places = {name: place for place, name in enumerate(KNOWN)}
+    found: list[tuple[tuple[int, float, int, str], Column]] = []
+    for name in map(str, trials.columns):
+        base, _, noise = name.partition("@")
+        if base not in KNOWN and (not base.startswith("bound/") or base == UNDEFINED_REASON):
+            continue
+        group, heading, detail = KNOWN.get(base, (BOUNDS, base.removeprefix("bound/"), ""))
+        std = float(noise) if noise else math.inf
+        at = f"σ = {format_noise_std(std)}" if noise else ""
+        column = Column(name, group, heading, ", ".join(filter(None, (detail, at))))
+        place = places.get(base, len(places))
+        found.append(((GROUPS.index(group), -std, place, name), column))
+    return [column for _, column in sorted(found, key=lambda pair: pair[0])]
+
+
+def column_groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
+    """Group headings with the number of columns under each."""
+    names = dict.fromkeys(column.group for column in columns)
+    return [(name, sum(column.group == name for column in columns)) for name in names]
+
+
+def key_columns(trials: pd.DataFrame, paths: Sequence[str]) -> list[KeyColumn]:
+    """The columns of the swept fields."""
+    columns: list[KeyColumn] = []
+    left = 0.0
+    for path in paths:
+        heading = FIELD_HEADINGS.get(path, path.rpartition(".")[2].replace("_", " "))
+        words = [*heading.split(), *(key_text(value) for value in trials[path])]
+        width = round(0.65 * max(map(len, words)) + 1.5, 2)
+        columns.append(KeyColumn(path, heading, width, round(left, 2)))
+        left += width
+    return columns
+
+
+def key_text(value: Any) -> str:
+    """A swept value; a field that the trial's model or scheme does not have is a dash."""
+    if is_missing(value):
+        return DASH
+    drawn = isinstance(value, float) and not value.is_integer()
+    return f"{value:g}" if drawn else format_setting(value)
+
+
+def trial_label(row: Mapping[str, Any], paths: Sequence[str]) -> str:
+    """A trial in words: ``learning_rate=0.1 batch_size=60``, or its id where nothing is swept."""
+    parts = [f"{path.rpartition('.')[2]}={key_text(row[path])}" for path in paths]
+    return " ".join(parts) or str(row["trial_id"])
+
+
+def records(trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The rows, one dict each."""
+    for record in trials.to_dict("records"):
+        yield {str(key): value for key, value in record.items()}
+
+
+def trial_rows(
+    trials: pd.DataFrame, columns: Sequence[Column], paths: Sequence[str]
+) -> list[TrialRow]:
+    """Every trial that ended, however it ended."""
+    return [
+        TrialRow(
+            trial_id=str(row["trial_id"]),
+            keys=[key_text(row[path]) for path in paths],
+            status=str(row["status"]),
+            stop_reason=_stop_reason(row),
+            flags=_flags(row),
+            cells=(cells := [column.text(row) for column in columns]),
+            reason=_reason(row) if DASH in cells else "",
+        )
+        for row in records(trials)
+    ]
+
+
+def _stop_reason(row: Mapping[str, Any]) -> str:
+    reason = row.get("stop_reason")
+    return "" if is_missing(reason) else STOP_REASONS.get(str(reason), str(reason))
+
+
+def _flags(row: Mapping[str, Any]) -> list[str]:
+    flags = []
+    if not is_missing(row.get("outside_theorem")):
+        flags.append("outside the theorem")
+    ill_conditioned = row.get("measure/ill_conditioned_steps")
+    if not is_missing(ill_conditioned) and ill_conditioned > 0:
+        flags.append(f"{format_number(int(ill_conditioned))} ill-conditioned steps")
+    return flags
+
+
+def _reason(row: Mapping[str, Any]) -> str:
+    reason = row.get(UNDEFINED_REASON)
+    if not is_missing(reason):
+        return str(reason)
+    if row["status"] == "finished":
+        return "not measured in this trial, and its row gives no reason"
+    return f"the trial {row['status']}"
+
+
+def seed_rows(
+    trials: pd.DataFrame, columns: Sequence[Column], paths: Sequence[str]
+) -> list[SeedRow]:
+    """Mean and sample std (n - 1) over the finished seeds of every swept combination.
+
+    Where only some of them have a value, the cell says how many.
+    """
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in records(trials):
+        groups.setdefault(tuple(key_text(row[path]) for path in paths), []).append(row)
+    rows = []
+    for keys, members in groups.items():
+        done = [row for row in members if row["status"] == "finished"]
+        seeds = str(len(done)) if len(done) == len(members) else f"{len(done)} of {len(members)}"
+        cells = [_mean_std(column, done) for column in columns]
+        rows.append(SeedRow(list(keys), seeds, cells))
+    return rows
+
+
+def _mean_std(column: Column, rows: Sequence[Mapping[str, Any]]) -> str:
+    numbers = pd.Series([column.number(row) for row in rows], dtype="float64").dropna()
+    if numbers.empty:
+        return DASH
+    text = format_mean_std(float(numbers.mean()), float(numbers.std()))
+    return text if len(numbers) == len(rows) else f"{text} (n = {len(numbers)})"
+
+
+def coverage(trials: pd.DataFrame) -> str:
+    """In how many finished trials Eq. 3 lies above the measured gap, and how far; "" if unknown."""
+    names = ["bound/theorem2_closed_form", "gap/loss"]
+    if not set(names) <= set(trials.columns):
+        return ""
+    done = trials[trials["status"] == "finished"].dropna(subset=names)
+    if done.empty:
+        return ""
+    bound, gap = (done[name].astype(float) for name in names)
+    text = f"Eq. 3 lies above the measured gap in {int((bound >= gap).sum())} of {len(done)} trials"
+    if (gap > 0).all():
+        text += f", at the median {format_number((bound / gap).median(), digits=2)} times as large"
+    return text + "."

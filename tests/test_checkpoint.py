@@ -1,0 +1,160 @@
+"""A run saved anywhere and restored continues as if nothing had happened, to the bit."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gisgd_ray import checkpoint, training
+from gisgd_ray.errors import UserError
+from tests.runs import (
+    Finished,
+    config,
+    finish,
+    optimizer_bits,
+    run,
+    series_bits,
+    untimed,
+    weight_bits,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+
+CASES: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "momentum and milestones, between epochs": {
+        "training.momentum": 0.9,
+        "training.nesterov": True,
+        "training.weight_decay": 1e-3,
+        "training.lr_milestones": [1, 2],
+        "training.evaluation": {"every": 3, "unit": "step"},
+        "data.label_noise": 0.3,
+        "seed": 2,
+    },
+    "probes on a schedule, flooding, a step limit": {
+        "scheme.name": "flooding",
+        "scheme.level": 2.2,
+        "training.max_steps": 9,
+        "training.loss": "squared",
+        "measurement.hessian_trace": "pyhessian",
+        "measurement.hessian_probes": 2,
+        "measurement.hessian_schedule": {"every": 5, "unit": "step"},
+        "training.last_batch": "drop",
+    },
+    "every step, dispersion off": {
+        "training.evaluation": {"every": 1, "unit": "step"},
+        "training.max_epochs": 2,
+        "measurement.dispersion": False,
+    },
+    "diverging": {"training.learning_rate": 1.0, "training.divergence_loss": 22.5},
+}
+
+
+def saved_and_loaded(state: training.TrainState, folder: Path) -> training.TrainState:
+    checkpoint.save(state, folder)
+    torch.manual_seed(12345)
+    restored = checkpoint.load(state.config, folder)
+    assert restored is not state
+    return restored
+
+
+def assert_same(found: Finished, expected: Finished) -> None:
+    assert weight_bits(found.state) == weight_bits(expected.state)
+    assert optimizer_bits(found.state) == optimizer_bits(expected.state)
+    assert series_bits(found.series) == series_bits(expected.series)
+    assert found.state.points == expected.state.points
+    assert untimed(found.row) == untimed(expected.row)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_restored_at_every_possible_point(name, tmp_path):
+    expected = run(CASES[name])
+    total = len(expected.points)
+    assert total >= 3
+    original = training.start(config(CASES[name]))
+    for done in range(total + 1):
+        # `original` has measured so many points, none at first and all at last.
+        restored = saved_and_loaded(original, tmp_path)
+        rest = finish(restored)
+        assert_same(rest, expected)
+        points = [untimed(point) for point in rest.points]
+        assert points == [untimed(point) for point in expected.points[done:]]
+        if done < total:
+            training.advance(original)
+    assert_same(Finished(original, [], original.series), expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_restored_after_every_point_in_turn(name, tmp_path):
+    expected = run(CASES[name])
+    state, points = training.start(config(CASES[name])), []
+    while state.stopped is None:
+        points.append(untimed(training.advance(state)[0]))
+        state = saved_and_loaded(state, tmp_path)
+    assert points == [untimed(point) for point in expected.points]
+    assert_same(Finished(state, [], state.series), expected)
+
+
+def test_seconds_go_on_from_where_they_were(tmp_path):
+    state = training.start(config())
+    training.advance(state)
+    training.advance(state)
+    state.seconds["time/training_s"] += 1000
+    restored = saved_and_loaded(state, tmp_path)
+    assert restored.seconds == state.seconds
+    assert 1000 < finish(restored).row["time/training_s"] < 1100
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
+    state = training.start(config())
+    checkpoint.save(state, tmp_path)
+    for changes in (
+        {"seed": 1},
+        {"training.learning_rate": 0.2},
+        {"measurement.noise_stds": [1e-3]},
+        {"scheme.name": "flooding"},
+    ):
+        other = config(changes)
+        said = f"belongs to trial {state.config.trial_id}, not to {other.trial_id}"
+        with pytest.raises(UserError, match=said):
+            checkpoint.load(other, tmp_path)
+    checkpoint.load(config(), tmp_path)
+
+
+def test_saving_leaves_one_file_and_the_run_alone(tmp_path):
+    state = training.start(config({"training.momentum": 0.5}))
+    while state.stopped is None:
+        training.advance(state)
+        before = (weight_bits(state), optimizer_bits(state), untimed(training.summary(state)))
+        checkpoint.save(state, tmp_path)
+        assert (weight_bits(state), optimizer_bits(state)) == before[:2]
+        assert untimed(training.summary(state)) == before[2]
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE_NAME]
+    assert_same(Finished(state, [], state.series), run({"training.momentum": 0.5}))
+
+
+def test_an_interrupted_save_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    state = training.start(config())
+    training.advance(state)
+    checkpoint.save(state, tmp_path)
+    training.advance(state)
+
+    def fill_the_disk(_: Any, path: Path) -> None:
+        path.write_bytes(b"half a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", fill_the_disk)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save(state, tmp_path)
+    restored = checkpoint.load(config(), tmp_path)
+    assert (restored.step, restored.points) == (0, 1)
+    assert_same(finish(restored), run())
+
+
+def test_the_diverging_case_diverges_inside_its_second_epoch():
+    row = run(CASES["diverging"]).row
+    assert row["status"] == "diverged"
+    assert row["steps"] == 5
+    assert math.isnan(row["bound/theorem2_closed_form"])

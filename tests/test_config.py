@@ -1,0 +1,332 @@
+"""Every field of a trial at and beyond its bounds, the cross-field checks, and the trial's name."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from gisgd_ray.config import (
+    TRAIN_SIZES,
+    DataConfig,
+    FloodingConfig,
+    MLPConfig,
+    TrialConfig,
+    flatten,
+    num_train_samples,
+    unflatten,
+)
+from gisgd_ray.search_space import field_paths
+
+DATASETS = ["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"]
+TINY = 5e-324  # the smallest positive float
+ABOVE_ONE = math.nextafter(1, 2)
+BELOW_ONE = math.nextafter(1, 0)
+BIGGEST = 2**63 - 1  # what a table's column holds
+
+# Written by hand: of every field, values at its very edge and the nearest ones beyond it.
+FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
+    "data.dataset": (DATASETS, ["MNIST", "imagenet", "", 1, None]),
+    "data.train_fraction": ([0.02, 1, 1.0], [0, -TINY, ABOVE_ONE, None, "all"]),
+    "data.label_noise": ([0, TINY, 1], [-TINY, ABOVE_ONE, None]),
+    "model.name": (["mlp", "alexnet"], ["cnn", "MLP", None, 0]),
+    "model.width": ([1, 10_000, BIGGEST], [0, -1, 1.5, 2**63, None, "wide"]),
+    "model.filters": ([1, 64, BIGGEST], [0, -1, 1.5, 2**63, None]),
+    "scheme.name": (["sgd", "flooding"], ["gmp", "SGD", None, 0]),
+    "scheme.level": ([0, TINY, 1e3], [-TINY, None, "low"]),
+    "training.learning_rate": ([TINY, 1e308], [0, -0.1, None, "fast", [0.1]]),
+    "training.batch_size": ([2, 20.0, "20", 4000], [0, -1, 1.5, 4001, None]),
+    "training.last_batch": (["keep", "drop"], ["pad", True, None]),
+    "training.loss": (["cross_entropy", "squared"], ["mse", None]),
+    "training.initialization": (["pytorch", "xavier"], ["kaiming", None]),
+    "training.momentum": ([0, TINY, BELOW_ONE], [-TINY, 1, None]),
+    "training.nesterov": ([False], [2, "maybe", None]),
+    "training.weight_decay": ([0, TINY, 10], [-TINY, None]),
+    "training.lr_milestones": ([[], [1], [1, 2, 400]], [[0], [2, 1], [3, 3], [1.5], 5, None]),
+    "training.lr_factor": ([TINY, 1, 2], [0, -1, None]),
+    "training.stop_loss": ([None, TINY, 5], [0, -1, "never"]),
+    "training.stop_at_full_accuracy": ([None, True, False], ["sometimes", 2]),
+    "training.max_epochs": ([1, BIGGEST], [0, 1.5, 2**63, None]),
+    "training.max_steps": ([None, 1, BIGGEST], [0, 1.5, 2**63]),
+    "training.divergence_loss": ([TINY, 1e308], [0, -1, None]),
+    "training.evaluation.every": ([1, BIGGEST], [0, 1.5, 2**63, None]),
+    "training.evaluation.unit": (["epoch", "step"], ["second", None]),
+    "measurement.dispersion": ([True, False], ["often", 2, None]),
+    "measurement.hessian_trace": (["auto", "exact", "pyhessian", "off"], ["on", False, None]),
+    "measurement.hessian_schedule": ([None, {"every": 2}], [1, "epoch", {"each": 2}]),
+    "measurement.hessian_schedule.every": ([1, BIGGEST], [0, 1.5, 2**63, None]),
+    "measurement.hessian_schedule.unit": (["epoch", "step"], ["second", None]),
+    "measurement.hessian_samples": ([None, 1, BIGGEST], [0, 1.5, 2**63]),
+    "measurement.hessian_probes": ([2, BIGGEST], [1, 1.5, 2**63, None]),
+    "measurement.noise_stds": ([[TINY], [1, 1e-3]], [[], [0.0], [0.1, -1], 0.1, [None], None]),
+    "seed": ([0, 1, BIGGEST], [-1, 0.5, 2**63, None]),
+}
+VARIANT = {"model.filters": ("model.name", "alexnet"), "scheme.level": ("scheme.name", "flooding")}
+NUMBERS = [p for p, (_, bad) in FIELDS.items() if any(v in bad for v in (-TINY, 0, 1.5))]
+NUMBERS += ["training.lr_milestones", "measurement.noise_stds"]
+
+
+def trial(fields: dict[str, Any]) -> TrialConfig:
+    """A trial from fields under dotted paths; the model or scheme that has them is chosen."""
+    chosen = dict(VARIANT[path] for path in fields if path in VARIANT)
+    nested = unflatten(chosen | fields)
+    for section, name in (("model", "mlp"), ("scheme", "sgd")):
+        if section in nested:
+            nested[section].setdefault("name", name)
+    return TrialConfig.model_validate(nested)
+
+
+def message(fields: dict[str, Any]) -> str:
+    """What is said of a trial that is refused."""
+    with pytest.raises(ValidationError) as caught:
+        trial(fields)
+    return str(caught.value.errors()[0]["msg"]).removeprefix("Value error, ")
+
+
+def submodels() -> list[type[BaseModel]]:
+    owners = {owner for owners in field_paths().values() for owner, _ in owners}
+    return sorted(owners | {TrialConfig}, key=lambda model: model.__name__)
+
+
+# ---------------------------------------------------------------- fields and their bounds
+
+
+def test_the_table_names_every_field() -> None:
+    assert list(FIELDS) == list(field_paths())
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [(p, v) for p, (good, _) in FIELDS.items() for v in good]
+)
+def test_accepted_at_the_edge(path: str, value: Any) -> None:
+    flat = trial({path: value}).flat()
+    if path == "measurement.hessian_schedule" and value is not None:
+        assert flat[f"{path}.every"] == 2
+    elif path == "training.batch_size":
+        assert flat[path] == int(value)
+        assert type(flat[path]) is int
+    else:
+        assert flat[path] == value
+
+
+@pytest.mark.parametrize(("path", "value"), [(p, v) for p in FIELDS for v in FIELDS[p][1]])
+def test_refused_beyond_the_edge(path: str, value: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        trial({path: value})
+    said = caught.value.errors()[0]
+    # A tagged union is told at the tag's section, and names its variant in the place.
+    place = [str(part) for part in said["loc"] if part not in ("mlp", "alexnet", "flooding")]
+    assert ".".join(place).startswith(path.removesuffix(".name")) or path in said["msg"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "nan", "inf"])
+@pytest.mark.parametrize("path", NUMBERS)
+def test_nan_and_infinity_are_refused(path: str, value: Any) -> None:
+    for bad in (value, [value]):
+        with pytest.raises(ValidationError):
+            trial({path: bad})
+
+
+def test_mnist5k_is_the_default_and_needs_nothing() -> None:
+    config = TrialConfig()
+    assert config == trial({}) == TrialConfig.model_validate({})
+    assert (config.data.dataset, config.model.name, config.scheme.name) == ("mnist5k", "mlp", "sgd")
+    assert config.training.outside_theorem() is None
+
+
+@pytest.mark.parametrize("model", submodels(), ids=lambda model: model.__name__)
+def test_every_model_is_frozen_closed_and_described(model: type[BaseModel]) -> None:
+    value = model()
+    for name, info in model.model_fields.items():
+        assert info.description, f"{model.__name__}.{name}"
+        assert not info.description.endswith(".")
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(value, name, getattr(value, name))
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        model.model_validate({"surprise": 1, **value.model_dump()})
+    assert model.__doc__
+    assert hash(value) == hash(model())
+
+
+# ---------------------------------------------------------------- fields that depend on others
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_a_batch_holds_at_most_all_samples(dataset: str) -> None:
+    n = TRAIN_SIZES[dataset]
+    assert trial({"data.dataset": dataset, "training.batch_size": n}).training.batch_size == n
+    assert message({"data.dataset": dataset, "training.batch_size": n + 1}) == (
+        f"training.batch_size = {n + 1} exceeds the {n} training samples of data.dataset = "
+        f"{dataset!r} at data.train_fraction = 1; choose at most {n}"
+    )
+
+
+def test_the_train_fraction_counts() -> None:
+    assert num_train_samples(DataConfig(train_fraction=0.5)) == 2000
+    assert num_train_samples(DataConfig(train_fraction=0.0003)) == 1  # never an empty set
+    assert trial({"data.train_fraction": 0.5, "training.batch_size": 2000})
+    assert message({"data.train_fraction": 0.5, "training.batch_size": 2001}) == (
+        "training.batch_size = 2001 exceeds the 2000 training samples of data.dataset = 'mnist5k' "
+        "at data.train_fraction = 0.5; choose at most 2000"
+    )
+
+
+def test_a_last_batch_of_one_has_no_dispersion() -> None:
+    ragged = {"training.batch_size": 1333}  # 4000 = 3 * 1333 + 1
+    assert message(ragged) == (
+        "training.batch_size = 1333 gives a last batch (n = 4000) of a single sample, whose "
+        "dispersion is undefined; choose another batch size, training.last_batch = 'drop' or "
+        "measurement.dispersion = false"
+    )
+    assert trial({**ragged, "training.last_batch": "drop"})
+    assert trial({**ragged, "measurement.dispersion": False})
+    assert trial({"training.batch_size": 1332})  # the last one holds 4
+    assert trial({"training.batch_size": 3999, "training.last_batch": "drop"})
+    assert "3999" in message({"training.batch_size": 3999})
+
+
+@pytest.mark.parametrize("last_batch", ["keep", "drop"])
+def test_batches_of_one_have_no_dispersion(last_batch: str) -> None:
+    single = {"training.batch_size": 1, "training.last_batch": last_batch}
+    assert message(single) == (
+        "training.batch_size = 1 gives batches of a single sample, whose dispersion is undefined; "
+        "choose at least 2, or measurement.dispersion = false"
+    )
+    assert trial({**single, "measurement.dispersion": False})
+
+
+def test_nesterov_needs_momentum() -> None:
+    assert message({"training.nesterov": True}) == (
+        "training.nesterov = true needs training.momentum > 0, but it is 0"
+    )
+    assert trial({"training.nesterov": True, "training.momentum": 0.9})
+
+
+def test_milestones_ascend() -> None:
+    assert message({"training.lr_milestones": [20, 10]}) == (
+        "training.lr_milestones = [20, 10] must be epochs from 1, ascending"
+    )
+
+
+def test_what_leaves_the_theorem_is_named() -> None:
+    both = trial({"training.momentum": 0.9, "training.weight_decay": 5e-4}).training
+    assert both.outside_theorem() == "momentum 0.9, weight decay 0.0005"
+    assert trial({"training.momentum": 0.5}).training.outside_theorem() == "momentum 0.5"
+
+
+@pytest.mark.parametrize(
+    ("section", "foreign"),
+    [
+        ("model", {"name": "mlp", "filters": 3}),
+        ("model", {"name": "alexnet", "width": 3}),
+        ("scheme", {"name": "sgd", "level": 0.1}),
+    ],
+)
+def test_a_variant_has_no_field_of_another(section: str, foreign: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs") as caught:
+        TrialConfig.model_validate({section: foreign})
+    assert caught.value.errors()[0]["loc"] == (section, foreign["name"], list(foreign)[1])
+
+
+def test_the_tag_chooses_the_variant() -> None:
+    assert isinstance(trial({"model.width": 7}).model, MLPConfig)
+    assert trial({"model.name": "alexnet", "model.filters": 7}).model.model_dump() == {
+        "name": "alexnet",
+        "filters": 7,
+    }
+    assert trial({"scheme.name": "flooding"}).scheme == FloodingConfig(level=0.02)
+    with pytest.raises(ValidationError, match="does not match any of the expected tags: 'mlp', 'a"):
+        trial({"model.name": "resnet"})
+
+
+# ---------------------------------------------------------------- the trial's name
+
+PINNED = {
+    "default": (TrialConfig(), "7abe31243446"),
+    "every kind of value": (
+        TrialConfig.model_validate(
+            {
+                "data": {"dataset": "cifar10", "label_noise": 0.2},
+                "model": {"name": "alexnet", "filters": 32},
+                "scheme": {"name": "flooding", "level": 0.1},
+                "training": {"learning_rate": 1e-3, "stop_loss": None, "lr_milestones": (5, 9)},
+                "measurement": {"dispersion": False, "hessian_schedule": {"every": 3}},
+                "seed": 7,
+            }
+        ),
+        "07f187d1d7c8",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_pinned_ids(name: str) -> None:
+    """A changed id orphans every result on disk: change these only on purpose."""
+    config, trial_id = PINNED[name]
+    assert config.trial_id == trial_id
+
+
+def test_equal_configs_have_equal_ids() -> None:
+    whole = trial({"training.learning_rate": 1, "training.weight_decay": 0, "model.width": 64})
+    same = TrialConfig.model_validate_json(
+        '{"model": {"width": 64.0, "name": "mlp"}, "seed": 0,'
+        ' "training": {"weight_decay": 0.0, "learning_rate": 1.0}}'
+    )
+    assert whole == same
+    assert whole.trial_id == same.trial_id
+    assert TrialConfig.model_validate(whole.model_dump(mode="json")).trial_id == whole.trial_id
+    assert TrialConfig.model_validate_json(whole.model_dump_json()).trial_id == whole.trial_id
+    assert trial(whole.flat()).trial_id == whole.trial_id
+    assert trial({"training.lr_milestones": (1, 2)}).trial_id == (
+        trial({"training.lr_milestones": [1, 2]}).trial_id
+    )
+
+
+@pytest.mark.parametrize("path", FIELDS)
+def test_any_changed_field_changes_the_id(path: str) -> None:
+    default = field_paths()[path][0][1].default
+    values = [*FIELDS[path][0], True] if path == "training.nesterov" else FIELDS[path][0]
+    value = next(v for v in reversed(values) if v != default)
+    base: dict[str, Any] = {"training.momentum": 0.5}
+    if path in VARIANT:
+        base |= dict([VARIANT[path]])
+    if path.startswith("measurement.hessian_schedule."):
+        base["measurement.hessian_schedule.every"] = 5
+    changed = trial(base | {path: value})
+    assert changed != trial(base)
+    assert changed.trial_id != trial(base).trial_id
+
+
+def test_neighbouring_floats_have_different_ids() -> None:
+    ids = {trial({"training.learning_rate": v}).trial_id for v in (0.1, math.nextafter(0.1, 1))}
+    assert len(ids) == 2
+    assert all(len(name) == 12 and set(name) <= set("0123456789abcdef") for name in ids)
+
+
+# ---------------------------------------------------------------- flat and nested
+
+
+@pytest.mark.parametrize(
+    ("nested", "flat"),
+    [
+        ({}, {}),
+        ({"a": 1}, {"a": 1}),
+        ({"a": {"b": {"c": None}, "d": [{"e": 2}]}}, {"a.b.c": None, "a.d": [{"e": 2}]}),
+        ({"a": {"b": 1}, "c": 0, "d": ()}, {"a.b": 1, "c": 0, "d": ()}),
+    ],
+)
+def test_flatten_and_unflatten(nested: dict[str, Any], flat: dict[str, Any]) -> None:
+    assert flatten(nested) == flat
+    assert unflatten(flat) == nested
+    assert unflatten(dict(reversed(flat.items()))) == nested
+
+
+def test_flat_names_every_field_of_the_trial_and_nothing_else() -> None:
+    expected = {p for p in FIELDS if not p.startswith("measurement.hessian_schedule.")}
+    assert set(TrialConfig().flat()) == expected - {"model.filters", "scheme.level"}
+    scheduled = trial({"measurement.hessian_schedule.every": 2}).flat()
+    assert scheduled["measurement.hessian_schedule.unit"] == "epoch"
+    for config, _ in PINNED.values():
+        assert TrialConfig.model_validate(unflatten(config.flat())) == config
+        assert json.loads(json.dumps(config.flat())) == config.flat()

@@ -1,0 +1,209 @@
+"""The final row: every column there, and every number again by hand from the series."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gisgd_ray import training
+from gisgd_ray.config import TrialConfig
+from gisgd_ray.models import num_parameters
+from tests import reference
+from tests.runs import Finished, config, run
+
+pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+
+NAMES = [
+    *("status", "stop_reason", "outside_theorem", "steps", "epochs"),
+    *("num_samples", "num_parameters", "data/normalization_mean", "data/normalization_std"),
+    *("train/loss", "train/accuracy", "test/loss", "test/accuracy", "gap/loss", "gap/accuracy"),
+    *("measure/gradient_dispersion", "measure/per_sample_dispersion", "measure/gradient_norm"),
+    *("measure/hessian_trace", "measure/hessian_trace_stderr", "measure/hessian_trace_estimator"),
+    *("measure/subgaussian_constant", "measure/ill_conditioned_steps"),
+    *("sum/lr2_dispersion", "sum/lr2_gradient_norm2"),
+    *("term/trajectory_factor", "term/flatness_factor"),
+    *("term/trajectory_at_optimum", "term/flatness_at_optimum", "term/optimal_noise_std"),
+    "term/theorem2_trajectory_at_optimum",
+    *(f"term/theorem2_trajectory@{noise_std}" for noise_std in ("0.01", "0.0001", "1e-06")),
+    *("bound/theorem2_closed_form", "bound/lemma7", "bound/undefined_reason"),
+    *("time/training_s", "time/measuring_s"),
+]
+
+RAGGED = {"training.lr_milestones": [2], "training.lr_factor": 0.5}
+
+
+def by_hand(finished: Finished) -> dict[str, Any]:
+    """R, n, d, T and the per-step columns, from the raw series."""
+    series = finished.series
+    b = series.batch_size
+    s2 = b / (b - 1) * (series.mean_squared_norm - series.squared_gradient_norm)
+    return {
+        "radius": (max(series.loss_max) - min(series.loss_min)) / 2,
+        "n": 200,
+        "d": 784 * 16 + 16 + 16 * 10 + 10,
+        "rates": series.learning_rate.tolist(),
+        "v": (s2 / b).tolist(),
+        "s2": s2.tolist(),
+        "g2": series.squared_gradient_norm.tolist(),
+    }
+
+
+class TestNumbers:
+    def test_every_name_is_there(self):
+        row = run(RAGGED).row
+        assert set(NAMES) <= set(row)
+        measured = [name for name in NAMES if name.partition("/")[0] not in ("bound", "time")]
+        for name in measured:
+            assert row[name] is not None or name == "outside_theorem", name
+        assert all(math.isfinite(row[name]) for name in NAMES if isinstance(row[name], float))
+
+    def test_closed_form_bounds(self):
+        finished = run(RAGGED)
+        row, hand = finished.row, by_hand(finished)
+        shared = {
+            "radius": hand["radius"],
+            "num_samples": hand["n"],
+            "learning_rates": hand["rates"],
+            "trace": row["measure/hessian_trace"],
+        }
+        ours = reference.eq3(**shared, energies=hand["v"])
+        assert row["bound/theorem2_closed_form"] == pytest.approx(ours, rel=1e-9)
+        lemma7 = reference.eq3(**shared, energies=hand["g2"])
+        assert row["bound/lemma7"] == pytest.approx(lemma7, rel=1e-9)
+        # The same again from the row alone, as a reader of the table would.
+        product = row["sum/lr2_dispersion"] * row["measure/hessian_trace"]
+        constants = row["measure/subgaussian_constant"] ** 2 * row["steps"] / row["num_samples"]
+        assert 1.5 * (constants * product) ** (1 / 3) == pytest.approx(ours, rel=1e-9)
+        factors = row["term/trajectory_factor"] * row["term/flatness_factor"]
+        assert 1.5 * factors ** (1 / 3) == pytest.approx(ours, rel=1e-9)
+
+    def test_sums_and_means(self):
+        finished = run(RAGGED)
+        row, hand = finished.row, by_hand(finished)
+        assert row["measure/subgaussian_constant"] == pytest.approx(hand["radius"], rel=1e-12)
+        for name, energies in (
+            ("sum/lr2_dispersion", hand["v"]),
+            ("sum/lr2_gradient_norm2", hand["g2"]),
+        ):
+            total = math.fsum(r * r * e for r, e in zip(hand["rates"], energies, strict=True))
+            assert row[name] == pytest.approx(total, rel=1e-12)
+        means = {
+            "measure/gradient_dispersion": np.mean(hand["v"]),
+            "measure/per_sample_dispersion": np.mean(hand["s2"]),
+            "measure/gradient_norm": np.mean(np.sqrt(hand["g2"])),
+        }
+        assert {name: row[name] for name in means} == pytest.approx(means, rel=1e-12)
+        assert row["measure/ill_conditioned_steps"] == 0
+
+    def test_terms_of_eq_2_at_every_noise_std_and_at_the_optimum(self):
+        finished = run(RAGGED | {"measurement.noise_stds": [0.05, 1e-5]})
+        row, hand = finished.row, by_hand(finished)
+
+        def eq2(noise_std: float) -> float:
+            logs = [
+                math.log1p(r * r * v / (hand["d"] * noise_std**2))
+                for r, v in zip(hand["rates"], hand["v"], strict=True)
+            ]
+            return math.sqrt(hand["radius"] ** 2 * hand["d"] / hand["n"] * math.fsum(logs))
+
+        assert row["num_parameters"] == num_parameters(finished.state.model) == hand["d"]
+        assert row["term/theorem2_trajectory@0.05"] == pytest.approx(eq2(0.05), rel=1e-9)
+        assert row["term/theorem2_trajectory@1e-05"] == pytest.approx(eq2(1e-5), rel=1e-9)
+        # sigma* minimises A/sigma + B sigma^2; the two terms there add up to Eq. 3.
+        total = math.fsum(r * r * v for r, v in zip(hand["rates"], hand["v"], strict=True))
+        a = math.sqrt(hand["radius"] ** 2 / hand["n"] * total)
+        b = len(hand["v"]) / 2 * row["measure/hessian_trace"]
+        best = row["term/optimal_noise_std"]
+        assert best == pytest.approx((a / (2 * b)) ** (1 / 3), rel=1e-9)
+        assert row["term/trajectory_at_optimum"] == pytest.approx(a / best, rel=1e-9)
+        assert row["term/flatness_at_optimum"] == pytest.approx(b * best**2, rel=1e-9)
+        assert row["term/theorem2_trajectory_at_optimum"] == pytest.approx(eq2(best), rel=1e-9)
+
+    def test_run_facts(self):
+        row = run(RAGGED).row
+        assert row["status"] == "finished"
+        assert (row["steps"], row["epochs"], row["num_samples"]) == (12, 3.0, 200)
+        assert len(row["data/normalization_mean"]) == len(row["data/normalization_std"]) == 1
+        assert row["bound/undefined_reason"] is None
+        assert row["outside_theorem"] is None
+        assert row["measure/hessian_trace_estimator"] == "exact"
+        assert row["measure/hessian_trace_stderr"] == 0
+        assert row["time/training_s"] > 0
+
+    def test_the_last_point_agrees_with_the_row(self):
+        finished = run(RAGGED)
+        last = finished.points[-1]
+        per_point = {name for name in last if name.startswith("measure/") and "trace" not in name}
+        per_point -= {"measure/subgaussian_constant"}
+        assert len(per_point) == 3  # means since the point before, over the whole run in the row
+        for name in set(last) - per_point - {"step", "epoch"}:
+            assert last[name] == finished.row[name], name
+
+    def test_probed_trace_carries_its_error(self):
+        row = run({"measurement.hessian_trace": "pyhessian", "measurement.hessian_probes": 30}).row
+        assert row["measure/hessian_trace_estimator"] == "pyhessian"
+        assert row["measure/hessian_trace_stderr"] > 0
+        difference = row["measure/hessian_trace"] - run().row["measure/hessian_trace"]
+        assert abs(difference) < 3 * row["measure/hessian_trace_stderr"]
+
+
+class TestOutsideTheTheorem:
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"training.momentum": 0.9}, "momentum 0.9"),
+            ({"training.weight_decay": 1e-4}, "weight decay 0.0001"),
+            (
+                {"training.momentum": 0.5, "training.weight_decay": 0.1},
+                "momentum 0.5, weight decay 0.1",
+            ),
+        ],
+    )
+    def test_is_said_in_the_row(self, changes, said):
+        assert run(changes | {"training.max_steps": 2}).row["outside_theorem"] == said
+
+
+class TestUndefined:
+    CLOSED = ("bound/theorem2_closed_form", "bound/lemma7", "term/optimal_noise_std")
+
+    def test_without_dispersion(self):
+        row = run({"measurement.dispersion": False}).row
+        assert all(math.isnan(row[name]) for name in self.CLOSED)
+        assert math.isnan(row["measure/gradient_dispersion"])
+        assert math.isnan(row["sum/lr2_dispersion"])
+        assert "dispersion was not measured" in row["bound/undefined_reason"]
+        # R and the curvature need no gradients of single samples.
+        assert row["measure/subgaussian_constant"] == run().row["measure/subgaussian_constant"]
+        assert row["measure/hessian_trace"] == run().row["measure/hessian_trace"]
+
+    def test_without_a_trace(self):
+        row = run({"measurement.hessian_trace": "off"}).row
+        assert all(math.isnan(row[name]) for name in self.CLOSED)
+        assert "hessian_trace is off" in row["bound/undefined_reason"]
+        assert row["term/trajectory_factor"] == run().row["term/trajectory_factor"]
+
+    @pytest.mark.parametrize("trace", [-2.5, 0.0, math.nan, math.inf])
+    def test_with_a_trace_that_is_not_positive(self, trace, monkeypatch):
+        """Reported as it came, and the bound is NaN with the reason: never a clamped number."""
+        found = training.HessianTrace(trace, 1.0, "pyhessian")
+        monkeypatch.setattr(training, "hessian_trace", lambda *_, **__: found)
+        state = training.start(config({"training.max_steps": 1}))
+        while state.stopped is None:
+            training.advance(state)
+        row = training.summary(state)
+        assert row["measure/hessian_trace"] == pytest.approx(trace, nan_ok=True)
+        assert all(math.isnan(row[name]) for name in self.CLOSED)
+        assert f"{trace:.4g}" in row["bound/undefined_reason"]
+
+    def test_before_the_first_step(self):
+        row = run({"training.stop_loss": 10.0}).row
+        assert (row["status"], row["stop_reason"], row["steps"]) == ("finished", "stop_loss", 0)
+        assert all(math.isnan(row[name]) for name in self.CLOSED)
+        assert row["bound/undefined_reason"] == "no training step was taken"
+        assert row["measure/hessian_trace"] > 0
+
+
+def test_row_has_no_column_of_the_configuration():
+    """Rows are merged with the flattened config: a shared name would hide one of the two."""
+    assert not set(run().row) & set(TrialConfig().flat())

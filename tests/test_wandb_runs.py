@@ -1,0 +1,195 @@
+"""W&B runs: what is written offline, and that no fault of W&B's reaches the trial."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from wandb.errors import CommError
+
+from gisgd_ray.reporting import wandb_runs
+from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings, chosen_mode
+
+CONFIG = {"training.learning_rate": 0.1, "scheme.name": "sgd"}
+
+
+def settings(folder: Path, mode: Any = "offline") -> WandbSettings:
+    return WandbSettings(mode=mode, folder=str(folder), group="lr_batch", project="p")
+
+
+def wait_for(record: Path, content: bytes) -> None:
+    for _ in range(100):
+        if content in record.read_bytes():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{content!r} is not in {record.name} after 10 s")
+
+
+@pytest.fixture(autouse=True)
+def _no_wandb_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(WandbRun, "_unreachable_until", 0.0)
+
+
+def test_offline_run_holds_config_points_and_summary(tmp_path: Path) -> None:
+    run = WandbRun(settings(tmp_path), trial_id="abc123", name="lr=0.1", config=CONFIG)
+    for step in (0, 10):
+        run.log({"step": step, "train/loss": 1.0 / (step + 1)})
+    run.finish({"status": "finished", "bound/theorem2_closed_form": 12.5})
+    assert run.status == "offline"
+    (record,) = tmp_path.glob("wandb/offline-run-*-abc123/*.wandb")
+    wait_for(record, b"12.5")  # finish() returns shortly before its service has written all
+    text = record.read_bytes()
+    for expected in (b"abc123", b"lr_batch", b"training.learning_rate", b"train/loss"):
+        assert expected in text
+    leet = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(record)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if leet.returncode == 0:  # a convenience of newer clients: then the content is checked too
+        assert json.dumps(12.5) in leet.stdout
+
+
+def test_disabled_writes_nothing(tmp_path: Path) -> None:
+    run = WandbRun(settings(tmp_path, "disabled"), trial_id="a", name="a", config=CONFIG)
+    run.log({"step": 0})
+    run.finish({"status": "finished"})
+    assert run.status == "disabled"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_client_that_cannot_start_is_told_and_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(**arguments: Any) -> Any:
+        raise OSError("the service process died")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    run = WandbRun(settings(tmp_path), trial_id="a", name="a", config=CONFIG)
+    run.log({"step": 0})
+    run.finish({"status": "finished"})
+    assert run.status == "off: OSError: the service process died"
+
+
+def test_a_folder_that_cannot_be_made_is_survived(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    run = WandbRun(settings(blocked / "below"), trial_id="a", name="a", config=CONFIG)
+    run.finish({"status": "finished"})
+    assert run.status.startswith("off: NotADirectoryError")
+
+
+UNREACHABLE = """
+import sys
+import wandb
+from gisgd_ray.reporting import wandb_runs
+wandb_runs.INIT_TIMEOUT_S = 2.0
+modes, real = [], wandb.init
+def spied(**arguments):
+    modes.append(arguments["mode"])
+    return real(**arguments)
+wandb.init = spied
+print(*wandb_runs.chosen_mode(), sep="|")
+settings = wandb_runs.WandbSettings(mode="online", folder=sys.argv[1], group="g", project="p")
+for name in ("first", "second"):
+    run = wandb_runs.WandbRun(settings, trial_id=name, name=name, config={})
+    run.log({"step": 0, "train/loss": 1.0})
+    run.finish({"status": "finished"})
+    print(run.status)
+print(modes)
+"""
+
+
+def in_fresh_process(code: str, *arguments: str, **environment: str) -> list[str]:
+    """The lines a snippet prints; W&B reads keys and addresses once per process."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=clean | environment,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+def test_an_unreachable_server_means_offline_and_is_asked_once(tmp_path: Path) -> None:
+    login, first, second, modes = in_fresh_process(
+        UNREACHABLE,
+        str(tmp_path),
+        WANDB_BASE_URL="http://127.0.0.1:9",
+        WANDB_API_KEY="a" * 40,
+    )
+    assert login == "online|this user has logged in"
+    assert first.startswith("offline: CommError: ")
+    assert second == "offline: the server did not answer an earlier trial"
+    assert modes.count("online") == 1
+    for name in ("first", "second"):
+        (record,) = tmp_path.glob(f"wandb/offline-run-*-{name}/*.wandb")
+        wait_for(record, b"train/loss")
+
+
+def test_a_malformed_key_is_told() -> None:
+    code = "from gisgd_ray.reporting.wandb_runs import chosen_mode; print(*chosen_mode(), sep='|')"
+    (line,) = in_fresh_process(code, WANDB_API_KEY="short")
+    assert line.startswith("offline|the login does not work: WANDB_API_KEY invalid")
+
+
+def test_a_fault_while_logging_ends_logging_only(tmp_path: Path) -> None:
+    class Faulty:
+        def log(self, point: Any) -> None:
+            raise CommError("connection reset")
+
+    run = WandbRun(settings(tmp_path, "disabled"), trial_id="a", name="a", config=CONFIG)
+    run._run = Faulty()
+    run.log({"step": 0})
+    run.log({"step": 1})
+    assert run.status == "off: CommError: connection reset"
+
+
+def test_a_finish_that_hangs_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    release = threading.Event()
+
+    class Hanging:
+        summary: dict[str, Any] = {}
+
+        def finish(self, exit_code: int) -> None:
+            release.wait(30)
+
+    monkeypatch.setattr(wandb_runs, "FINISH_TIMEOUT_S", 0.1)
+    run = WandbRun(settings(tmp_path, "disabled"), trial_id="a", name="a", config=CONFIG)
+    run._run = Hanging()
+    run.finish({"status": "finished"})
+    release.set()
+    assert run.status == "off: TimeoutError: W&B did not take the run within 0.1 s"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("offline", "offline"), ("dryrun", "offline"), ("disabled", "disabled"), ("online", "online")],
+)
+def test_wandb_mode_decides(value: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", value)
+    assert chosen_mode() == (expected, f"WANDB_MODE is {value}")
+
+
+def test_without_login_it_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb, "login", lambda **arguments: False)
+    assert chosen_mode()[0] == "offline"
+
+
+def test_with_login_it_is_online(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb, "login", lambda **arguments: True)
+    assert chosen_mode()[0] == "online"
