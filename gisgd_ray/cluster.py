@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ _RAY_ENVIRONMENT = {
 def connect(*, address: str | None = None, start_local: bool = True) -> str:
     """Join the running Ray cluster, or start a local one; returns a sentence that says which.
 
-    ``address`` as for ``ray.init``; None tries ``RAY_ADDRESS`` and a cluster on this host first.
+    ``address`` as for ``ray.init``; None tries ``RAY_ADDRESS``, then the cluster of this host.
     Without a cluster and with ``start_local`` false, nothing is started and the result is "".
     """
     os.environ.update({k: os.environ.get(k, v) for k, v in _RAY_ENVIRONMENT.items()})
@@ -37,15 +38,16 @@ def connect(*, address: str | None = None, start_local: bool = True) -> str:
     # job's trials have the job's own, and Ray refuses to be told a variable twice.
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     wandb = {k: v for k, v in os.environ.items() if k.startswith("WANDB_") and not submitted}
+    named = address or os.environ.get("RAY_ADDRESS")
+    running = None if address == "local" else named or started_cluster()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if address != "local":
+        if running is not None:
             try:
-                ray.init(address=address or "auto", runtime_env={"env_vars": wandb}, **quiet)
+                ray.init(address=running, runtime_env={"env_vars": wandb}, **quiet)
                 return f"joined the running Ray cluster ({num_nodes()} nodes, {_totals()})"
             except ConnectionError:
-                if address is not None or os.environ.get("RAY_ADDRESS"):
-                    named = address or os.environ["RAY_ADDRESS"]
+                if named is not None:
                     raise UserError(
                         f"no Ray cluster answers at {named}; start it, or unset RAY_ADDRESS to "
                         "run on this machine alone"
@@ -54,6 +56,26 @@ def connect(*, address: str | None = None, start_local: bool = True) -> str:
             return ""
         ray.init(address="local", include_dashboard=False, **quiet)
         return f"no Ray cluster is running: started Ray on this machine ({_totals()})"
+
+
+def started_cluster() -> str | None:
+    """Address of the cluster that ``ray start`` (or ``ray up``) runs on this host, or None.
+
+    Ray's own "auto" would also join the private Ray of another script on this host, and lose its
+    trials when that script ends.
+    """
+    from ray._private.utils import read_ray_address
+
+    address: str | None = read_ray_address()
+    if not address:
+        return None
+    host, _, port = address.rpartition(":")
+    try:
+        # The note outlives its cluster: see whether anybody is there.
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return None
+    return address
 
 
 def num_nodes() -> int:

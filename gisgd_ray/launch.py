@@ -260,10 +260,17 @@ def _tune_callback(recorder: _Recorder) -> Any:
 
         def on_trial_error(self, trial: Any, **_info: Any) -> None:
             if self.recorder is not None:
-                error = str(trial.get_error() or "the worker was lost")
-                self.recorder.failed(_id_of(trial), error)
+                self.recorder.failed(_id_of(trial), _traceback_of(trial))
 
     return Callback(recorder)
+
+
+def _traceback_of(trial: Any) -> str:
+    """The failure as Ray wrote it on this machine; its storage has it only later."""
+    try:
+        return Path(trial.error_file).read_text()
+    except (OSError, TypeError):
+        return "the worker was lost, and no traceback with it"
 
 
 def _id_of(trial: Any) -> str:

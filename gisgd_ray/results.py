@@ -89,7 +89,7 @@ class Journal:
     def read(self, trial_id: str) -> TrialRecord:
         """What the journal holds of one trial; a point or step told twice counts once, the later.
 
-        A trial continued from a checkpoint repeats what it had told after that checkpoint.
+        A trial continued from a checkpoint tells again all that came after that checkpoint.
         """
         points: dict[int, Row] = {}
         stretches: list[tuple[int, StepSeries]] = []
@@ -101,6 +101,7 @@ class Journal:
             elif kind == "steps":
                 columns = {name: _decode(text) for name, text in line["columns"].items()}
                 stretches.append((line["after"], StepSeries(**columns)))
+                points = {step: point for step, point in points.items() if step <= line["after"]}
             else:
                 row = line
         ordered = [points[step] for step in sorted(points)]

@@ -127,6 +127,18 @@ class TestExact:
         other = reference.hessian_trace(model, x, others, loss)
         assert found.value == pytest.approx(other, rel=1e-6)
 
+    def test_batchnorm_without_weights_counts_as_it_is_in_evaluation_mode(self):
+        """The model trains, the trace is of the network that evaluates."""
+        model, x, y = case(small_batchnorm)
+        frozen = nn.BatchNorm2d(3, affine=False).double()
+        frozen.load_state_dict(model[1].state_dict(), strict=False)
+        model[1] = frozen
+        assert model[1].training
+        found = hessian_trace(model, x, y, loss="squared")
+        assert found.estimator == "exact"
+        truth = reference.hessian_trace(model, x, y, "squared")
+        assert found.value == pytest.approx(truth, rel=1e-6)
+
     def test_refuses_what_it_does_not_cover(self):
         for build, obstacle in ((small_tanh, "another kind"), (small_batchnorm, "BatchNorm2d")):
             model, x, y = case(build)

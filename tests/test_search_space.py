@@ -287,7 +287,6 @@ def test_a_fault_is_one_sentence_with_field_and_value(said: str) -> None:
 @pytest.mark.parametrize(
     ("seed", "seeds", "said"),
     [
-        (1.5, 2, "seed = 1.5: input should be a valid integer, got a number with a fractional part"),
         (None, 2, "seed = None: input should be a valid integer"),
         (-1, 3, "seed = -1: input should be greater than or equal to 0"),
         ([0, 1], 2, "seeds = 2 and a grid of seed exclude each other"),

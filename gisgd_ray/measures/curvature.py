@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from gisgd_ray.errors import UserError
 from gisgd_ray.losses import LossName, MeanLoss
 from gisgd_ray.measures.invisible import invisible
-from gisgd_ray.measures.per_sample import PerSampleNorms, uncovered_layer
+from gisgd_ray.measures.per_sample import LayerNorms, uncovered_layer
 from gisgd_ray.models import is_piecewise_linear
 
 
@@ -74,23 +74,21 @@ def exact_trace(model: nn.Module, inputs: Tensor, *, loss: LossName, chunk: int)
             "measurement.hessian_trace = 'exact' needs a piecewise-linear network (linear, plain "
             f"convolution, ReLU, pooling), but {obstacle}; use 'pyhessian' or 'auto'"
         )
-    norms = PerSampleNorms(model)
+    norms = LayerNorms(model)
     total = 0.0
-    for x in inputs.split(chunk):
-        with torch.no_grad():
-            outputs = model(x)
-            weights = outputs.softmax(dim=1).double() if loss == "cross_entropy" else None
-        for k in range(outputs.shape[1]):
-            model.zero_grad(set_to_none=True)
-            scores = model(x)
-            # Cross-entropy of label k, or f_k itself; its mean, so that squared() can scale by b.
-            per_sample = (
-                scores.logsumexp(dim=1) - scores[:, k] if loss == "cross_entropy" else scores[:, k]
-            )
-            with norms.watch():
-                per_sample.mean().backward()
-            squared = norms.squared(len(x)).double()
-            total += float((squared if weights is None else squared * weights[:, k]).sum())
+    try:
+        for x in inputs.split(chunk):
+            with norms.one_forward():
+                scores = model(x)
+                weights = scores.detach().softmax(dim=1).double()
+                for k in range(scores.shape[1]):
+                    if loss == "cross_entropy":
+                        squared = norms.squared_of(scores.logsumexp(dim=1) - scores[:, k])
+                        total += float((squared.double() * weights[:, k]).sum())
+                    else:
+                        total += float(norms.squared_of(scores[:, k]).double().sum())
+    finally:
+        norms.remove()
     return total / len(inputs)
 
 
@@ -99,6 +97,8 @@ def _why_not_exact(model: nn.Module) -> str | None:
     uncovered = uncovered_layer(model)
     if uncovered is not None:
         return f"layer {uncovered}"
+    if any(getattr(module, "inplace", False) for module in model.modules()):
+        return "a layer overwrites the output of the one before (inplace = True)"
     return None if is_piecewise_linear(model) else "it has a layer of another kind"
 
 

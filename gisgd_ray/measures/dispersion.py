@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gisgd_ray.measures.per_sample import PerSampleNorms, gradient_norm_parts, num_norm_parts
+from gisgd_ray.measures.per_sample import gradient_norm_parts, num_norm_parts, per_sample_norms
 from gisgd_ray.models import trainable
 
 Array = NDArray[np.float64]
@@ -104,7 +104,7 @@ class StepMeter:
 
     def __init__(self, model: nn.Module, *, batch_size: int, dispersion: bool, capacity: int = 256):
         self._parameters = trainable(model)
-        self._norms = PerSampleNorms(model) if dispersion else None
+        self._norms = per_sample_norms(model) if dispersion else None
         device = self._parameters[0].device
         dtype = self._parameters[0].dtype
         self._capacity = capacity

@@ -1,149 +1,230 @@
 """Squared norms of per-sample gradients, from the backward pass that training does anyway.
 
-BackPACK's first-order hooks see each layer's input a_i and the gradient d_i at its output. Only
-norms are kept. For a linear layer ||d_i a_i^T||^2 is the product ||d_i||^2 ||a_i||^2; for a
-convolution, with columns x_l of the unfolded input and d_l of the output gradient,
-||sum_l d_l x_l^T||^2 = sum_{l,l'} (d_l . d_l') (x_l . x_l').
+Seen at each layer: its input a_i and the gradient d_i at its output. Only norms are kept. For a
+linear layer ||d_i a_i^T||^2 is the product ||d_i||^2 ||a_i||^2; for a convolution, with columns x_l
+of the unfolded input and d_l of the output gradient,
+||sum_l d_l x_l^T||^2 = sum_{l,l'} (d_l . d_l') (x_l . x_l'). The bias adds ||sum_l d_l||^2.
 
-The two module extensions here replace those of BackPACK's ``BatchL2Grad`` (through its public
-``set_module_extension``): its linear one costs more of a small network's step than the norms are
-worth, and its convolution one always forms the per-sample gradients in memory.
+:class:`LayerNorms` does this for linear and plain convolution layers with two hooks a layer;
+:class:`BackpackNorms` leaves it to BackPACK's ``BatchL2Grad``, which knows more layers but costs a
+third more of a small network's step and forms the per-sample gradients of convolutions in memory.
+:func:`per_sample_norms` chooses.
 """
 
 import warnings
-import warnings
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from backpack import backpack, extend
 from backpack.extensions import BatchL2Grad
-from backpack.extensions.firstorder.base import FirstOrderModuleExtension
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from gisgd_ray.errors import UserError
 
 # The first layer's input needs no gradient, and BackPACK does not ask for it.
-warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients")
-
-
-# The first layer's input needs no gradient; BackPACK's hook there is meant to fire all the same.
 warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
-
-class _LinearSquaredNorm(FirstOrderModuleExtension):  # type: ignore[misc]
-    """Squared gradient norm of weight and bias of a linear layer together, input (b, in).
-
-    The bias gradient of sample i is d_i itself, so both together are ||d_i||^2 (||a_i||^2 + 1).
-    """
-
-    def __init__(self) -> None:
-        super().__init__(params=["weight"])
-
-    def weight(
-        self, ext: Any, module: nn.Linear, g_inp: Any, g_out: tuple[Tensor], backproped: Any
-    ) -> Tensor:
-        del ext, g_inp, backproped
-        squares = _input(module).square().sum(dim=1)
-        if module.bias is not None:
-            squares = squares + 1
-        return squares * g_out[0].square().sum(dim=1)
+BACKPACK_LAYERS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.Embedding,
+)
+"""Layers of which BackPACK 1.7 gives per-sample squared norms (BatchNorm in eval mode only)."""
 
 
-class _Conv2dSquaredNorm(FirstOrderModuleExtension):  # type: ignore[misc]
-    """Squared gradient norm of weight and bias of a convolution together, input (b, C, H, W)."""
+class PerSampleNorms(Protocol):
+    """Use: forward; ``with norms.watch(): losses.mean().backward()``; ``norms.squared(b)``."""
 
-    def __init__(self) -> None:
-        super().__init__(params=["weight"])
+    def watch(self) -> AbstractContextManager[object]:
+        """Context of one ``backward()`` of a batch-mean loss."""
 
-    def weight(
-        self, ext: Any, module: nn.Conv2d, g_inp: Any, g_out: tuple[Tensor], backproped: Any
-    ) -> Tensor:
-        del ext, g_inp, backproped
-        columns = F.unfold(
-            _input(module),
-            module.kernel_size,
-            dilation=module.dilation,
-            padding=cast(tuple[int, int], module.padding),
-            stride=module.stride,
-        )  # (b, k, L): k weights of one filter, L output positions
-        deltas = g_out[0].flatten(start_dim=2)  # (b, m, L): m filters
-        (_, k, positions), m = columns.shape, deltas.shape[1]
-        if positions * (m + k) < m * k:
-            # Few positions: two L x L Gram matrices instead of the m x k gradient.
-            grams = (columns.mT @ columns).mul_(deltas.mT @ deltas)
-            squares = grams.sum(dim=(1, 2))
-        else:
-            squares = (deltas @ columns.mT).square().sum(dim=(1, 2))
-        if module.bias is not None:
-            squares = squares + deltas.sum(dim=2).square().sum(dim=1)
-        return squares
+    def squared(self, batch_size: int) -> Tensor:
+        """||grad l(w, z_i)||^2, shape (b,), of the backward pass just watched; read once."""
 
 
-def _input(module: nn.Module) -> Tensor:
-    """The layer's input that BackPACK kept in the forward pass."""
-    return cast(Tensor, module.input0)
-
-
-class PerSampleNorms:
-    """Per-sample squared gradient norms of a model whose layers process samples independently.
-
-    Linear layers take inputs of shape (b, features). Use: forward pass;
-    ``with norms.watch(): losses.mean().backward()``; ``norms.squared(b)``.
+def per_sample_norms(model: nn.Module) -> PerSampleNorms:
+    """The cheapest estimator that covers the model.
 
     Raises:
-        UserError: a layer with parameters that is not covered (see :func:`uncovered_layer`).
+        UserError: none does; names the layer.
+    """
+    if uncovered_layer(model) is None:
+        return LayerNorms(model)
+    return BackpackNorms(model)
+
+
+class _Seen(NamedTuple):
+    """A layer in the last forward pass."""
+
+    layer: nn.Module
+    inputs: Tensor
+    output: Tensor
+
+
+class LayerNorms:
+    """Per-sample squared gradient norms of linear (input (b, features)) and convolution layers.
+
+    The hooks stay on the model until :meth:`remove`.
+
+    Raises:
+        UserError: a layer that is not covered (see :func:`uncovered_layer`).
     """
 
     def __init__(self, model: nn.Module):
-        self._extension = BatchL2Grad()
-        self._extension.set_module_extension(nn.Linear, _LinearSquaredNorm(), overwrite=True)
-        self._extension.set_module_extension(nn.Conv2d, _Conv2dSquaredNorm(), overwrite=True)
-        self._parameters: list[nn.Parameter] = []
         uncovered = uncovered_layer(model)
         if uncovered is not None:
-            raise UserError(
-                f"measurement.dispersion = true needs linear and plain convolution layers, used "
-                f"once each and with all parameters trainable, but layer {uncovered}; set "
-                "measurement.dispersion = false"
-            )
-        for layer in model.modules():
-            if not list(layer.parameters(recurse=False)):
-                # Layers without parameters need no hook: leaving them out saves half the cost.
-                continue
-            extend(layer)
-            self._parameters.append(cast(nn.Parameter, layer.weight))
+            raise UserError(_refusal("linear and plain convolution layers", uncovered))
+        self._watching = False
+        self._total: Tensor | None = None
+        self._seen: list[_Seen] | None = None
+        self._handles = [
+            layer.register_forward_hook(self._forward)
+            for layer in model.modules()
+            if list(layer.parameters(recurse=False))
+        ]
 
-    def watch(self) -> backpack:
-        """Context for one ``backward()`` of a batch-mean loss."""
-        return backpack(self._extension)
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        self._watching, self._total = True, None
+        try:
+            yield
+        finally:
+            self._watching = False
 
     def squared(self, batch_size: int) -> Tensor:
-        """||grad l(w, z_i)||^2, shape (b,), of the backward pass just watched; read once.
+        assert self._total is not None, "no backward pass was watched"
+        total, self._total = self._total, None
+        # Seen are the gradients of the batch mean, 1/b of the samples' own: hence b^2.
+        return total * float(batch_size) ** 2
 
-        BackPACK sees the gradients of the batch mean, 1/b of the samples' own: hence b^2.
+    @contextmanager
+    def one_forward(self) -> Iterator[None]:
+        """Keep the layers of the forward pass inside, for :meth:`squared_of`."""
+        self._seen = []
+        try:
+            yield
+        finally:
+            self._seen = None
+
+    def squared_of(self, outputs: Tensor) -> Tensor:
+        """||grad_w f(x_i)||^2, shape (b,), of one scalar a sample from the forward pass kept.
+
+        ``outputs`` (b,): entry i depends on sample i alone. May be called repeatedly; neither
+        computes nor touches the parameters' gradients.
         """
-        total: Tensor | None = None
+        assert self._seen is not None, "call inside one_forward()"
+        gradients = torch.autograd.grad(
+            outputs.sum(), [seen.output for seen in self._seen], retain_graph=True
+        )
+        parts = [
+            _squared_norm(seen.layer, seen.inputs, gradient)
+            for seen, gradient in zip(self._seen, gradients, strict=True)
+        ]
+        return torch.stack(parts).sum(dim=0)
+
+    def _forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if not output.requires_grad:
+            return
+        kept = inputs[0].detach()
+        if self._seen is not None:
+            self._seen.append(_Seen(layer, kept, output))
+            return
+
+        def backward(gradient: Tensor) -> None:
+            if self._watching:
+                part = _squared_norm(layer, kept, gradient.detach())
+                self._total = part if self._total is None else self._total + part
+
+        output.register_hook(backward)
+
+
+class BackpackNorms:
+    """Per-sample squared gradient norms by BackPACK's ``BatchL2Grad``.
+
+    Raises:
+        UserError: a layer that BackPACK does not know or that mixes samples.
+    """
+
+    def __init__(self, model: nn.Module):
+        uncovered = uncovered_layer(model, covered=_backpack_covers)
+        if uncovered is not None:
+            raise UserError(_refusal("layers that BackPACK can split by sample", uncovered))
+        self._parameters: list[nn.Parameter] = []
+        for layer in model.modules():
+            own = list(layer.parameters(recurse=False))
+            if own:  # layers without parameters need no hook
+                extend(layer)
+                self._parameters += own
+
+    def watch(self) -> AbstractContextManager[object]:
+        return cast(AbstractContextManager[object], backpack(BatchL2Grad()))
+
+    def squared(self, batch_size: int) -> Tensor:
+        parts = [p.batch_l2 for p in self._parameters]  # type: ignore[attr-defined]
         for parameter in self._parameters:
-            squares = parameter.batch_l2  # type: ignore[attr-defined]
             del parameter.batch_l2  # type: ignore[attr-defined]
-            total = squares if total is None else total + squares
-        assert total is not None, "a model without trainable layers has no gradient"
-        return total.detach() * float(batch_size) ** 2
+        return torch.stack(parts).sum(dim=0) * float(batch_size) ** 2
 
 
-def uncovered_layer(model: nn.Module) -> str | None:
-    """The first layer, in words, that keeps :class:`PerSampleNorms` from the model, or None.
+def _squared_norm(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> Tensor:
+    """||gradient of weight and bias||^2 of one layer by sample, (b,)."""
+    if type(layer) is nn.Linear:
+        squares = inputs.square().sum(dim=1)
+        if layer.bias is not None:
+            squares = squares + 1  # the gradient of the bias is d_i itself
+        return squares * gradient.square().sum(dim=1)
+    assert type(layer) is nn.Conv2d
+    columns = F.unfold(
+        inputs,
+        layer.kernel_size,
+        dilation=layer.dilation,
+        padding=cast(tuple[int, int], layer.padding),
+        stride=layer.stride,
+    )  # (b, k, L): k weights of one filter, L output positions
+    deltas = gradient.flatten(start_dim=2)  # (b, m, L): m filters
+    (_, k, positions), m = columns.shape, deltas.shape[1]
+    if positions * (m + k) < m * k:
+        # Few positions: two L x L Gram matrices instead of the m x k gradient.
+        squares = (columns.mT @ columns).mul_(deltas.mT @ deltas).sum(dim=(1, 2))
+    else:
+        squares = (deltas @ columns.mT).square().sum(dim=(1, 2))
+    if layer.bias is not None:
+        squares = squares + deltas.sum(dim=2).square().sum(dim=1)
+    return squares
+
+
+def uncovered_layer(
+    model: nn.Module, *, covered: Callable[[nn.Module], bool] | None = None
+) -> str | None:
+    """The first layer, in words, that keeps :class:`LayerNorms` from the model, or None.
 
     Covered are linear and plain convolution layers. BatchNorm in train mode, with or without
     weights, mixes the samples of a batch; a layer or weight in two places has gradients whose
     norms do not add up by place.
     """
+    covered = covered or _is_supported
     seen: set[nn.Parameter] = set()
     for name, layer in model.named_modules(remove_duplicate=False):
         own = list(layer.parameters(recurse=False))
-        if (own and not _is_supported(layer)) or _mixes_samples(layer):
+        if (own and not covered(layer)) or _mixes_samples(layer):
             return f"{name!r} is {layer}"
         if not seen.isdisjoint(own):
             return f"{name!r} shares its parameters with another"
@@ -154,7 +235,7 @@ def uncovered_layer(model: nn.Module) -> str | None:
 def _is_supported(layer: nn.Module) -> bool:
     if not all(p.requires_grad for p in layer.parameters(recurse=False)):
         return False
-    # By type, as BackPACK looks them up: a subclass may compute something else.
+    # By exact type: a subclass may compute something else.
     if type(layer) is nn.Conv2d:
         return (
             layer.groups == 1
@@ -162,6 +243,28 @@ def _is_supported(layer: nn.Module) -> bool:
             and not isinstance(layer.padding, str)
         )
     return type(layer) is nn.Linear
+
+
+def _backpack_covers(layer: nn.Module) -> bool:
+    if not all(p.requires_grad for p in layer.parameters(recurse=False)):
+        return False
+    if isinstance(layer, _ConvNd):
+        # With groups BatchL2Grad is off by a factor, and other padding it takes for zeros.
+        plain = layer.groups == 1 and layer.padding_mode == "zeros"
+        if not plain or isinstance(layer.padding, str) or any(layer.output_padding):
+            return False
+    if isinstance(layer, nn.Embedding):
+        plain = layer.padding_idx is None and layer.max_norm is None
+        if not plain or layer.scale_grad_by_freq or layer.sparse:
+            return False
+    return type(layer) in BACKPACK_LAYERS  # by exact type, as BackPACK looks them up
+
+
+def _refusal(what: str, uncovered: str) -> str:
+    return (
+        f"measurement.dispersion = true needs {what}, used once each and with all parameters "
+        f"trainable, but layer {uncovered}; set measurement.dispersion = false"
+    )
 
 
 def _mixes_samples(layer: nn.Module) -> bool:

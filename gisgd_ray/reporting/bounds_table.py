@@ -80,20 +80,18 @@ class Column:
 
     def number(self, row: Mapping[str, Any]) -> Any:
         """The value shown, None where there is none; accuracies are in percent."""
-        value = row.get(self.name)
-        if is_missing(value):
-            return None
-        if self.name == "steps":
-            return int(value)  # a float where another trial has none
+        value = known(row, self.name)
+        if value is None or self.name == "steps":
+            return value if value is None else int(value)  # a float where another trial has none
         return 100 * value if self.detail == "%" else value
 
     def text(self, row: Mapping[str, Any]) -> str:
         """The value as text; an estimated Tr H with its standard error."""
         value = self.number(row)
         if self.name == "term/flatness_factor" and value is not None:
-            error = row.get("measure/hessian_trace_stderr")
-            if not is_missing(error) and error > 0:
-                return format_mean_std(value, error)
+            standard_error = known(row, "measure/hessian_trace_stderr")
+            if standard_error:
+                return format_mean_std(value, standard_error)
         return format_number(value)
 
 
@@ -121,7 +119,7 @@ class TrialRow:
     """What a reader must know before using the row; explained further down the page."""
     cells: list[str]
     reason: str
-    """Why cells hold a dash; empty where none does."""
+    """Why cells hold a dash; empty where none does, unless the trial failed."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +191,12 @@ def records(trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
         yield {str(key): value for key, value in record.items()}
 
 
+def known(row: Mapping[str, Any], name: str) -> Any:
+    """The row's value, None where it has none or NaN."""
+    value = row.get(name)
+    return None if is_missing(value) else value
+
+
 def trial_rows(
     trials: pd.DataFrame, columns: Sequence[Column], paths: Sequence[str]
 ) -> list[TrialRow]:
@@ -205,30 +209,28 @@ def trial_rows(
             stop_reason=_stop_reason(row),
             flags=_flags(row),
             cells=(cells := [column.text(row) for column in columns]),
-            reason=_reason(row) if DASH in cells else "",
+            reason=_reason(row) if DASH in cells or row["status"] == "failed" else "",
         )
         for row in records(trials)
     ]
 
 
 def _stop_reason(row: Mapping[str, Any]) -> str:
-    reason = row.get("stop_reason")
-    return "" if is_missing(reason) else STOP_REASONS.get(str(reason), str(reason))
+    reason = str(known(row, "stop_reason") or "")
+    return STOP_REASONS.get(reason, reason)
 
 
 def _flags(row: Mapping[str, Any]) -> list[str]:
     flags = []
-    if not is_missing(row.get("outside_theorem")):
+    if known(row, "outside_theorem"):
         flags.append("outside the theorem")
-    ill_conditioned = row.get("measure/ill_conditioned_steps")
-    if not is_missing(ill_conditioned) and ill_conditioned > 0:
-        flags.append(f"{format_number(int(ill_conditioned))} ill-conditioned steps")
+    if steps := known(row, "measure/ill_conditioned_steps"):
+        flags.append(f"{format_number(int(steps))} ill-conditioned steps")
     return flags
 
 
 def _reason(row: Mapping[str, Any]) -> str:
-    reason = row.get(UNDEFINED_REASON)
-    if not is_missing(reason):
+    if reason := known(row, UNDEFINED_REASON):
         return str(reason)
     if row["status"] == "finished":
         return "not measured in this trial, and its row gives no reason"

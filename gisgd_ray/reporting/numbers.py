@@ -47,13 +47,13 @@ def format_mean_std(mean: float, std: float) -> str:
         return format_number(mean)
     mean, std = float(mean), float(std)
     largest = _exponent(max(abs(mean), std), 4)
-    if not -3 <= largest < 6 and abs(largest) < 300 and largest != 0:
+    if not -3 <= largest < 6 and abs(largest) < 300:
         scaled = format_mean_std(mean / 10.0**largest, std / 10.0**largest)
         return f"({scaled}) × 10{_superscript(largest)}"
     if std == 0:
         return f"{format_number(int(mean) if mean.is_integer() else mean)} ± 0"
     decimals = max(0, 1 - _exponent(std, 2))
-    if decimals > 5 - largest:  # more digits of the mean than anyone wants
+    if decimals > 5 - largest or abs(largest) >= 300:  # more digits of the mean than anyone wants
         return f"{format_number(mean)} ± {format_number(std, digits=2)}"
     return _true_minus(f"{mean:,.{decimals}f} ± {std:,.{decimals}f}")
 

@@ -25,6 +25,7 @@ from gisgd_ray.reporting.bounds_table import (
     column_groups,
     coverage,
     key_columns,
+    known,
     records,
     seed_rows,
     table_columns,
@@ -81,12 +82,15 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["tight"] = tight
     text = environment.get_template("page.html").render(
         item=item,
         name=name,
         lead=lead,
         status=status_line(trials, planned),
-        facts=facts,
+        scale=facts.get("scale", ""),
+        command=facts.get("command", ""),
+        facts={key: text for key, text in facts.items() if key != "command"},
         figures=[
             {"name": key, "uri": _data_uri(path), "caption": (captions or {}).get(key, caption)}
             for key, path in figures.items()
@@ -114,6 +118,12 @@ def write_page(
     partial.write_bytes(text.encode(errors="backslashreplace"))
     partial.replace(page)
     return page
+
+
+def tight(text: str) -> str:
+    """A sentence with numbers in it, so spaced that no line ends inside ``n = 12`` or ``1e−05``."""
+    text = re.sub(r" = | %", lambda match: match.group().replace(" ", "\N{NO-BREAK SPACE}"), text)
+    return re.sub(r"(?<=[ e(=\N{NO-BREAK SPACE}])-(?=\d)", "−", text)
 
 
 def status_line(trials: pd.DataFrame, planned: int) -> str:
@@ -160,18 +170,17 @@ def find_cautions(trials: pd.DataFrame, paths: Sequence[str]) -> Cautions:
     for row in records(trials):
         label = trial_label(row, paths)
         if row["status"] == "failed":
-            text = without_machine(str(row.get("error") or "no error was recorded")).strip()
-            last = text.splitlines()[-1] if text else "no error was recorded"
-            rest = text if "\n" in text else ""
-            found.failed.append(Failure(label, str(row["trial_id"]), last, rest))
+            text = without_machine(str(known(row, "error") or "")).strip()
+            lines = text.splitlines() or ["no error was recorded"]
+            traceback = text if len(lines) > 1 else ""
+            found.failed.append(Failure(label, str(row["trial_id"]), lines[-1], traceback))
         if row["status"] == "diverged":
-            found.diverged.append((label, str(row.get("stop_reason"))))
-        if not is_missing(row.get("outside_theorem")):
-            found.outside.setdefault(str(row["outside_theorem"]), []).append(label)
-        steps = row.get("measure/ill_conditioned_steps")
-        if not is_missing(steps) and steps > 0:
-            of = format_number(int(row["steps"]))
-            found.ill_conditioned.append((label, f"{format_number(int(steps))} of {of}"))
+            found.diverged.append((label, str(known(row, "stop_reason") or "no reason recorded")))
+        if outside := known(row, "outside_theorem"):
+            found.outside.setdefault(str(outside), []).append(label)
+        if steps := known(row, "measure/ill_conditioned_steps"):
+            some, of = (format_number(int(count)) for count in (steps, row["steps"]))
+            found.ill_conditioned.append((label, f"{some} of {of}"))
     return found
 
 

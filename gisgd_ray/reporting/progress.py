@@ -120,7 +120,8 @@ class Progress:
                 numbers = (f"{point['step']:,}", *losses)
             table.add_row(self._label(trial_id), *numbers)
         if len(self.running) > MAX_RUNNING_SHOWN:
-            table.add_row(f"and {len(self.running) - MAX_RUNNING_SHOWN} more", "", "", "")
+            more = len(self.running) - MAX_RUNNING_SHOWN
+            table.add_row(Text(f"and {more} more", no_wrap=True, overflow="ellipsis"))
         return table
 
     def _label(self, trial_id: str) -> Text:
@@ -153,7 +154,7 @@ def trial_label(config: TrialConfig, swept: Sequence[str]) -> str:
     """A trial by the fields in which it differs: ``learning_rate=0.1 batch_size=60 seed=0``."""
     flat = config.flat()
     parts = []
-    for path in [*swept, "seed"] if "seed" not in swept else swept:
+    for path in dict.fromkeys([*swept, "seed"]):
         # An optional section (a schedule) is null or the fields inside it.
         for name in (n for n in flat if n == path or n.startswith(f"{path}.")):
             value = flat[name]

@@ -1,0 +1,1 @@
+"""The timings behind the README's figures: ``make bench``. Not part of the tests."""

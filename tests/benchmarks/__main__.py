@@ -1,0 +1,36 @@
+"""Ratios measured side by side in one run; ``python -m tests.benchmarks [name ...]``.
+
+Every timing is the least of several repetitions that take turns, so that a busy moment of the
+machine hits all of them alike. The data are random, of MNIST's shape and size.
+"""
+
+import argparse
+import platform
+import sys
+
+import ray
+import torch
+
+from tests.benchmarks import epoch, memory, sweep_overhead, trace
+
+BENCHMARKS = {
+    "epoch": epoch.run,
+    "trace": trace.run,
+    "memory": memory.run,
+    "sweep": sweep_overhead.run,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="default: all")
+    names = parser.parse_args().names or list(BENCHMARKS)
+    print(f"torch {torch.__version__}, ray {ray.__version__}, Python {platform.python_version()}")
+    missed = [name for name in names for _ in range(not BENCHMARKS[name]())]
+    if missed:
+        print(f"target missed: {', '.join(missed)}")
+    return bool(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

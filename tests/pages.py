@@ -1,0 +1,137 @@
+"""Hand-made result rows, the page made from them, and a reader of that page."""
+
+import math
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gisgd_ray.reporting import page
+from gisgd_ray.results import ResultTables
+
+NAN = math.nan
+RATE, BATCH = "training.learning_rate", "training.batch_size"
+EQ3 = "bound/theorem2_closed_form"
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+def finished(trial_id: str, **changes: Any) -> dict[str, Any]:
+    """A finished trial's row with few columns; `__` in a keyword stands for a dot."""
+    row: dict[str, Any] = {
+        "trial_id": trial_id,
+        "status": "finished",
+        "data.dataset": "mnist5k",
+        "model.name": "mlp",
+        "model.width": 512,
+        RATE: 0.05,
+        BATCH: 20,
+        "measurement.noise_stds": [1e-2, 1e-6],
+        "seed": 0,
+        "stop_reason": "stop_loss",
+        "outside_theorem": None,
+        "steps": 1200,
+        "num_samples": 4000,
+        "num_parameters": 407_050,
+        "data/normalization_mean": [0.131567],
+        "train/loss": 0.0461884,
+        "test/loss": 0.228563,
+        "test/accuracy": 0.936,
+        "gap/loss": 0.182375,
+        "measure/subgaussian_constant": 5.416209,
+        "measure/hessian_trace_stderr": 0.0,
+        "measure/hessian_trace_estimator": "exact",
+        "measure/ill_conditioned_steps": 0,
+        "term/trajectory_factor": 90.974755,
+        "term/flatness_factor": 64.948849,
+        "term/theorem2_trajectory@0.01": 27.531422,
+        "term/theorem2_trajectory@1e-06": 5799.550411,
+        EQ3: 27.117858,
+        "bound/undefined_reason": None,
+        "hostname": "secret-host",
+    }
+    return row | {key.replace("__", "."): value for key, value in changes.items()}
+
+
+def failed(trial_id: str, error: str, **changes: Any) -> dict[str, Any]:
+    """A failed trial's row: its configuration and the error, no measurement."""
+    row = finished(trial_id, **changes)
+    config = {key: value for key, value in row.items() if "." in key or key == "seed"}
+    config = {key: value for key, value in config.items() if "/" not in key}
+    return {"trial_id": trial_id, "status": "failed", **config, "error": error}
+
+
+def write(
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    *,
+    swept: Sequence[str] = (RATE, BATCH),
+    **args: Any,
+) -> str:
+    """The text of the page made from these rows."""
+    frame = pd.DataFrame(rows, columns=None if rows else ["trial_id", "status"])
+    frame.to_parquet(folder / "trials.parquet")
+    defaults: dict[str, Any] = {
+        "item": "Figure 6",
+        "name": "lr_batch",
+        "description": "Figure 6: how two things move the bound.",
+        "facts": {"scale": "laptop", "command": "python sweeps/lr_batch.py"},
+        "figures": {},
+        "claims": [],
+        "planned": len(rows),
+    }
+    path = page.write_page(ResultTables(folder), swept=swept, **(defaults | args))
+    assert path == folder / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+class Document(HTMLParser):
+    """Tags with their attributes, text, and tables as rows of cell texts."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.titles: dict[str, str] = {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.texts.append(data)
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1] += data
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+def bounds_table_of(text: str, which: int = -1) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a table of bounds, texts with single spaces."""
+    table = [[" ".join(cell.split()) for cell in row] for row in Document(text).tables[which]]
+    return table[1], table[2:]
+
+
+def cell(text: str, trial: int, heading: str) -> str:
+    headings, rows = bounds_table_of(text)
+    return rows[trial][headings.index(heading)]
