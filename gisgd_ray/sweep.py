@@ -4,7 +4,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -46,6 +46,7 @@ class Sweep:
         panels: per scale ("laptop", "paper"), the spaces by panel name.
         plot: result tables -> matplotlib figures by file name; from the tables alone.
         claims: trials -> the paper's claims with this run's verdicts.
+        captions: what the page says under a figure, by its file name.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Sweep:
     panels: Mapping[str, Mapping[str, SearchSpace]]
     plot: Callable[[ResultTables], dict[str, Figure]]
     claims: Callable[[pd.DataFrame], list[Claim]]
+    captions: Mapping[str, str] = field(default_factory=dict)
 
 
 def main(sweep: Sweep, argv: Sequence[str] | None = None) -> int:
@@ -72,9 +74,16 @@ def main(sweep: Sweep, argv: Sequence[str] | None = None) -> int:
 def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
     options = cli.parse(argv, prog=f"sweeps/{sweep.name}.py", description=sweep.description)
     # Bad input fails here, before Ray takes its seconds to start. With --scale auto the scale is
-    # not known yet: then both must be sound.
+    # not known yet: then what is unsound at either scale alone waits until it is.
     scales = ("laptop", "paper") if options.scale == "auto" else (options.scale,)
-    plans = {scale: make_plan(sweep, options, scale) for scale in scales}
+    plans, faults = {}, {}
+    for scale in scales:
+        try:
+            plans[scale] = make_plan(sweep, options, scale)
+        except UserError as fault:
+            faults[scale] = fault
+    if not plans:
+        raise faults[scales[0]]
     resources = Resources(cpus=options.cpus_per_trial, gpus=options.gpus_per_trial or 0.0)
     if options.dry_run and options.scale != "auto":
         print_plan(sweep, plans[options.scale], options)
@@ -82,6 +91,8 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
     folder = None if options.dry_run else results_folder(options.out / sweep.name)
     connection = connect(start_local=not options.dry_run)
     scale = _choose_scale(options.scale, connection)
+    if scale in faults:
+        raise UserError(f"at scale {scale}: {faults[scale]}")
     plan = plans[scale]
     if folder is None:
         print_plan(sweep, plan, options)
@@ -140,6 +151,7 @@ def report(
         description=sweep.description,
         facts={**facts, **_time_facts(trials, seconds)},
         figures=paths,
+        captions=sweep.captions,
         claims=claims,
         swept=plan.swept,
         planned=len(plan.trials),
@@ -195,8 +207,8 @@ def _print_closing(outcome: Outcome, page: Path, seconds: float) -> None:
         print("Stopped before the end: the same command with --resume runs what is missing.")
     for row in outcome.rows:
         if row["status"] == "failed":
-            last = str(row["error"]).strip().splitlines()[-1]
-            print(f"failed: trial {row['trial_id']}: {last}", file=sys.stderr)
+            last = str(row["error"]).strip().splitlines()[-1:]
+            print(f"failed: trial {row['trial_id']}: {''.join(last)}", file=sys.stderr)
     statuses = sorted({row["wandb/status"] for row in outcome.rows if "wandb/status" in row})
     for kind, what in (("off: ", "was switched off"), ("offline: ", "was kept offline")):
         faults = [s.removeprefix(kind) for s in statuses if s.startswith(kind)]

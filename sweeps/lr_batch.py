@@ -165,6 +165,11 @@ SWEEP = Sweep(
     panels={"laptop": LAPTOP, "paper": PAPER},
     plot=plot,
     claims=claims,
+    captions={
+        "figure6": "Left the trajectory factor (R² T/n) Σ λ² V, right the flatness factor Tr H, at "
+        "the end of training, against batch size; a curve per learning rate λ. With several seeds, "
+        "means with bars of one standard deviation."
+    },
 )
 
 if __name__ == "__main__":

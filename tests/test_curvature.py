@@ -1,71 +1,30 @@
 """The Hessian trace, exact and estimated, against the dense Hessian in float64."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gisgd_ray import training
 from gisgd_ray.errors import UserError
 from gisgd_ray.losses import LossName, per_sample_loss
 from gisgd_ray.measures import curvature
 from gisgd_ray.measures.curvature import hessian_trace
-from gisgd_ray.measures.dispersion import StepMeter
-from gisgd_ray.models import alexnet, mlp
+from gisgd_ray.models import alexnet
 from tests import reference
+from tests.networks import (
+    case,
+    small_batchnorm,
+    small_conv,
+    small_in_place,
+    small_mlp,
+    small_tanh,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 
 LOSSES: tuple[LossName, ...] = ("cross_entropy", "squared")
-
-
-def small_mlp() -> nn.Sequential:
-    return mlp((1, 3, 3), 4, width=6)
-
-
-def small_conv() -> nn.Sequential:
-    """Convolutions with stride and padding, max- and average-pooling, 8 x 8 images."""
-    return nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(3, 4, 2, stride=1, bias=False),
-        nn.ReLU(),
-        nn.AvgPool2d(3),
-        nn.Flatten(),
-        nn.Linear(4, 4),
-    )
-
-
-def small_batchnorm() -> nn.Sequential:
-    """BatchNorm whose running statistics are not the initial ones."""
-    norm = nn.BatchNorm2d(3)
-    norm.running_mean.copy_(torch.tensor([0.2, -0.1, 0.0]))
-    norm.running_var.copy_(torch.tensor([0.5, 2.0, 1.0]))
-    features = [nn.Conv2d(1, 3, 3, stride=2), norm, nn.ReLU(), nn.Flatten()]
-    return nn.Sequential(*features, nn.Linear(27, 4))
-
-
-def small_tanh() -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), nn.Linear(9, 6), nn.Tanh(), nn.Linear(6, 4))
-
-
-Builder = Callable[[], nn.Sequential]
-SIZES: dict[Builder, int] = {small_mlp: 3, small_conv: 8, small_batchnorm: 8, small_tanh: 3}
-
-
-def case(build: Builder, *, n: int = 11, double: bool = True) -> tuple[nn.Module, Tensor, Tensor]:
-    """A model in training mode, inputs (n, 1, size, size) and labels in 0 .. 3."""
-    torch.manual_seed(0)
-    size = SIZES[build]
-    model, inputs = build().train(), torch.randn(n, 1, size, size)
-    labels = torch.randint(4, (n,))
-    return (model.double(), inputs.double(), labels) if double else (model, inputs, labels)
 
 
 class TestExact:
@@ -140,7 +99,8 @@ class TestExact:
         assert found.value == pytest.approx(truth, rel=1e-6)
 
     def test_refuses_what_it_does_not_cover(self):
-        for build, obstacle in ((small_tanh, "another kind"), (small_batchnorm, "BatchNorm2d")):
+        refused = [(small_tanh, "another kind"), (small_batchnorm, "BatchNorm2d")]
+        for build, obstacle in [*refused, (small_in_place, "overwrites")]:
             model, x, y = case(build)
             with pytest.raises(UserError, match=rf"'exact' needs .*{obstacle}.*'pyhessian'"):
                 hessian_trace(model, x, y, loss="squared", method="exact")
@@ -185,7 +145,7 @@ class TestEstimated:
         assert hessian_trace(model, x, y, **settings, seed=0) == first
         assert hessian_trace(model, x, y, **settings, seed=1) != first
 
-    @pytest.mark.parametrize("build", [small_tanh, small_batchnorm])
+    @pytest.mark.parametrize("build", [small_tanh, small_batchnorm, small_in_place])
     def test_auto_falls_back_to_it(self, build):
         model, x, y = case(build)
         found = hessian_trace(model, x, y, loss="squared", method="auto", probes=5)
@@ -249,138 +209,6 @@ def count_probes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(curvature, "hessian", Counting)
     return drawn
-
-
-@contextmanager
-def nothing_changes(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Parameters, gradients, modes, buffers, RNG and optimizer are bit for bit what they were."""
-
-    def bits(tensor: Tensor) -> bytes:
-        return tensor.detach().numpy().tobytes()
-
-    def momenta() -> list[bytes]:
-        return [bits(s["momentum_buffer"]) for s in optimizer.state.values()]
-
-    def snapshot() -> dict[str, Any]:
-        return {
-            "values": {name: bits(value) for name, value in model.state_dict().items()},
-            "where": [(id(t), t.data_ptr()) for t in (*model.parameters(), *model.buffers())],
-            "grads": [(id(p.grad), None if p.grad is None else bits(p.grad)) for p in kept],
-            "requires_grad": [p.requires_grad for p in kept],
-            "modes": [module.training for module in model.modules()],
-            "rng": bits(torch.get_rng_state()),
-            "numpy rng": np.random.get_state()[1].tobytes(),
-            "momentum": momenta(),
-            "groups": [
-                {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
-            ],
-        }
-
-    kept = list(model.parameters())
-    # Held here, so that an object freed and made again cannot pass for the same by its id.
-    held = [p.grad for p in kept]
-    before = snapshot()
-    yield
-    after = snapshot()
-    del held
-    for name, value in before.items():
-        assert after[name] == value, name
-    attributes = {name for p in kept for name in vars(p)}
-    assert attributes == set(), f"left on the parameters: {attributes}"
-
-
-def in_mid_training(build: Builder) -> tuple[nn.Module, torch.optim.Optimizer, Tensor, Tensor]:
-    """After two steps with momentum, gradients in place (one missing), one module in eval mode."""
-    model, x, y = case(build, double=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(2):
-        optimizer.zero_grad()
-        per_sample_loss("cross_entropy", model(x), y).mean().backward()
-        optimizer.step()
-    next(iter(model.parameters())).grad = None
-    model[-1].eval()
-    return model, optimizer, x, y
-
-
-class TestInvisible:
-    @pytest.mark.parametrize(
-        ("build", "method"),
-        [
-            (small_mlp, "exact"),
-            (small_conv, "exact"),
-            (small_mlp, "pyhessian"),
-            (small_batchnorm, "pyhessian"),
-        ],
-    )
-    @pytest.mark.parametrize("chunk", [4, 100])
-    def test_hessian_trace(self, build, method, chunk):
-        model, optimizer, x, y = in_mid_training(build)
-        with nothing_changes(model, optimizer):
-            hessian_trace(
-                model, x, y, loss="cross_entropy", method=method, probes=3, chunk=chunk, seed=5
-            )
-
-    @pytest.mark.parametrize("method", ["exact", "pyhessian"])
-    def test_hessian_trace_between_metered_steps(self, method):
-        """The meter's BackPACK hooks are on the model, and work as before afterwards."""
-        model, optimizer, x, y = in_mid_training(small_conv)
-        meter = StepMeter(model, batch_size=len(x), dispersion=True)
-
-        def step() -> None:
-            model.zero_grad(set_to_none=True)
-            losses = per_sample_loss("cross_entropy", model(x), y)
-            with meter.watch():
-                losses.mean().backward()
-            meter.record(losses.detach(), learning_rate=0.1)
-
-        step()
-        with nothing_changes(model, optimizer):
-            hessian_trace(model, x, y, loss="cross_entropy", method=method, probes=3)
-        step()
-        series = meter.drain()
-        for name, column in series.columns().items():
-            assert column[0] == column[1], name
-
-    def test_even_when_the_measurement_fails(self, monkeypatch):
-        model, optimizer, x, y = in_mid_training(small_mlp)
-
-        def fail(*_: Any, **__: Any) -> None:
-            model(x).sum().backward()
-            with torch.no_grad():
-                next(iter(model.parameters())).add_(torch.rand(()))
-            raise RuntimeError("out of memory")
-
-        monkeypatch.setattr(curvature, "exact_trace", fail)
-        with nothing_changes(model, optimizer), pytest.raises(RuntimeError):
-            hessian_trace(model, x, y, loss="squared")
-
-    @pytest.mark.parametrize("build", [small_mlp, small_batchnorm])
-    def test_evaluate(self, build):
-        model, optimizer, x, y = in_mid_training(build)
-        truth = reference.mean_loss_and_accuracy(model, x, y, "squared")
-        with nothing_changes(model, optimizer):
-            found = training.evaluate(model, x, y, loss="squared")
-        assert found == pytest.approx(truth, rel=1e-6)
-
-    @pytest.mark.parametrize("build", [small_mlp, small_conv])
-    def test_recording_a_step(self, build):
-        """The watched gradient is the plain one to the bit; recording only reads it."""
-        model, optimizer, x, y = in_mid_training(build)
-        meter = StepMeter(model, batch_size=len(x), dispersion=True, capacity=1)
-        model.zero_grad(set_to_none=True)
-        losses = per_sample_loss("cross_entropy", model(x), y)
-        with meter.watch():
-            losses.mean().backward()
-        watched = [p.grad.clone() for p in model.parameters()]
-        meter.record(losses.detach(), learning_rate=0.1)
-        with nothing_changes(model, optimizer):
-            meter.drain()
-        plain, _, _ = case(build, double=False)
-        plain.load_state_dict(model.state_dict())
-        per_sample_loss("cross_entropy", plain(x), y).mean().backward()
-        for p, q, before in zip(model.parameters(), plain.parameters(), watched, strict=True):
-            assert torch.equal(p.grad, before)
-            assert torch.equal(p.grad, q.grad)
 
 
 def test_alexnet_exact_against_probes():

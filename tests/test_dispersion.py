@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.errors import UserError
 from gisgd_ray.losses import LossName, per_sample_loss
-from gisgd_ray.measures import per_sample
 from gisgd_ray.measures.dispersion import (
     ILL_CONDITIONED,
     StepMeter,
@@ -331,43 +329,3 @@ def test_flooding_gradient_is_that_of_its_objective(level):
     found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     expected = reference.flooding_gradient(model, x, y, "cross_entropy", level=level)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
-
-
-class TestRefused:
-    @pytest.mark.parametrize(
-        ("layer", "said"),
-        [
-            (nn.BatchNorm2d(4), "BatchNorm2d"),
-            (nn.BatchNorm2d(4, affine=False), "BatchNorm2d"),
-            (nn.Conv2d(4, 4, 3, groups=4, padding=1), "groups=4"),
-            (nn.Conv2d(4, 4, 3, padding="same"), "padding=same"),
-            (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "circular"),
-            (nn.GroupNorm(2, 4), "GroupNorm"),
-            (nn.PReLU(), "PReLU"),
-        ],
-    )
-    def test_layers_that_cannot_be_split_by_sample(self, layer, said):
-        model = nn.Sequential(nn.Conv2d(1, 4, 3), layer, nn.Flatten(), nn.Linear(64, 3))
-        with pytest.raises(UserError, match=rf"layer '1' is .*{said}.*dispersion = false"):
-            StepMeter(model, batch_size=4, dispersion=True)
-        StepMeter(model, batch_size=4, dispersion=False)
-
-    def test_frozen_and_shared_layers(self):
-        frozen = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-        frozen[2].bias.requires_grad_(False)
-        with pytest.raises(UserError, match=r"layer '2' is Linear.*dispersion = false"):
-            StepMeter(frozen, batch_size=4, dispersion=True)
-        layer = nn.Linear(4, 4)
-        with pytest.raises(UserError, match="layer '1' shares its parameters"):
-            StepMeter(nn.Sequential(layer, layer), batch_size=4, dispersion=True)
-
-    def test_a_batchnorm_in_evaluation_mode_without_weights_is_a_constant_map(self):
-        """Such a layer keeps the samples apart, so that measuring goes on, and rightly."""
-        torch.manual_seed(0)
-        norm = nn.BatchNorm2d(2, affine=False)
-        model = nn.Sequential(nn.Conv2d(1, 2, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
-        norm.running_mean.copy_(torch.tensor([0.3, -0.2]))
-        model.eval()
-        x, y = data(5, 1, 6, 6, classes=3)
-        assert per_sample.uncovered_layer(model) is None
-        assert_equals_brute_force(model, x, y, loss="cross_entropy", batch_sizes=(5,))
