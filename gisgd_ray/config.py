@@ -215,6 +215,12 @@ class TrialConfig(Frozen):
                 f"{self.data.dataset!r} at data.train_fraction = {self.data.train_fraction:g}; "
                 f"choose at most {n}"
             )
+        samples = self.measurement.hessian_samples
+        if samples is not None and samples > n:
+            raise ValueError(
+                f"measurement.hessian_samples = {samples} exceeds the {n} training samples; choose "
+                f"at most {n}, or null for all"
+            )
         if self.measurement.dispersion:
             if b == 1:
                 raise ValueError(

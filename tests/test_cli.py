@@ -355,12 +355,23 @@ def test_an_output_folder_that_cannot_be_written(
     )
 
 
-def test_with_scale_auto_both_scales_are_checked_before_ray(dry_run: Any) -> None:
-    n = 10_000  # sound for MNIST and CIFAR-10, not for the laptop's 4,000 digits
-    assert dry_run(f"--{BATCH}", str(n), scale="paper")[0] == 0
-    status, _, err = dry_run(f"--{BATCH}", str(n), scale="auto")
+def test_with_scale_auto_a_fault_at_both_scales_is_told_before_ray(dry_run: Any) -> None:
+    status, _, err = dry_run(f"--{BATCH}", "100000", scale="auto")
     assert status == 2
-    assert "10000 exceeds the 4000 training samples" in err
+    assert "100000 exceeds the 4000 training samples" in err
+
+
+@pytest.mark.parametrize(("gpus", "status"), [(0, 2), (4, 0)])
+def test_with_scale_auto_a_fault_at_one_scale_matters_at_that_scale(
+    dry_run: Any, monkeypatch: pytest.MonkeyPatch, gpus: int, status: int
+) -> None:
+    n = 10_000  # sound for MNIST and CIFAR-10, not for the laptop's 4,000 digits
+    monkeypatch.setattr(sweep, "connect", lambda **_: "joined Ray")
+    monkeypatch.setattr(sweep, "cluster_gpus", lambda: gpus)
+    found, _, err = dry_run(f"--{BATCH}", str(n), scale="auto")
+    assert found == status
+    if status:
+        assert "error: at scale laptop: training.batch_size = 10000 exceeds the 4000" in err
 
 
 @pytest.mark.parametrize(

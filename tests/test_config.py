@@ -57,7 +57,7 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "measurement.hessian_schedule": ([None, {"every": 2}], [1, "epoch", {"each": 2}]),
     "measurement.hessian_schedule.every": ([1, BIGGEST], [0, 1.5, 2**63, None]),
     "measurement.hessian_schedule.unit": (["epoch", "step"], ["second", None]),
-    "measurement.hessian_samples": ([None, 1, BIGGEST], [0, 1.5, 2**63]),
+    "measurement.hessian_samples": ([None, 1, 4000], [0, 1.5, 4001, 2**63]),
     "measurement.hessian_probes": ([2, BIGGEST], [1, 1.5, 2**63, None]),
     "measurement.noise_stds": ([[TINY], [1, 1e-3]], [[], [0.0], [0.1, -1], 0.1, [None], None]),
     "seed": ([0, 1, BIGGEST], [-1, 0.5, 2**63, None]),

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import wandb
@@ -68,7 +68,7 @@ def test_disabled_writes_nothing(tmp_path: Path) -> None:
 def test_a_client_that_cannot_start_is_told_and_survived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(**arguments: Any) -> Any:
+    def broken(**_: Any) -> Any:
         raise OSError("the service process died")
 
     monkeypatch.setattr(wandb, "init", broken)
@@ -133,7 +133,7 @@ def test_an_unreachable_server_means_offline_and_is_asked_once(tmp_path: Path) -
     assert second == "offline: the server did not answer an earlier trial"
     assert modes.count("online") == 1
     for name in ("first", "second"):
-        (record,) = tmp_path.glob(f"wandb/offline-run-*-{name}/*.wandb")
+        (record,) = tmp_path.glob(f"wandb/offline-run-*-{name}*/*.wandb")
         wait_for(record, b"train/loss")
 
 
@@ -145,7 +145,7 @@ def test_a_malformed_key_is_told() -> None:
 
 def test_a_fault_while_logging_ends_logging_only(tmp_path: Path) -> None:
     class Faulty:
-        def log(self, point: Any) -> None:
+        def log(self, _: Any) -> None:
             raise CommError("connection reset")
 
     run = WandbRun(settings(tmp_path, "disabled"), trial_id="a", name="a", config=CONFIG)
@@ -163,9 +163,9 @@ def test_a_finish_that_hangs_is_left_behind(
     release = threading.Event()
 
     class Hanging:
-        summary: dict[str, Any] = {}
+        summary: ClassVar[dict[str, Any]] = {}
 
-        def finish(self, exit_code: int) -> None:
+        def finish(self, **_: int) -> None:
             release.wait(30)
 
     monkeypatch.setattr(wandb_runs, "FINISH_TIMEOUT_S", 0.1)
@@ -186,10 +186,10 @@ def test_wandb_mode_decides(value: str, expected: str, monkeypatch: pytest.Monke
 
 
 def test_without_login_it_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb, "login", lambda **arguments: False)
+    monkeypatch.setattr(wandb, "login", lambda **_: False)
     assert chosen_mode()[0] == "offline"
 
 
 def test_with_login_it_is_online(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb, "login", lambda **arguments: True)
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
     assert chosen_mode()[0] == "online"
