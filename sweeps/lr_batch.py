@@ -25,7 +25,7 @@ from gisgd_ray.claims import (
     sign_verdict,
     stratified_rank_correlation,
 )
-from gisgd_ray.reporting.figures import COLOURS, MARKERS, new_figure, style
+from gisgd_ray.reporting.figures import COLOURS, MARKERS, log_scale, new_figure, style
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.sweep import Sweep, main
@@ -111,7 +111,7 @@ def _curves(axis: Axes, group: pd.DataFrame, column: str) -> None:
             capsize=2,
             label=f"lr = {rate:g}",
         )
-    axis.set_yscale("log")
+    log_scale(axis)
 
 
 def claims(trials: pd.DataFrame) -> list[Claim]:

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 # Okabe and Ito's colours, distinguishable with any colour vision; markers repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -37,6 +39,17 @@ def new_figure(width: float, height: float) -> Figure:
 def style() -> Any:
     """Context in which axes are made and drawn."""
     return mpl.rc_context(STYLE)
+
+
+def log_scale(axis: Axes) -> None:
+    """Logarithmic y-axis with ticks at 1, 2 and 5 times the powers of ten, as plain numbers."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    # Over many decades the powers of ten are enough.
+    steps = (1.0, 2.0, 5.0) if high / low < 1e3 else (1.0,)
+    axis.yaxis.set_major_locator(LogLocator(subs=steps))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]:
