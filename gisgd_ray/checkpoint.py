@@ -3,6 +3,7 @@
 No random stream needs saving: every draw is a function of (seed, purpose, counter).
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.terms import TrajectoryTerms
 from gisgd_ray.training import TrainState, start
 
 FILE_NAME = "state.pt"
@@ -24,6 +26,7 @@ def save(state: TrainState, folder: Path) -> None:
         "optimizer": state.optimizer.state_dict(),
         "scheme": state.scheme.state_dict(),
         "series": {name: torch.from_numpy(a) for name, a in state.series.columns().items()},
+        "terms": asdict(state.terms),
         "progress": _progress(state),
     }
     partial = folder / (FILE_NAME + ".partial")
@@ -48,7 +51,8 @@ def load(config: TrialConfig, folder: Path, *, device: torch.device | str = "cpu
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
     state.scheme.load_state_dict(content["scheme"])
-    state.series = StepSeries(**{k: v.cpu().numpy() for k, v in content["series"].items()})
+    state.stretches = [StepSeries(**{k: v.cpu().numpy() for k, v in content["series"].items()})]
+    state.terms = TrajectoryTerms(**content["terms"])
     for name, value in content["progress"].items():
         setattr(state, name, value)
     return state

@@ -1,7 +1,7 @@
 """From what a run has measured so far to the bounds of the paper and their terms, by name."""
 
-from collections.abc import Sequence
-from math import isfinite
+from dataclasses import dataclass, field
+from math import inf, isfinite, nan
 from typing import Any
 
 from gisgd_ray import bounds
@@ -13,35 +13,73 @@ UNDEFINED_REASON = "bound/undefined_reason"
 """Column that says why a bound of the row is NaN; empty where none is."""
 
 
-def trajectory_metrics(
-    series: StepSeries, *, num_samples: int, num_parameters: int, noise_stds: Sequence[float]
-) -> Metrics:
-    """Everything about the steps 1..T so far that needs no curvature.
+@dataclass
+class TrajectoryTerms:
+    """Everything about the steps 1..T so far that needs no curvature, kept up as steps come.
 
-    Besides the terms, the sums they are made of are reported, so that a reader can recompute
-    every bound from a row: sum_t lambda_t^2 V_t and sum_t lambda_t^2 ||g_t||^2. R is that of the
-    losses met up to T. NaN at T = 0, and where dispersion was not measured.
+    A measuring point then costs what its own steps cost, not what the whole run does: every term
+    here is a sum over t, times powers of R, T and n that are put in at the end.
     """
-    names = ["sum/lr2_dispersion", "sum/lr2_gradient_norm2", "term/trajectory_factor"]
-    names += [theorem2_trajectory_name(noise_std) for noise_std in noise_stds]
-    radius = subgaussian_constant(series)
-    metrics = {"measure/subgaussian_constant": radius, **dict.fromkeys(names, float("nan"))}
-    if not _is_measured(series):
-        return metrics
-    rates, dispersions = series.learning_rate, series.gradient_dispersion
-    metrics["sum/lr2_dispersion"] = float((rates**2 * dispersions).sum())
-    metrics["sum/lr2_gradient_norm2"] = float((rates**2 * series.squared_gradient_norm).sum())
-    metrics["term/trajectory_factor"] = bounds.trajectory_factor(
-        subgaussian_constant=radius,
-        num_samples=num_samples,
-        learning_rates=rates,
-        dispersions=dispersions,
-    )
-    for noise_std in noise_stds:
-        metrics[theorem2_trajectory_name(noise_std)] = _theorem2_trajectory(
-            series, num_samples=num_samples, num_parameters=num_parameters, noise_std=noise_std
+
+    num_samples: int
+    num_parameters: int
+    noise_stds: tuple[float, ...]
+    steps: int = 0
+    loss_min: float = inf
+    loss_max: float = -inf
+    lr2_dispersion: float = 0.0
+    """sum_t lambda_t^2 V_t"""
+    lr2_gradient_norm2: float = 0.0
+    """sum_t lambda_t^2 ||g_t||^2"""
+    theorem2_squares: list[float] = field(default_factory=list)
+    """For each noise std, the square of Theorem 2's trajectory term at R = 1: additive in t."""
+
+    def add(self, steps: StepSeries) -> None:
+        """Take the next steps in."""
+        if len(steps) == 0:
+            return
+        rates, dispersions = steps.learning_rate, steps.gradient_dispersion
+        self.steps += len(steps)
+        self.loss_min = min(self.loss_min, float(steps.loss_min.min()))
+        self.loss_max = max(self.loss_max, float(steps.loss_max.max()))
+        self.lr2_dispersion += float((rates**2 * dispersions).sum())
+        self.lr2_gradient_norm2 += float((rates**2 * steps.squared_gradient_norm).sum())
+        if not self.theorem2_squares:
+            self.theorem2_squares = [0.0] * len(self.noise_stds)
+        for i, noise_std in enumerate(self.noise_stds):
+            # A step without a finite dispersion makes all that follows NaN, as it must.
+            term = nan
+            if isfinite(self.lr2_dispersion):
+                term = bounds.theorem2_trajectory(
+                    subgaussian_constant=1.0,
+                    num_samples=self.num_samples,
+                    num_parameters=self.num_parameters,
+                    learning_rates=rates,
+                    noise_stds=[noise_std] * len(steps),
+                    dispersions=dispersions,
+                )
+            self.theorem2_squares[i] += term**2
+
+    def metrics(self) -> Metrics:
+        """The terms, and the sums they are made of, from which a reader can recompute them.
+
+        R is that of the losses met so far. NaN at T = 0 and where dispersion was not measured.
+        """
+        names = ["sum/lr2_dispersion", "sum/lr2_gradient_norm2", "term/trajectory_factor"]
+        names += [theorem2_trajectory_name(noise_std) for noise_std in self.noise_stds]
+        metrics = {"measure/subgaussian_constant": nan, **dict.fromkeys(names, nan)}
+        if self.steps == 0:
+            return metrics
+        radius = (self.loss_max - self.loss_min) / 2
+        metrics["measure/subgaussian_constant"] = radius
+        metrics["sum/lr2_dispersion"] = self.lr2_dispersion
+        metrics["sum/lr2_gradient_norm2"] = self.lr2_gradient_norm2
+        metrics["term/trajectory_factor"] = (
+            radius**2 * self.steps / self.num_samples * self.lr2_dispersion
         )
-    return metrics
+        for noise_std, squares in zip(self.noise_stds, self.theorem2_squares, strict=True):
+            metrics[theorem2_trajectory_name(noise_std)] = radius * squares**0.5
+        return metrics
 
 
 def bound_metrics(
@@ -54,7 +92,7 @@ def bound_metrics(
     names = ["term/flatness_factor", "term/trajectory_at_optimum", "term/flatness_at_optimum"]
     names += ["term/optimal_noise_std", "term/theorem2_trajectory_at_optimum"]
     names += ["bound/theorem2_closed_form", "bound/lemma7"]
-    metrics = dict.fromkeys(names, float("nan"))
+    metrics = dict.fromkeys(names, nan)
     metrics["term/flatness_factor"] = hessian_trace
     if not _is_measured(series):
         return metrics

@@ -69,7 +69,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         if self.wandb is None:
             self.wandb = self._open_wandb()
         state = self.state
-        first_step = len(state.series)
+        first_step = state.terms.steps
         points: list[training.Point] = []
         steps: list[StepSeries] = []
         deadline = time.monotonic() + REPORT_S

@@ -20,7 +20,7 @@ from gisgd_ray.measures.curvature import HessianTrace, hessian_trace
 from gisgd_ray.measures.dispersion import StepMeter, StepSeries
 from gisgd_ray.models import build_model, num_parameters, trainable
 from gisgd_ray.schemes import Batch, Scheme, build_scheme
-from gisgd_ray.terms import UNDEFINED_REASON, bound_metrics, trajectory_metrics, undefined_reason
+from gisgd_ray.terms import UNDEFINED_REASON, TrajectoryTerms, bound_metrics, undefined_reason
 
 Point = dict[str, Any]
 """One measuring point: ``step``, ``epoch`` and every metric known there."""
@@ -49,9 +49,11 @@ class TrainState:
     scheme: Scheme
     meter: StepMeter
     steps_per_epoch: int
+    terms: TrajectoryTerms
     step: int = 0
     """Updates applied so far, t; the weights are W_t."""
-    series: StepSeries = field(default_factory=StepSeries.empty)
+    stretches: list[StepSeries] = field(default_factory=list)
+    """The steps so far in pieces; read them as ``series``."""
     last_point: Point = field(default_factory=dict)
     points: int = 0
     batches: tuple[Tensor, ...] = ()
@@ -64,6 +66,17 @@ class TrainState:
     seconds: dict[str, float] = field(
         default_factory=lambda: {"time/training_s": 0.0, "time/measuring_s": 0.0}
     )
+
+    @property
+    def series(self) -> StepSeries:
+        """Every step so far; joined on demand, since joining copies all of them."""
+        self.stretches = [StepSeries.concatenate(self.stretches)]
+        return self.stretches[0]
+
+    def add_steps(self, steps: StepSeries) -> None:
+        """Append the next steps."""
+        self.stretches.append(steps)
+        self.terms.add(steps)
 
     @property
     def epoch(self) -> float:
@@ -110,6 +123,11 @@ def start(
         scheme=build_scheme(config.scheme),
         meter=StepMeter(model, batch_size=t.batch_size, dispersion=config.measurement.dispersion),
         steps_per_epoch=steps_per_epoch(dataset.num_samples, t.batch_size, t.last_batch),
+        terms=TrajectoryTerms(
+            num_samples=dataset.num_samples,
+            num_parameters=num_parameters(model),
+            noise_stds=config.measurement.noise_stds,
+        ),
     )
 
 
@@ -124,7 +142,7 @@ def advance(state: TrainState) -> tuple[Point, StepSeries]:
         _train(state)
         new_steps = state.meter.drain()
         new_steps = _cut_at_divergence(state, new_steps)
-        state.series = StepSeries.concatenate([state.series, new_steps])
+        state.add_steps(new_steps)
     trained = time.perf_counter()
     state.last_point = _measure(state, new_steps)
     state.points += 1
@@ -239,7 +257,7 @@ def _measure(state: TrainState, new_steps: StepSeries) -> Point:
         point["measure/per_sample_dispersion"] = float(new_steps.per_sample_dispersion.mean())
         point["measure/gradient_norm"] = float((new_steps.squared_gradient_norm**0.5).mean())
     sizes = {"num_samples": data.num_samples, "num_parameters": num_parameters(state.model)}
-    point |= trajectory_metrics(state.series, **sizes, noise_stds=config.measurement.noise_stds)
+    point |= state.terms.metrics()
     over = state.stopped is not None and config.measurement.hessian_trace != "off"
     if not state.diverged and (over or trace_is_due(state)):
         trace = measure_trace(state)

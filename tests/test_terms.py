@@ -1,0 +1,85 @@
+"""The running terms of a trajectory equal the formulas on the whole of it, however it was cut."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from gisgd_ray import bounds
+from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.terms import TrajectoryTerms, theorem2_trajectory_name
+
+STDS = (0.05, 1e-6)
+
+
+def series(steps: int, *, dispersion: bool = True) -> StepSeries:
+    rng = np.random.default_rng(3)
+    squared = rng.uniform(0.1, 2.0, steps)
+    return StepSeries(
+        learning_rate=rng.uniform(0.01, 0.2, steps),
+        batch_size=rng.integers(2, 30, steps).astype(float),
+        loss=rng.uniform(0, 1, steps),
+        loss_min=rng.uniform(0, 0.5, steps),
+        loss_max=rng.uniform(1, 9, steps),
+        squared_gradient_norm=squared if dispersion else np.full(steps, np.nan),
+        mean_squared_norm=squared * rng.uniform(1, 8, steps)
+        if dispersion
+        else np.full(steps, np.nan),
+    )
+
+
+def piece(whole: StepSeries, begin: int, end: int) -> StepSeries:
+    return StepSeries(**{name: values[begin:end] for name, values in whole.columns().items()})
+
+
+def terms() -> TrajectoryTerms:
+    return TrajectoryTerms(num_samples=400, num_parameters=1234, noise_stds=STDS)
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [7, 8, 40], list(range(1, 60))])
+def test_equal_to_the_formulas_at_every_cut(cuts: list[int]) -> None:
+    whole, running = series(60), terms()
+    for begin, end in zip([0, *cuts], [*cuts, 60], strict=True):
+        running.add(piece(whole, begin, end))
+        so_far = whole.head(end)
+        found = running.metrics()
+        radius = (so_far.loss_max.max() - so_far.loss_min.min()) / 2
+        assert found["measure/subgaussian_constant"] == radius
+        common = {
+            "subgaussian_constant": radius,
+            "num_samples": 400,
+            "learning_rates": so_far.learning_rate,
+            "dispersions": so_far.gradient_dispersion,
+        }
+        assert found["term/trajectory_factor"] == pytest.approx(
+            bounds.trajectory_factor(**common), rel=1e-12
+        )
+        for std in STDS:
+            expected = bounds.theorem2_trajectory(
+                **common, num_parameters=1234, noise_stds=[std] * end
+            )
+            assert found[theorem2_trajectory_name(std)] == pytest.approx(expected, rel=1e-12)
+        by_hand = sum(
+            so_far.learning_rate[t] ** 2 * so_far.squared_gradient_norm[t] for t in range(end)
+        )
+        assert found["sum/lr2_gradient_norm2"] == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_no_steps_and_no_dispersion_give_nan_with_r_where_it_is_known() -> None:
+    assert all(np.isnan(value) for value in terms().metrics().values())
+    running = terms()
+    running.add(series(5, dispersion=False))
+    found = running.metrics()
+    assert found.pop("measure/subgaussian_constant") > 0
+    assert all(np.isnan(value) for value in found.values())
+
+
+def test_continued_from_what_a_checkpoint_holds() -> None:
+    whole, unbroken, first = series(30), terms(), terms()
+    for begin in (0, 10, 20):
+        unbroken.add(piece(whole, begin, begin + 10))
+    first.add(piece(whole, 0, 10))
+    second = TrajectoryTerms(**asdict(first))
+    second.add(piece(whole, 10, 20))
+    second.add(piece(whole, 20, 30))
+    assert second.metrics() == unbroken.metrics()
