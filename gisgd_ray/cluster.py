@@ -20,6 +20,10 @@ _RAY_ENVIRONMENT = {
 }
 
 
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+"""Where the cluster launcher leaves a cluster's configuration on its head."""
+
+
 def connect(*, address: str | None = None, start_local: bool = True) -> str:
     """Join the running Ray cluster, or start a local one; returns a sentence that says which.
 
@@ -94,7 +98,28 @@ def cluster_gpus() -> float:
     import ray
 
     up = float(ray.cluster_resources().get("GPU", 0))
-    return max(up, startable_gpus(Path("~/ray_bootstrap_config.yaml").expanduser()))
+    return max(up, startable_gpus(BOOTSTRAP.expanduser()))
+
+
+def require_room(*, cpus: int, gpus: float) -> None:
+    """See that some machine can take a trial at all: Ray would wait for one without a word.
+
+    An autoscaling cluster is trusted to start such a machine.
+
+    Raises:
+        UserError: none can.
+    """
+    import ray
+
+    if BOOTSTRAP.expanduser().exists():
+        return
+    sizes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(s.get("CPU", 0) >= cpus and s.get("GPU", 0) >= gpus for s in sizes):
+        largest = ", ".join(f"{s.get('CPU', 0):g} CPUs and {s.get('GPU', 0):g} GPUs" for s in sizes)
+        raise UserError(
+            f"a trial asks for {cpus} CPUs and {gpus:g} GPUs, but no machine has them ({largest}); "
+            "lower --cpus-per-trial or --gpus-per-trial"
+        )
 
 
 def startable_gpus(bootstrap: Path) -> float:

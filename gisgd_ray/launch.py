@@ -217,10 +217,12 @@ class _Recorder:
 
     def report(self, trial_id: str, result: dict[str, Any]) -> None:
         payload = pickle.loads(result["payload"])
-        if len(payload.steps):
-            self.journal.add_steps(trial_id, payload.first_step, payload.steps)
-        for point in payload.points:
-            self.journal.add_point(trial_id, point)
+        self.journal.add_report(
+            trial_id,
+            first_step=payload.first_step,
+            steps=payload.steps,
+            points=payload.points,
+        )
         self.progress.report(trial_id, payload.points)
         if payload.row is not None:
             self._finish(trial_id, payload.row)

@@ -10,7 +10,7 @@ import base64
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,21 @@ class Journal:
         self.folder = folder / "journal"
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def add_point(self, trial_id: str, point: Mapping[str, Any]) -> None:
-        """A measuring point of the trial."""
-        self._append(trial_id, {"kind": "point", **point})
-
-    def add_steps(self, trial_id: str, first_step: int, steps: StepSeries) -> None:
-        """Steps ``first_step + 1 ..`` of the trial, every column of them."""
-        columns = {name: _encode(values) for name, values in steps.columns().items()}
-        self._append(trial_id, {"kind": "steps", "after": first_step, "columns": columns})
+    def add_report(
+        self,
+        trial_id: str,
+        *,
+        first_step: int,
+        steps: StepSeries,
+        points: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Steps ``first_step + 1 ..`` of the trial, every column, and the points among them."""
+        lines: list[Row] = []
+        if len(steps):
+            columns = {name: _encode(values) for name, values in steps.columns().items()}
+            lines.append({"kind": "steps", "after": first_step, "columns": columns})
+        lines += [{"kind": "point", **point} for point in points]
+        self._append(trial_id, *lines)
 
     def add_row(self, trial_id: str, row: Mapping[str, Any]) -> None:
         """The trial's final row."""
@@ -121,8 +128,8 @@ class Journal:
     def _path(self, trial_id: str) -> Path:
         return self.folder / f"{trial_id}.jsonl"
 
-    def _append(self, trial_id: str, line: Mapping[str, Any]) -> None:
-        text = json.dumps(_plain(line)).encode() + b"\n"
+    def _append(self, trial_id: str, *lines: Mapping[str, Any]) -> None:
+        text = b"".join(json.dumps(_plain(line)).encode() + b"\n" for line in lines)
         with open(self._path(trial_id), "a+b") as file:
             _drop_torn_line(file)
             file.write(text)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from gisgd_ray import cli
 from gisgd_ray.claims import Claim
-from gisgd_ray.cluster import cluster_gpus, connect
+from gisgd_ray.cluster import cluster_gpus, connect, require_room
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.launch import Outcome, Resources, finished_ids, launch
@@ -99,6 +99,7 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
         return 0
     if options.gpus_per_trial is None and cluster_gpus() > 0:
         resources = Resources(cpus=options.cpus_per_trial, gpus=DEFAULT_GPU_FRACTION)
+    require_room(cpus=resources.cpus, gpus=resources.gpus)
     print(f"{sweep.item}: {len(plan.trials)} trials, results in {folder}")
     begun = time.monotonic()
     outcome = launch(

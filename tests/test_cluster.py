@@ -1,11 +1,15 @@
 """What a sweep takes the cluster to be."""
 
+import socket
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 
+from gisgd_ray import cluster
 from gisgd_ray.cluster import startable_gpus
+from gisgd_ray.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,3 +28,39 @@ def test_no_or_another_configuration_counts_none(text: str, tmp_path: Path) -> N
     assert startable_gpus(path) == 0
     path.write_text(text)
     assert startable_gpus(path) == 0
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "fits"),
+    [(4, 0, True), (2, 1, True), (5, 0, False), (4, 1, False), (1, 2, False)],
+)
+def test_a_trial_that_fits_no_machine_is_refused(
+    cpus: int, gpus: float, fits: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 4.0}},
+        {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(cluster, "BOOTSTRAP", tmp_path / "none")
+    if fits:
+        cluster.require_room(cpus=cpus, gpus=gpus)
+        return
+    said = f"a trial asks for {cpus} CPUs and {gpus} GPUs, but no machine has them"
+    with pytest.raises(UserError, match=said):
+        cluster.require_room(cpus=cpus, gpus=gpus)
+    # An autoscaler may start a machine that has them.
+    (tmp_path / "none").write_text("")
+    cluster.require_room(cpus=cpus, gpus=gpus)
+
+
+def test_only_a_cluster_that_answers_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    for noted, expected in ((None, None), ("", None), ("nonsense", None), (address, address)):
+        monkeypatch.setattr("ray._private.utils.read_ray_address", lambda noted=noted: noted)
+        assert cluster.started_cluster() == expected
+    listener.close()
+    # The note that `ray start` leaves outlives its cluster.
+    assert cluster.started_cluster() is None

@@ -18,19 +18,9 @@ from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.results import Journal, ResultTables, results_folder, row_of, write_tables
+from tests.journals import add_point, add_steps, series
 
 METRICS = {"status": "finished", "steps": 5, "train/loss": 0.5, "stop_reason": "stop_loss"}
-
-
-def series(steps: int, *, start: float = 0.0) -> StepSeries:
-    """Steps whose every value is different; gradients spread enough for a dispersion."""
-    names = [f.name for f in dataclasses.fields(StepSeries)]
-    columns: dict[str, Any] = {
-        name: start + i / 7 + np.arange(steps) for i, name in enumerate(names)
-    }
-    columns["batch_size"] = np.full(steps, 20.0)
-    columns["mean_squared_norm"] = columns["squared_gradient_norm"] + 3
-    return StepSeries(**columns)
 
 
 def told(journal: Journal, trial_id: str = "a") -> list[tuple[int, Any]]:
@@ -75,7 +65,7 @@ def test_every_kind_of_value_comes_back(journal: Journal) -> None:
     ],
 )
 def test_numpy_scalars_become_plain(journal: Journal, given: Any, plain: Any) -> None:
-    journal.add_point("a", {"step": 1, "v": given})
+    add_point(journal, "a", {"step": 1, "v": given})
     (point,) = journal.read("a").points
     assert point == {"step": 1, "v": plain}
     assert type(point["v"]) is type(plain)
@@ -84,18 +74,18 @@ def test_numpy_scalars_become_plain(journal: Journal, given: Any, plain: Any) ->
 def test_steps_come_back_bit_for_bit(journal: Journal) -> None:
     loss = np.array([0.1, math.nan, math.inf, -0.0, 5e-324, 1e308, 1])
     whole = dataclasses.replace(series(7), loss=loss)
-    journal.add_steps("a", 0, whole.head(3))
-    journal.add_steps("a", 3, StepSeries(**{k: v[3:] for k, v in whole.columns().items()}))
+    add_steps(journal, "a", 0, whole.head(3))
+    add_steps(journal, "a", 3, StepSeries(**{k: v[3:] for k, v in whole.columns().items()}))
     steps = journal.read("a").steps.columns()
     assert all(steps[k].tobytes() == v.tobytes() for k, v in whole.columns().items())
     assert all(values.flags.writeable for values in steps.values())
 
 
 def test_points_steps_and_row_are_kept_apart(journal: Journal) -> None:
-    journal.add_steps("a", 0, series(2))
-    journal.add_point("a", {"step": 2, "loss": 1.0})
+    add_steps(journal, "a", 0, series(2))
+    add_point(journal, "a", {"step": 2, "loss": 1.0})
     journal.add_row("a", {"status": "diverged"})
-    journal.add_point("b", {"step": 9, "loss": 2.0})
+    add_point(journal, "b", {"step": 9, "loss": 2.0})
     a, b = journal.read("a"), journal.read("b")
     assert (a.points, len(a.steps)) == ([{"step": 2, "loss": 1.0}], 2)
     assert a.row == {"status": "diverged"}
@@ -111,20 +101,20 @@ def test_points_steps_and_row_are_kept_apart(journal: Journal) -> None:
 
 
 def test_a_torn_line_is_dropped_on_read_and_cut_on_append(journal: Journal) -> None:
-    journal.add_point("a", {"step": 1, "loss": 1.0})
+    add_point(journal, "a", {"step": 1, "loss": 1.0})
     intact = path_of(journal).read_bytes()
-    journal.add_point("a", {"step": 2, "loss": 2.0})
+    add_point(journal, "a", {"step": 2, "loss": 2.0})
     whole = path_of(journal).read_bytes()
     for length in range(len(intact), len(whole)):  # a crash after every byte of the second line
         path_of(journal).write_bytes(whole[:length])
         assert told(journal) == [(1, 1.0)]
         assert journal.read_row("a") is None
-        journal.add_point("a", {"step": 3, "loss": 3.0})
+        add_point(journal, "a", {"step": 3, "loss": 3.0})
         assert told(journal) == [(1, 1.0), (3, 3.0)]
         assert path_of(journal).read_bytes().startswith(intact + b'{"kind"')
     path_of(journal).write_bytes(intact[:5])  # the very first line
     assert told(journal) == []
-    journal.add_point("a", {"step": 3, "loss": 3.0})
+    add_point(journal, "a", {"step": 3, "loss": 3.0})
     assert told(journal) == [(3, 3.0)]
 
 
@@ -137,13 +127,13 @@ def test_a_torn_row_is_no_row(journal: Journal) -> None:
 
 
 def test_a_resumed_trial_counts_once_and_the_later_wins(journal: Journal) -> None:
-    journal.add_steps("a", 0, series(3))
-    journal.add_point("a", {"step": 3, "loss": 0.3})
-    journal.add_steps("a", 3, series(3, start=50))
-    journal.add_point("a", {"step": 6, "loss": 0.6})
+    add_steps(journal, "a", 0, series(3))
+    add_point(journal, "a", {"step": 3, "loss": 0.3})
+    add_steps(journal, "a", 3, series(3, start=50))
+    add_point(journal, "a", {"step": 6, "loss": 0.6})
     # Back to a checkpoint at step 4, and differently from there on.
-    journal.add_steps("a", 4, series(2, start=100))
-    journal.add_point("a", {"step": 6, "loss": 66.0})
+    add_steps(journal, "a", 4, series(2, start=100))
+    add_point(journal, "a", {"step": 6, "loss": 66.0})
     record = journal.read("a")
     rates = record.steps.learning_rate.tolist()
     assert rates == [0, 1, 2, 50, 100, 101]
@@ -151,11 +141,11 @@ def test_a_resumed_trial_counts_once_and_the_later_wins(journal: Journal) -> Non
 
 
 def test_a_trial_begun_anew_forgets_the_first_attempt(journal: Journal) -> None:
-    journal.add_steps("a", 0, series(9))
-    journal.add_point("a", {"step": 9, "loss": 0.9})
+    add_steps(journal, "a", 0, series(9))
+    add_point(journal, "a", {"step": 9, "loss": 0.9})
     journal.add_row("a", {"status": "failed", "error": "lost"})
-    journal.add_steps("a", 0, series(4, start=100))
-    journal.add_point("a", {"step": 4, "loss": 44.0})
+    add_steps(journal, "a", 0, series(4, start=100))
+    add_point(journal, "a", {"step": 4, "loss": 44.0})
     record = journal.read("a")
     assert told(journal) == [(4, 44.0)]
     assert record.steps.learning_rate.tolist() == [100, 101, 102, 103]
@@ -166,15 +156,15 @@ def test_a_trial_begun_anew_forgets_the_first_attempt(journal: Journal) -> None:
 
 
 def test_steps_that_nobody_told_are_nan_not_shifted(journal: Journal) -> None:
-    journal.add_steps("a", 0, series(2))
-    journal.add_steps("a", 4, series(1, start=100))
+    add_steps(journal, "a", 0, series(2))
+    add_steps(journal, "a", 4, series(1, start=100))
     rates = journal.read("a").steps.learning_rate
     assert np.array_equal(rates, [0, 1, math.nan, math.nan, 100], equal_nan=True)
 
 
 def test_reading_a_row_decodes_no_steps(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal.add_steps("a", 0, series(3))
-    journal.add_point("a", {"step": 3, "note": '"kind": "row"'})
+    add_steps(journal, "a", 0, series(3))
+    add_point(journal, "a", {"step": 3, "note": '"kind": "row"'})
     journal.add_row("a", {"status": "finished"})
     loads, seen = json.loads, []
     monkeypatch.setattr(json, "loads", lambda text: seen.append(text) or loads(text))
@@ -204,18 +194,18 @@ def open_on_a_full_disk(path: Path, mode: str) -> Any:
 def test_a_full_disk_is_told_and_costs_at_most_the_line(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    journal.add_steps("a", 0, series(3))
-    journal.add_point("a", {"step": 3, "loss": 0.3})
+    add_steps(journal, "a", 0, series(3))
+    add_point(journal, "a", {"step": 3, "loss": 0.3})
     with monkeypatch.context() as full:
         if where == "fsync":
             full.setattr(os, "fsync", no_space)
         else:
             full.setattr(results, "open", open_on_a_full_disk, raising=False)
         with pytest.raises(OSError, match="No space left"):
-            journal.add_point("a", {"step": 6, "loss": 0.6})
+            add_point(journal, "a", {"step": 6, "loss": 0.6})
     assert told(journal)[0] == (3, 0.3)
     assert len(journal.read("a").steps) == 3
-    journal.add_point("a", {"step": 9, "loss": 0.9})
+    add_point(journal, "a", {"step": 9, "loss": 0.9})
     assert told(journal) == [(3, 0.3), *([(6, 0.6)] if where == "fsync" else []), (9, 0.9)]
 
 
@@ -224,7 +214,7 @@ def test_every_line_is_on_disk_when_it_is_told(
 ) -> None:
     sizes: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda number: sizes.append(os.fstat(number).st_size))
-    journal.add_point("a", {"step": 1})
+    add_point(journal, "a", {"step": 1})
     journal.add_row("a", {"status": "finished"})
     lines = path_of(journal).read_bytes().splitlines(keepends=True)
     assert sizes == np.cumsum([len(line) for line in lines]).tolist()
@@ -232,9 +222,9 @@ def test_every_line_is_on_disk_when_it_is_told(
 
 def test_five_hundred_trials_are_read_in_two_seconds(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.add_steps("0", 0, series(200))
+    add_steps(journal, "0", 0, series(200))
     for step in range(10):
-        journal.add_point("0", {"step": 20 * step, "loss": 1.0})
+        add_point(journal, "0", {"step": 20 * step, "loss": 1.0})
     journal.add_row("0", row_of(TrialConfig(), METRICS))
     content = path_of(journal, "0").read_bytes()
     for number in range(1, 500):
@@ -257,8 +247,8 @@ def filled(folder: Path) -> list[TrialConfig]:
     for seed, status in enumerate(("finished", "diverged", "failed", None)):
         config = trials[seed]
         for step in (2, 4):
-            journal.add_steps(config.trial_id, step - 2, series(2, start=step))
-            journal.add_point(config.trial_id, {"step": step, "train/loss": step + seed / 10})
+            add_steps(journal, config.trial_id, step - 2, series(2, start=step))
+            add_point(journal, config.trial_id, {"step": step, "train/loss": step + seed / 10})
         metrics = {**METRICS, "status": status}
         if status == "failed":
             metrics = {"status": "failed", "error": "CUDA out of memory"}
@@ -329,7 +319,7 @@ def test_step_table_of_an_earlier_attempt_is_replaced(tmp_path: Path) -> None:
     write_tables(tmp_path, trials)
     assert path.stat().st_mtime_ns == unchanged
     os.utime(path, (1, 1))
-    Journal(tmp_path).add_steps(trials[2].trial_id, 4, series(3))
+    add_steps(Journal(tmp_path), trials[2].trial_id, 4, series(3))
     Journal(tmp_path).add_row(trials[2].trial_id, row_of(trials[2], METRICS))
     tables = write_tables(tmp_path, trials)
     assert len(tables.steps(trials[2].trial_id)) == 7

@@ -1,0 +1,160 @@
+"""A sweep from its command line: dry runs, bad input, and the choice of scale."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gisgd_ray import sweep
+from gisgd_ray.config import TrialConfig
+from gisgd_ray.results import Journal, row_of
+from sweeps.lr_batch import SWEEP
+
+RATE, BATCH = "training.learning_rate", "training.batch_size"
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here may start or join Ray."""
+
+    def refuse(**_: Any) -> str:
+        raise AssertionError("Ray was asked for")
+
+    monkeypatch.setattr(sweep, "connect", refuse)
+
+
+@pytest.fixture
+def dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs Figure 6's command line dry; gives the exit status, stdout and stderr."""
+
+    def run(*argv: str, scale: str = "laptop") -> tuple[int, str, str]:
+        given = [*argv, "--dry-run", "--scale", scale]
+        status = sweep.main(SWEEP, [*given, *([] if "--out" in argv else ["--out", str(tmp_path)])])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_dry_run_lists_the_trials(dry_run: Any, tmp_path: Path) -> None:
+    status, out, err = dry_run(f"--{RATE}", "0.05,0.1", "--seeds", "2")
+    *lines, total = out.splitlines()
+    folder = tmp_path / "lr_batch"
+    assert (status, err) == (0, "")
+    assert total == f"Figure 6: 16 trials, 16 to run, results in {folder}"
+    assert len(lines) == len({line.split()[0] for line in lines}) == 16
+    assert lines[0].endswith("  to run    learning_rate=0.05 batch_size=20 seed=0")
+    assert not folder.exists()
+
+
+def test_dry_run_tells_what_is_finished(dry_run: Any, tmp_path: Path) -> None:
+    argv = (f"--{RATE}", "0.05", f"--{BATCH}", "20,40,80")
+    ids = [line.split()[0] for line in dry_run(*argv)[1].splitlines()[:-1]]
+    journal = Journal(tmp_path / "lr_batch")
+    for trial_id, trial_status in zip(ids, ("finished", "diverged", "failed"), strict=True):
+        row = row_of(TrialConfig(), {"status": trial_status}) | {"trial_id": trial_id}
+        journal.add_row(trial_id, row)
+    *lines, total = dry_run(*argv)[1].splitlines()
+    assert [line.split()[1] for line in lines] == ["finished", "finished", "to"]
+    assert total.startswith("Figure 6: 3 trials, 1 to run, ")
+
+
+BAD_INPUT = {
+    f"--{RATE} -1": f"{RATE} = -1: input should be greater than 0",
+    f"--{RATE}=-1": f"{RATE} = -1: input should be greater than 0",
+    f"--{RATE} -1e-3": f"{RATE} = -0.001: input should be greater than 0",
+    f"--{RATE} -.5": f"{RATE} = '-.5': input should be greater than 0",
+    f"--{RATE} 0.1,-2": f"{RATE} = -2: input should be greater than 0",
+    f"--{RATE} -1,2": f"{RATE} = -1: input should be greater than 0",
+    f"--{RATE} -inf": f"{RATE} = '-inf': input should be a finite number",
+    f"--{RATE} NaN": f"{RATE} = nan: input should be a finite number",
+    f"--{RATE}=abc": f"{RATE} = 'abc': input should be a valid number, "
+    "unable to parse string as a number",
+    f"--{BATCH} 20.5": f"{BATCH} = 20.5: input should be a valid integer, "
+    "got a number with a fractional part",
+    f"--{BATCH} 5000": f"{BATCH} = 5000 exceeds the 4000 training samples of data.dataset = "
+    "'mnist5k' at data.train_fraction = 1; choose at most 4000",
+    "--seeds 0": "seeds = 0: input should be greater than or equal to 1",
+    "--seeds -1": "seeds = -1: input should be greater than or equal to 1",
+    "--seeds two": "--seeds: invalid int value: 'two'; --help lists every option",
+    "--seed x --seeds 2": "seed = 'x': input should be a valid integer, "
+    "unable to parse string as an integer",
+    "--samples 3": "samples = 3 needs a field with a distribution",
+    f"--{RATE}": f"--{RATE}: expected one argument; --help lists every option",
+    f"--{RATE} 0.1 0.2": "'0.2' belongs to no option; a grid is one word, as in 0.1,0.2",
+    "--learning_rate=1": f"--learning_rate is not an option; did you mean --{RATE}?",
+    "--cpu-per-trial 2": "--cpu-per-trial is not an option; did you mean --cpus-per-trial?",
+    "--xyz": "--xyz is not an option; --help lists every option",
+    "--gpus-per-trial inf": "--gpus-per-trial: 'inf' is not a finite number; "
+    "--help lists every option",
+    "--gpus-per-trial half": "--gpus-per-trial: 'half' is not a finite number; "
+    "--help lists every option",
+    "--cpus-per-trial 0": "--cpus-per-trial = 0 must be at least 1",
+    "--panel x": "--panel x: at scale laptop this sweep has mlp_mnist5k",
+    "--model.name alexnet --model.width 3": "--model.width: at scale laptop model.name is alexnet, "
+    "which has no field width",
+}
+
+
+@pytest.mark.parametrize("argv", BAD_INPUT)
+def test_bad_input_is_one_line_and_status_2(dry_run: Any, argv: str) -> None:
+    assert dry_run(*argv.split(" ")) == (2, "", f"error: {BAD_INPUT[argv]}\n")
+
+
+def test_a_scale_that_does_not_exist(dry_run: Any) -> None:
+    status, out, err = dry_run(scale="huge")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: --scale: invalid choice: 'huge' (choose from")
+
+
+def test_an_output_folder_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told before Ray is started (see the fixture above)."""
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "below"
+    assert sweep.main(SWEEP, ["--scale", "laptop", "--out", str(out)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: output folder {out / 'lr_batch'} cannot be written (Not a directory); choose "
+        "another with --out\n"
+    )
+
+
+def test_with_scale_auto_a_fault_at_both_scales_is_told_before_ray(dry_run: Any) -> None:
+    status, _, err = dry_run(f"--{BATCH}", "100000", scale="auto")
+    assert status == 2
+    assert "100000 exceeds the 4000 training samples" in err
+
+
+@pytest.mark.parametrize(("gpus", "status"), [(0, 2), (4, 0)])
+def test_with_scale_auto_a_fault_at_one_scale_matters_at_that_scale(
+    dry_run: Any, monkeypatch: pytest.MonkeyPatch, gpus: int, status: int
+) -> None:
+    n = 10_000  # sound for MNIST and CIFAR-10, not for the laptop's 4,000 digits
+    monkeypatch.setattr(sweep, "connect", lambda **_: "joined Ray")
+    monkeypatch.setattr(sweep, "cluster_gpus", lambda: gpus)
+    found, _, err = dry_run(f"--{BATCH}", str(n), scale="auto")
+    assert found == status
+    if status:
+        assert "error: at scale laptop: training.batch_size = 10000 exceeds the 4000" in err
+
+
+@pytest.mark.parametrize(
+    ("connection", "gpus", "scale", "trials"),
+    [("", 0, "laptop", 12), ("joined Ray", 0, "laptop", 12), ("joined Ray", 4, "paper", 33)],
+)
+def test_auto_is_paper_on_a_cluster_with_a_gpu(
+    dry_run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    connection: str,
+    gpus: int,
+    scale: str,
+    trials: int,
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(sweep, "connect", lambda **given: asked.append(given) or connection)
+    monkeypatch.setattr(sweep, "cluster_gpus", lambda: gpus)
+    status, out, _ = dry_run(scale="auto")
+    assert status == 0
+    assert asked == [{"start_local": False}]
+    assert out.startswith(f"Scale {scale}: ")
+    assert f"Figure 6: {trials} trials, {trials} to run" in out
