@@ -163,7 +163,12 @@ def test_resume_adds_only_what_is_new(undisturbed: Path, tmp_path: Path) -> None
     )
 
 
-def test_one_failing_and_one_diverging_trial_do_not_stop_the_others(tmp_path: Path) -> None:
+def test_failing_and_diverging_trials_and_a_broken_wandb_do_not_stop_the_others(
+    tmp_path: Path,
+) -> None:
+    # Where W&B would put its runs there is a file.
+    (tmp_path / "lr_batch").mkdir()
+    (tmp_path / "lr_batch" / "wandb").write_text("")
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for split in ("train", "t10k"):
@@ -175,8 +180,9 @@ def test_one_failing_and_one_diverging_trial_do_not_stop_the_others(tmp_path: Pa
         "--training.batch_size=20",
         "--training.learning_rate=0.2,1e4",
         GISGD_DATA=str(tmp_path),
+        WANDB_MODE="offline",
     )
-    assert done.returncode == 1
+    assert done.returncode == 1, done.stderr
     trials = ResultTables(tmp_path / "lr_batch").trials
     statuses = trials.groupby(["data.dataset", "training.learning_rate"])["status"].first()
     assert statuses["mnist5k", 0.2] == "finished"
@@ -191,6 +197,9 @@ def test_one_failing_and_one_diverging_trial_do_not_stop_the_others(tmp_path: Pa
     history = ResultTables(tmp_path / "lr_batch").history
     assert len(history.query("trial_id == @diverged.trial_id")) >= 1
     assert "failed: trial" in done.stderr
+    ended = trials.query("status != 'failed'")
+    assert ended["wandb/status"].str.startswith("off: ").all(), ended["wandb/status"].tolist()
+    assert "W&B was switched off for some trials" in done.stderr
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
