@@ -43,13 +43,16 @@ def connect(*, address: str | None = None, start_local: bool = True) -> str:
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     wandb = {k: v for k, v in os.environ.items() if k.startswith("WANDB_") and not submitted}
     named = address or os.environ.get("RAY_ADDRESS")
-    running = None if address == "local" else named or started_cluster()
+    running = None if named == "local" else named or started_cluster()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if running is not None:
             try:
+                if not _answers(running):
+                    raise ConnectionError
                 ray.init(address=running, runtime_env={"env_vars": wandb}, **quiet)
-                return f"joined the running Ray cluster ({num_nodes()} nodes, {_totals()})"
+                nodes = "1 node" if num_nodes() == 1 else f"{num_nodes()} nodes"
+                return f"joined the running Ray cluster ({nodes}, {_totals()})"
             except ConnectionError:
                 if named is not None:
                     raise UserError(
@@ -71,15 +74,20 @@ def started_cluster() -> str | None:
     from ray._private.utils import read_ray_address
 
     address: str | None = read_ray_address()
-    if not address:
-        return None
+    # The note outlives its cluster.
+    return address if address and ":" in address and _answers(address) else None
+
+
+def _answers(address: str) -> bool:
+    """Whether anybody listens at ``host:port``; Ray itself would try for ten minutes."""
     host, _, port = address.rpartition(":")
+    if not port.isdigit() or "://" in address:
+        return "://" in address or address == "auto"  # other forms are Ray's to judge
     try:
-        # The note outlives its cluster: see whether anybody is there.
-        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-    except (OSError, ValueError):
-        return None
-    return address
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def num_nodes() -> int:
