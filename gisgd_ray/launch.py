@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import pickle
+import shutil
 import signal
 import sys
 import threading
@@ -123,7 +124,10 @@ def launch(
                     labels=labels or {},
                     checkpoint_every_s=checkpoint_every_s,
                 )
-        outcome.tables = write_tables(folder, trials)
+        try:
+            outcome.tables = write_tables(folder, trials)
+        except OSError as error:
+            _raise_if_storage_failed(folder, error)
         rows = (journal.read_row(t.trial_id) for t in trials)
         outcome.rows = [row for row in rows if row is not None]
         outcome.interrupted = len(outcome.rows) < len(trials)
@@ -188,7 +192,26 @@ def _tune(
         ),
     )
     with _quiet_tune(), _stop_on_signal():
-        tuner.fit()
+        try:
+            tuner.fit()
+        except Exception as error:
+            _raise_if_storage_failed(folder, recorder.fault or error)
+            raise
+
+
+def _raise_if_storage_failed(folder: Path, error: Exception) -> None:
+    """Tell a full or lost disk as such.
+
+    Raises:
+        UserError: the results can no longer be written.
+    """
+    full = shutil.disk_usage(folder).free < 2**20
+    if isinstance(error, OSError) or full:
+        reason = error.strerror or error if isinstance(error, OSError) else "the disk is full"
+        raise UserError(
+            f"results can no longer be written to {folder} ({reason}); what was measured before is "
+            "kept: make room, then run the same command with --resume"
+        ) from error
 
 
 def newest_checkpoints(folder: Path) -> dict[str, str]:
@@ -211,21 +234,27 @@ class _Recorder:
         self.journal = Journal(folder)
         self.progress = progress
         self.tables_written = time.monotonic()
+        self.fault: OSError | None = None
+        """What kept a report from being written; Tune wraps it beyond recognition."""
 
     def started(self, trial_id: str) -> None:
         self.progress.started(trial_id)
 
     def report(self, trial_id: str, result: dict[str, Any]) -> None:
         payload = pickle.loads(result["payload"])
-        self.journal.add_report(
-            trial_id,
-            first_step=payload.first_step,
-            steps=payload.steps,
-            points=payload.points,
-        )
-        self.progress.report(trial_id, payload.points)
-        if payload.row is not None:
-            self._finish(trial_id, payload.row)
+        try:
+            self.journal.add_report(
+                trial_id,
+                first_step=payload.first_step,
+                steps=payload.steps,
+                points=payload.points,
+            )
+            self.progress.report(trial_id, payload.points)
+            if payload.row is not None:
+                self._finish(trial_id, payload.row)
+        except OSError as fault:
+            self.fault = fault
+            raise
 
     def failed(self, trial_id: str, error: str) -> None:
         row = row_of(self.by_id[trial_id], {"status": "failed", "error": error})

@@ -1,5 +1,6 @@
 """A sweep: what a script in ``sweeps/`` declares, and the one ``main`` they all share."""
 
+import errno
 import shlex
 import sys
 import time
@@ -68,6 +69,15 @@ def main(sweep: Sweep, argv: Sequence[str] | None = None) -> int:
         return _main(sweep, argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        print(
+            f"error: {error.strerror}: {error.filename or 'the output folder'}; nothing measured "
+            "is lost: make room, then run the same command with --resume",
+            file=sys.stderr,
+        )
         return 2
 
 

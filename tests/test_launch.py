@@ -81,6 +81,12 @@ def comparable(frame: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     return frame.drop(columns=times).sort_values(order).reset_index(drop=True)
 
 
+def assert_same_tables(found: Path, true: Path) -> None:
+    for table, order in (("trials", ["trial_id"]), ("history", ["trial_id", "step"])):
+        frames = [comparable(getattr(ResultTables(f), table), order) for f in (found, true)]
+        pd.testing.assert_frame_equal(*frames, check_like=True)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished small sweep with W&B offline; its folder."""
@@ -231,10 +237,46 @@ def test_stopped_in_mid_sweep_and_resumed_equals_undisturbed(
     assert done.returncode == 0, done.stderr
     assert "4 finished" in done.stdout
     assert "from an earlier launch" in done.stdout
-    for table, order in (("trials", ["trial_id"]), ("history", ["trial_id", "step"])):
-        mine = comparable(getattr(ResultTables(folder), table), order)
-        true = comparable(getattr(ResultTables(undisturbed), table), order)
-        pd.testing.assert_frame_equal(mine, true, check_like=True)
+    assert_same_tables(folder, undisturbed)
+
+
+FULL_DISK = """
+import errno, os, sys
+from types import SimpleNamespace
+from gisgd_ray import results
+from gisgd_ray.sweep import main
+from sweeps.lr_batch import SWEEP
+calls = []
+def fsync(fd):
+    calls.append(fd)
+    if len(calls) > 4:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    os.fsync(fd)
+results.os = SimpleNamespace(fsync=fsync, SEEK_END=os.SEEK_END)
+sys.exit(main(SWEEP, sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_is_told_in_one_sentence_and_loses_nothing(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, f"--out={tmp_path}", *SMALL],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(),
+    )
+    assert done.returncode == 2, done.stderr
+    folder = tmp_path / "lr_batch"
+    assert done.stderr.splitlines()[-1] == (
+        f"error: results can no longer be written to {folder} (No space left on device); what was "
+        "measured before is kept: make room, then run the same command with --resume"
+    )
+    assert "Traceback" not in done.stderr
+    assert Journal(folder).trial_ids()
+    assert sweep(tmp_path, "--resume").returncode == 0
+    assert_same_tables(folder, undisturbed)
 
 
 def test_a_trial_killed_between_checkpoints_continues_bit_for_bit(tmp_path: Path) -> None:

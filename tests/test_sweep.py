@@ -158,3 +158,17 @@ def test_auto_is_paper_on_a_cluster_with_a_gpu(
     assert asked == [{"start_local": False}]
     assert out.startswith(f"Scale {scale}: ")
     assert f"Figure 6: {trials} trials, {trials} to run" in out
+
+
+def test_a_disk_that_fills_while_the_page_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "figures/figure6.pdf")
+
+    monkeypatch.setattr(sweep, "_main", full)
+    assert sweep.main(SWEEP, []) == 2
+    assert capsys.readouterr().err == (
+        "error: No space left on device: figures/figure6.pdf; nothing measured is lost: make room, "
+        "then run the same command with --resume\n"
+    )
