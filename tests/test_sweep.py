@@ -1,5 +1,6 @@
 """A sweep from its command line: dry runs, bad input, and the choice of scale."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
