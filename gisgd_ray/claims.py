@@ -48,7 +48,7 @@ class RankCorrelation:
 
     def __str__(self) -> str:
         if self.n == 0:
-            return "no stratum with two values (n = 0)"
+            return "not varied in this run (n = 0)"
         return f"ρ = {self.rho:+.2f} (n = {self.n}, p = {self.p_value:.2g})"
 
 

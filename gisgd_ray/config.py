@@ -147,21 +147,12 @@ class TrainingConfig(Frozen):
             )
         return self
 
-    def outside_theorem(self) -> str | None:
-        """Which settings leave the paper's plain SGD, or None: the bounds then have no proof."""
-        reasons = []
-        if self.momentum:
-            reasons.append(f"momentum {self.momentum:g}")
-        if self.weight_decay:
-            reasons.append(f"weight decay {self.weight_decay:g}")
-        return ", ".join(reasons) or None
-
 
 class MeasurementConfig(Frozen):
     """What is measured. Measuring never changes the trajectory."""
 
     dispersion: bool = Field(
-        True, description="gradient dispersion and gradient norm at every step (BackPACK)"
+        True, description="gradient dispersion and gradient norm at every step"
     )
     hessian_trace: Literal["auto", "exact", "pyhessian", "off"] = Field(
         "auto",
@@ -200,6 +191,20 @@ class TrialConfig(Frozen):
         """Stable name of this configuration: 12 hex digits of SHA-256 over its sorted JSON."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def outside_theorem(self) -> str | None:
+        """Which settings leave the paper's plain SGD, or None: the bounds then have no proof.
+
+        A schedule of the learning rate does not: the theorems take any lambda_t fixed beforehand.
+        """
+        reasons = []
+        if self.training.momentum:
+            reasons.append(f"momentum {self.training.momentum:g}")
+        if self.training.weight_decay:
+            reasons.append(f"weight decay {self.training.weight_decay:g}")
+        if self.scheme.name != "sgd":
+            reasons.append(f"scheme {self.scheme.name}")
+        return ", ".join(reasons) or None
 
     def flat(self) -> dict[str, Any]:
         """Every field under its dotted path, ``{"training.learning_rate": 0.1, ...}``."""

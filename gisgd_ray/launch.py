@@ -169,7 +169,7 @@ def _tune(
         gpus=resources.gpus,
         wandb=asdict(wandb),
         names=labels,
-        checkpoints=newest_checkpoints(folder),
+        checkpoints=earlier_checkpoints(folder),
         checkpoint_every_s=checkpoint_every_s,
     )
     attempt = len(list((folder / "ray").glob("attempt-*"))) + 1
@@ -214,14 +214,16 @@ def _raise_if_storage_failed(folder: Path, error: Exception) -> None:
         ) from error
 
 
-def newest_checkpoints(folder: Path) -> dict[str, str]:
-    """Newest checkpoint folder of each trial from earlier launches into ``folder``."""
-    newest: dict[str, tuple[float, str]] = {}
+def earlier_checkpoints(folder: Path) -> dict[str, list[str]]:
+    """Checkpoint folders of each trial from earlier launches into ``folder``, newest first."""
+    found: dict[str, list[tuple[float, str]]] = {}
     for path in (folder / "ray").glob("attempt-*/*/checkpoint_*/state.pt"):
-        trial_id = path.parent.parent.name
         candidate = (path.stat().st_mtime, str(path.parent))
-        newest[trial_id] = max(newest.get(trial_id, candidate), candidate)
-    return {trial_id: path for trial_id, (_, path) in newest.items()}
+        found.setdefault(path.parent.parent.name, []).append(candidate)
+    return {
+        trial_id: [path for _, path in sorted(candidates, reverse=True)]
+        for trial_id, candidates in found.items()
+    }
 
 
 class _Recorder:
@@ -233,7 +235,7 @@ class _Recorder:
         self.by_id = {t.trial_id: t for t in trials}
         self.journal = Journal(folder)
         self.progress = progress
-        self.tables_written = time.monotonic()
+        self.tables_written = -TABLES_EVERY_S
         self.fault: OSError | None = None
         """What kept a report from being written; Tune wraps it beyond recognition."""
 

@@ -21,6 +21,7 @@ import pandas as pd
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.search_space import field_paths
 
 Row = dict[str, Any]
 
@@ -141,11 +142,18 @@ class Journal:
         if not path.exists():
             return
         with open(path, "rb") as file:
-            for text in file:
+            for number, text in enumerate(file, start=1):
                 if not text.endswith(b"\n"):
                     return  # cut off by a crash: the line in flight
-                if containing in text:
+                if containing not in text:
+                    continue
+                try:
                     yield json.loads(text)
+                except ValueError:
+                    raise UserError(
+                        f"line {number} of {path} is damaged; delete that file to have trial "
+                        f"{trial_id} run again, or restore it"
+                    ) from None
 
 
 class ResultTables:
@@ -175,6 +183,15 @@ class ResultTables:
         return pd.read_parquet(path)
 
 
+def varying_fields(trials: pd.DataFrame, *, besides: Sequence[str]) -> list[str]:
+    """The settings, other than ``besides``, that are not the same in all rows.
+
+    A figure or a claim that does not hold them fixed would mix them with what it shows.
+    """
+    settings = [path for path in field_paths() if path in trials.columns and path not in besides]
+    return [path for path in settings if trials[path].astype(str).nunique() > 1]
+
+
 def row_of(config: TrialConfig, metrics: Mapping[str, Any]) -> Row:
     """``trial_id``, ``status``, every config field under its dotted path, then the metrics."""
     head = {"trial_id": config.trial_id, "status": metrics["status"]}
@@ -182,17 +199,23 @@ def row_of(config: TrialConfig, metrics: Mapping[str, Any]) -> Row:
 
 
 def write_tables(folder: Path, trials: Iterable[TrialConfig]) -> ResultTables:
-    """Rebuild ``trials.parquet`` and ``history.parquet`` for these trials from the journals."""
+    """Rebuild ``trials.parquet`` and ``history.parquet`` from the journals.
+
+    These trials come first, in their order; then whatever else earlier launches have ended here.
+    """
     journal = Journal(folder)
     rows: list[Row] = []
     history: list[Row] = []
-    for config in trials:
-        record = journal.read(config.trial_id)
+    asked = [config.trial_id for config in trials]
+    for trial_id in [*asked, *(t for t in journal.trial_ids() if t not in set(asked))]:
+        record = journal.read(trial_id)
         if record.row is not None:
             rows.append(record.row)
-            if not journal.is_older_than(steps_path(folder, config.trial_id), config.trial_id):
+            if not journal.is_older_than(steps_path(folder, trial_id), trial_id):
                 write_steps(folder, record)
-        history += [{"trial_id": config.trial_id, **point} for point in record.points]
+        elif trial_id not in asked:
+            continue  # broken off, and not asked for any more
+        history += [{"trial_id": trial_id, **point} for point in record.points]
     _write_parquet(
         pd.DataFrame(rows, columns=None if rows else ["trial_id", "status"]),
         folder / "trials.parquet",

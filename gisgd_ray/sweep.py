@@ -70,6 +70,9 @@ def main(sweep: Sweep, argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; --resume runs what is missing", file=sys.stderr)
+        return 130
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
@@ -165,7 +168,7 @@ def report(
         captions=sweep.captions,
         claims=claims,
         swept=plan.swept,
-        planned=len(plan.trials),
+        planned=len({t.trial_id for t in plan.trials} | set(trials["trial_id"])),
     )
 
 
@@ -224,7 +227,8 @@ def _print_closing(outcome: Outcome, page: Path, seconds: float) -> None:
     for kind, what in (("off: ", "was switched off"), ("offline: ", "was kept offline")):
         faults = [s.removeprefix(kind) for s in statuses if s.startswith(kind)]
         if faults:
-            print(f"W&B {what} for some trials: {'; '.join(faults)}", file=sys.stderr)
+            more = f" (and {len(faults) - 1} like it)" if len(faults) > 1 else ""
+            print(f"W&B {what} for some trials: {faults[0]}{more}", file=sys.stderr)
     if any(status.startswith("offline") for status in statuses):
         runs = outcome.tables.folder / "wandb"
         print(f"W&B runs are offline; upload with: wandb sync {runs}/offline-run-*")

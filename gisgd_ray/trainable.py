@@ -5,6 +5,7 @@ next trial in place. A result carries plain numbers for the display and, in ``pa
 measured since the last one.
 """
 
+import contextlib
 import math
 import os
 import pickle
@@ -58,9 +59,12 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self.wandb: WandbRun | None = None
         self.state: training.TrainState | None = None
         self.run = run
-        earlier = run["checkpoints"].get(self.trial.trial_id)
-        if earlier is not None:
-            self.state = checkpoint.load(self.trial, Path(earlier), device=self.device)
+        for folder in run["checkpoints"].get(self.trial.trial_id, []):
+            # A checkpoint cut off by a crash does not load: the one before does, or the trial
+            # starts anew, with the same result.
+            with contextlib.suppress(Exception):
+                self.state = checkpoint.load(self.trial, Path(folder), device=self.device)
+                break
 
     def step(self) -> dict[str, Any]:
         """Train for about :data:`REPORT_S`, to a measuring point."""
@@ -103,12 +107,13 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._end()
 
     def _open_wandb(self) -> WandbRun:
-        flat = self.trial.flat()
+        assert self.state is not None
         return WandbRun(
             WandbSettings(**self.run["wandb"]),
             trial_id=self.trial.trial_id,
             name=self.run["names"].get(self.trial.trial_id, self.trial.trial_id),
-            config=flat,
+            config=self.trial.flat(),
+            earlier=self.state.history,
         )
 
     def _row(self) -> Row:

@@ -56,6 +56,8 @@ class TrainState:
     """The steps so far in pieces; read them as ``series``."""
     last_point: Point = field(default_factory=dict)
     points: int = 0
+    history: list[Point] = field(default_factory=list)
+    """All measuring points so far."""
     batches: tuple[Tensor, ...] = ()
     """The current epoch's batches, kept for when measuring points are closer than epochs."""
     batches_of: int = -1
@@ -146,6 +148,7 @@ def advance(state: TrainState) -> tuple[Point, StepSeries]:
     trained = time.perf_counter()
     state.last_point = _measure(state, new_steps)
     state.points += 1
+    state.history.append(state.last_point)
     state.seconds["time/training_s"] += trained - begun
     state.seconds["time/measuring_s"] += time.perf_counter() - trained
     return state.last_point, new_steps
@@ -243,7 +246,8 @@ def _measure(state: TrainState, new_steps: StepSeries) -> Point:
     """Everything due at the current weights, as one point."""
     config, data = state.config, state.dataset
     point: Point = {"step": state.step, "epoch": state.epoch}
-    point["learning_rate"] = learning_rate(config, int(state.epoch))
+    # The rate of the last step taken, not that of the epoch which begins here.
+    point["learning_rate"] = learning_rate(config, max(state.step - 1, 0) // state.steps_per_epoch)
     if state.stopped is not None:
         # Diverged on the way: the weights are already some steps past the last step kept.
         point |= dict.fromkeys(EVALUATED, math.nan)
@@ -355,7 +359,7 @@ def summary(state: TrainState) -> dict[str, Any]:
     return {
         "status": "diverged" if state.diverged else "finished",
         "stop_reason": state.stopped,
-        "outside_theorem": state.config.training.outside_theorem(),
+        "outside_theorem": state.config.outside_theorem(),
         "steps": state.step,
         "epochs": state.epoch,
         **sizes,

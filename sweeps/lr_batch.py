@@ -26,7 +26,7 @@ from gisgd_ray.claims import (
     stratified_rank_correlation,
 )
 from gisgd_ray.reporting.figures import COLOURS, MARKERS, log_scale, new_figure, style
-from gisgd_ray.results import ResultTables
+from gisgd_ray.results import ResultTables, varying_fields
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.sweep import Sweep, main
 
@@ -76,24 +76,37 @@ PAPER = {
 }
 
 
+def panels(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The trials by everything that varies besides the figure's own axes, under a title each."""
+    models = {"mlp": "MLP", "alexnet": "AlexNet"}
+    titled = {}
+    for (model, dataset), group in trials.groupby(["model.name", "data.dataset"], sort=False):
+        title = f"{models[str(model)]} on {dataset}"
+        fields = varying_fields(group, besides=[RATE, BATCH, "seed"])
+        if not fields:
+            titled[title] = group
+            continue
+        for values, part in group.groupby(fields, sort=False, dropna=False):
+            settings = zip(fields, values, strict=True)
+            named = ", ".join(f"{path.rpartition('.')[2]} = {value}" for path, value in settings)
+            titled[f"{title}, {named}"] = part
+    return titled
+
+
 def plot(tables: ResultTables) -> dict[str, Figure]:
     """Figure 6: a row per model and dataset, trajectory factor left, flatness factor right."""
-    trials = tables.trials.query("status == 'finished'")
-    panels = list(trials.groupby(["model.name", "data.dataset"], sort=False))
-    titles = {"mlp": "MLP", "alexnet": "AlexNet"}
+    rows = panels(tables.trials.query("status == 'finished'"))
     with style():
-        figure = new_figure(6.5, 2.6 * len(panels))
-        axes = figure.subplots(len(panels), 2, squeeze=False)
-        letters = iter("abcdefgh")
-        for row, ((model, dataset), group) in zip(axes, panels, strict=True):
-            for axis, column, name in zip(
-                row, (TRAJECTORY, FLATNESS), ("trajectory", "flatness"), strict=True
-            ):
+        figure = new_figure(6.5, 2.6 * len(rows))
+        axes = figure.subplots(len(rows), 2, squeeze=False)
+        for row, (pair, (title, group)) in enumerate(zip(axes, rows.items(), strict=True)):
+            columns = ((TRAJECTORY, "trajectory factor"), (FLATNESS, "flatness factor"))
+            for side, (axis, (column, name)) in enumerate(zip(pair, columns, strict=True)):
                 _curves(axis, group, column)
-                axis.set_title(f"({next(letters)}) {titles[str(model)]} on {dataset}")
+                axis.set_title(f"({chr(ord('a') + 2 * row + side)}) {title}")
                 axis.set_xlabel("batch size")
-                axis.set_ylabel(f"{name} factor")
-            row[0].legend()
+                axis.set_ylabel(name)
+            pair[0].legend()
     return {"figure6": figure}
 
 
@@ -109,7 +122,7 @@ def _curves(axis: Axes, group: pd.DataFrame, column: str) -> None:
             color=COLOURS[i % len(COLOURS)],
             marker=MARKERS[i % len(MARKERS)],
             capsize=2,
-            label=f"lr = {rate:g}",
+            label=f"lr = {rate:.3g}",
         )
     log_scale(axis)
 
@@ -117,7 +130,7 @@ def _curves(axis: Axes, group: pd.DataFrame, column: str) -> None:
 def claims(trials: pd.DataFrame) -> list[Claim]:
     """What the paper reads off Figure 6 (appendix E.3), for each model and dataset."""
     found = []
-    for (model, dataset), group in trials.groupby(["model.name", "data.dataset"], sort=False):
+    for where, group in panels(trials).items():
         rates = {
             factor: stratified_rank_correlation(group, RATE, factor, strata=[BATCH, "seed"])
             for factor in (TRAJECTORY, FLATNESS)
@@ -126,7 +139,6 @@ def claims(trials: pd.DataFrame) -> list[Claim]:
             factor: stratified_rank_correlation(group, BATCH, factor, strata=[RATE, "seed"])
             for factor in (TRAJECTORY, FLATNESS)
         }
-        where = f"{model} on {dataset}"
         found += [
             Claim(
                 text=f"The learning rate moves the two factors in opposite directions ({where}).",

@@ -156,7 +156,7 @@ def test_the_level_is_kept() -> None:
         (RankCorrelation(-0.8675, 0.00012, 12), "ρ = -0.87 (n = 12, p = 0.00012)"),
         (RankCorrelation(1.0, 5e-5, 33), "ρ = +1.00 (n = 33, p = 5e-05)"),
         (RankCorrelation(0.0, 1.0, 3), "ρ = +0.00 (n = 3, p = 1)"),
-        (NOTHING, "no stratum with two values (n = 0)"),
+        (NOTHING, "not varied in this run (n = 0)"),
     ],
 )
 def test_words(value: RankCorrelation, text: str) -> None:
@@ -245,7 +245,7 @@ def verdicts(frame: pd.DataFrame) -> list[Verdict]:
 def test_claims_hold_on_the_paper_s_picture() -> None:
     found = lr_batch.claims(table(lambda r, b, _: r / b, lambda r, b, _: b / r))
     assert [c.verdict for c in found] == ["holds"] * 3
-    assert "opposite directions (mlp on mnist5k)" in found[0].text
+    assert "opposite directions (MLP on mnist5k)" in found[0].text
     assert found[0].evidence.startswith("trajectory ρ = +1.00 (n = 12, p = 0.00")
     assert found[2].evidence.startswith("ρ = +1.00 (n = 12, p = ")
     assert all("5 %" in c.test for c in found)
@@ -286,7 +286,7 @@ def test_each_model_and_dataset_has_its_own_claims() -> None:
     found = lr_batch.claims(pd.concat([good, bad], ignore_index=True))
     assert [c.verdict for c in found[:3]] == ["holds"] * 3
     assert [c.verdict for c in found[3:]] == ["fails"] * 3
-    assert all("alexnet on mnist5k" in c.text for c in found[3:])
+    assert all("AlexNet on mnist5k" in c.text for c in found[3:])
 
 
 def test_seeds_are_compared_with_themselves() -> None:

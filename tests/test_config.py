@@ -132,7 +132,7 @@ def test_mnist5k_is_the_default_and_needs_nothing() -> None:
     config = TrialConfig()
     assert config == trial({}) == TrialConfig.model_validate({})
     assert (config.data.dataset, config.model.name, config.scheme.name) == ("mnist5k", "mlp", "sgd")
-    assert config.training.outside_theorem() is None
+    assert config.outside_theorem() is None
 
 
 @pytest.mark.parametrize("model", submodels(), ids=lambda model: model.__name__)
@@ -210,9 +210,12 @@ def test_milestones_ascend() -> None:
 
 
 def test_what_leaves_the_theorem_is_named() -> None:
-    both = trial({"training.momentum": 0.9, "training.weight_decay": 5e-4}).training
+    both = trial({"training.momentum": 0.9, "training.weight_decay": 5e-4})
     assert both.outside_theorem() == "momentum 0.9, weight decay 0.0005"
-    assert trial({"training.momentum": 0.5}).training.outside_theorem() == "momentum 0.5"
+    assert trial({"training.momentum": 0.5}).outside_theorem() == "momentum 0.5"
+    assert trial({"scheme.name": "flooding"}).outside_theorem() == "scheme flooding"
+    # The theorems take any sequence of learning rates.
+    assert trial({"training.lr_milestones": [3]}).outside_theorem() is None
 
 
 @pytest.mark.parametrize(

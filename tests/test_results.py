@@ -275,8 +275,21 @@ def test_tables_of_a_sweep(tmp_path: Path) -> None:
     assert history["trial_id"].tolist() == [t.trial_id for t in trials[:4] for _ in range(2)]
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"journal", "steps", "history.parquet", "trials.parquet"}
-    others = write_tables(tmp_path, [trials[1], trials[0]])  # of another, smaller sweep
-    assert others.trials["seed"].tolist() == [1, 0]
+    others = write_tables(tmp_path, [trials[1], trials[0]])  # asked for now; the rest was earlier
+    assert others.trials["seed"].tolist() == [1, 0, 2]
+    assert set(others.history["trial_id"]) == {t.trial_id for t in trials[:3]}
+
+
+@pytest.mark.parametrize("line", [0, 1, -1])
+def test_a_damaged_line_is_named(tmp_path: Path, line: int) -> None:
+    trials = filled(tmp_path)
+    path = tmp_path / "journal" / f"{trials[0].trial_id}.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    number = range(1, len(lines) + 1)[line]
+    lines[line] = b'{"kind": "row", \xff\xff\n'
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(UserError, match=f"line {number} of {path} is damaged; delete that file"):
+        write_tables(tmp_path, trials)
 
 
 def test_tables_are_rebuilt_equal(tmp_path: Path) -> None:

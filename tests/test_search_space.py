@@ -361,7 +361,7 @@ def test_figure_6_at_laptop_scale() -> None:
     assert len(batches) >= 4
     assert len(trials) == len(rates) * len(batches)
     assert {t.data.dataset for t in trials} == {"mnist5k"}
-    assert all(t.training.outside_theorem() is None for t in trials)
+    assert all(t.outside_theorem() is None for t in trials)
     assert all(4000 % b != 1 for b in batches)
 
 
@@ -381,6 +381,6 @@ def test_figure_6_at_paper_scale() -> None:
         assert sorted(set(column(space, BATCH))) == batches
         assert all(t.model.model_dump() == size for t in trials)
         assert all(t.training.stop_loss == 1e-4 for t in trials)
-        assert all(t.training.outside_theorem() is None for t in trials)
+        assert all(t.outside_theorem() is None for t in trials)
     assert {t.data.dataset for t in mlp.trials()} == {"mnist"}
     assert {t.data.dataset for t in alexnet.trials()} == {"cifar10"}

@@ -253,6 +253,24 @@ class TestStopping:
         declined = MEMORISED | {"data.label_noise": 0.2, "training.stop_at_full_accuracy": False}
         assert run(declined).state.stopped == "max_epochs"
 
+    @pytest.mark.parametrize(
+        ("loss", "accuracy", "expected"),
+        [
+            (0.0999, 0.9, "stop_loss"),
+            (0.1, 0.9, None),
+            (0.1001, 0.9, None),
+            (0.5, 1.0, "full_accuracy"),
+            (0.5, 0.9999, None),
+        ],
+    )
+    def test_the_thresholds_themselves(self, loss, accuracy, expected):
+        state = training.start(
+            config({"training.stop_loss": 0.1, "training.stop_at_full_accuracy": True})
+        )
+        state.step = 1
+        point = {"train/loss": loss, "train/accuracy": accuracy}
+        assert training.stop_reason(state, point) == (expected, False)
+
     @pytest.mark.parametrize("steps", [1, 6, 8])
     def test_max_steps_in_mid_epoch_too(self, steps):
         finished = run({"training.max_steps": steps})

@@ -53,8 +53,10 @@ def test_offline_run_holds_config_points_and_summary(tmp_path: Path) -> None:
         text=True,
         timeout=60,
     )
-    if leet.returncode == 0:  # a convenience of newer clients: then the content is checked too
-        assert json.dumps(12.5) in leet.stdout
+    assert leet.returncode == 0, leet.stderr
+    types = [json.loads(line)["type"] for line in leet.stdout.splitlines()]
+    assert types.count("history") == 2
+    assert json.dumps(12.5) in leet.stdout
 
 
 def test_disabled_writes_nothing(tmp_path: Path) -> None:

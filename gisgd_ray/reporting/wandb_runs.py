@@ -5,10 +5,12 @@ its row says so in ``wandb/status``. The tables are the record; W&B is a copy of
 """
 
 import os
+import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import wandb
@@ -59,6 +61,8 @@ def chosen_mode() -> tuple[Mode, str]:
 class WandbRun:
     """The run of one trial: points as they come, the row as its summary.
 
+    ``earlier`` are the points of a trial that continues from a checkpoint.
+
     ``status`` is ``online``, ``offline``, ``disabled``, ``offline: <fault>`` where an online run
     could not be opened and was kept offline instead, or ``off: <fault>`` once logging ended.
     """
@@ -67,7 +71,13 @@ class WandbRun:
     """No online run is tried in this process before this time: the wait would add up."""
 
     def __init__(
-        self, settings: WandbSettings, *, trial_id: str, name: str, config: Mapping[str, Any]
+        self,
+        settings: WandbSettings,
+        *,
+        trial_id: str,
+        name: str,
+        config: Mapping[str, Any],
+        earlier: Sequence[Mapping[str, Any]] = (),
     ):
         self.status: str = settings.mode
         self._run: Any = None
@@ -79,6 +89,10 @@ class WandbRun:
             self._run.define_metric("*", step_metric="step")
         except Exception as fault:
             self._give_up(fault)
+        if self.status.startswith("offline"):
+            # A server goes on with the run it has; a new offline run must tell it from the start.
+            for point in earlier:
+                self.log(point)
 
     def _open(
         self, settings: WandbSettings, *, trial_id: str, name: str, config: Mapping[str, Any]
@@ -86,6 +100,10 @@ class WandbRun:
         os.makedirs(settings.folder, exist_ok=True)
 
         def init(mode: Mode) -> Any:
+            if mode == "offline":
+                # What a broken-off trial left, which the new run tells again in full.
+                for left in Path(settings.folder).glob(f"wandb/offline-run-*-{trial_id}*"):
+                    shutil.rmtree(left, ignore_errors=True)
             return wandb.init(
                 project=settings.project,
                 id=trial_id,
