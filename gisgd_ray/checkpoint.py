@@ -59,5 +59,5 @@ def load(config: TrialConfig, folder: Path, *, device: torch.device | str = "cpu
 
 
 def _progress(state: TrainState) -> dict[str, Any]:
-    names = ("step", "points", "last_point", "history", "stopped", "diverged", "seconds")
+    names = ("step", "history", "stopped", "diverged", "seconds")
     return {name: getattr(state, name) for name in names}

@@ -54,8 +54,6 @@ class TrainState:
     """Updates applied so far, t; the weights are W_t."""
     stretches: list[StepSeries] = field(default_factory=list)
     """The steps so far in pieces; read them as ``series``."""
-    last_point: Point = field(default_factory=dict)
-    points: int = 0
     history: list[Point] = field(default_factory=list)
     """All measuring points so far."""
     batches: tuple[Tensor, ...] = ()
@@ -79,6 +77,11 @@ class TrainState:
         """Append the next steps."""
         self.stretches.append(steps)
         self.terms.add(steps)
+
+    @property
+    def last_point(self) -> Point:
+        """The latest measuring point, empty before the first."""
+        return self.history[-1] if self.history else {}
 
     @property
     def epoch(self) -> float:
@@ -140,18 +143,17 @@ def advance(state: TrainState) -> tuple[Point, StepSeries]:
     """
     begun = time.perf_counter()
     new_steps = StepSeries.empty()
-    if state.points > 0:
+    if state.history:
         _train(state)
         new_steps = state.meter.drain()
         new_steps = _cut_at_divergence(state, new_steps)
         state.add_steps(new_steps)
     trained = time.perf_counter()
-    state.last_point = _measure(state, new_steps)
-    state.points += 1
-    state.history.append(state.last_point)
+    point = _measure(state, new_steps)
+    state.history.append(point)
     state.seconds["time/training_s"] += trained - begun
     state.seconds["time/measuring_s"] += time.perf_counter() - trained
-    return state.last_point, new_steps
+    return point, new_steps
 
 
 def _train(state: TrainState) -> None:

@@ -8,38 +8,15 @@ from typing import Any
 
 import pytest
 
-from gisgd_ray import cli, sweep
+from gisgd_ray import cli
 from gisgd_ray.errors import UserError
 from gisgd_ray.search_space import SearchSpace, field_paths, make_space
-from sweeps.lr_batch import SWEEP
 
 RATE, BATCH = "training.learning_rate", "training.batch_size"
 
 
 def options(*argv: str) -> cli.Options:
     return cli.parse(argv, prog="sweep", description="A sweep.")
-
-
-@pytest.fixture(autouse=True)
-def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here may start or join Ray."""
-
-    def refuse(**_: Any) -> str:
-        raise AssertionError("Ray was asked for")
-
-    monkeypatch.setattr(sweep, "connect", refuse)
-
-
-@pytest.fixture
-def dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs Figure 6's command line dry; gives the exit status, stdout and stderr."""
-
-    def run(*argv: str, scale: str = "laptop") -> tuple[int, str, str]:
-        given = [*argv, "--dry-run", "--scale", scale]
-        status = sweep.main(SWEEP, [*given, *([] if "--out" in argv else ["--out", str(tmp_path)])])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 # ---------------------------------------------------------------- the options and their help
