@@ -20,7 +20,7 @@ from gisgd_ray.launch import Outcome, Resources, finished_ids, launch
 from gisgd_ray.reporting.figures import save_figures
 from gisgd_ray.reporting.page import write_page
 from gisgd_ray.reporting.progress import trial_label
-from gisgd_ray.results import ResultTables, results_folder
+from gisgd_ray.results import ResultTables, results_folder, varying_fields
 from gisgd_ray.search_space import SearchSpace
 
 DEFAULT_GPU_FRACTION = 0.25
@@ -155,6 +155,11 @@ def report(
     """Figures and page from the tables of what has finished."""
     trials = outcome.tables.trials
     done = trials[trials["status"] == "finished"]
+    planned = {t.trial_id for t in plan.trials}
+    swept = list(plan.swept)
+    if set(trials["trial_id"]) - planned:
+        # Earlier launches asked for other trials: what tells those apart is swept as well.
+        swept += varying_fields(trials, besides=[*swept, "seed"])
     figures = sweep.plot(outcome.tables) if len(done) else {}
     claims = sweep.claims(done) if len(done) else []
     paths = save_figures(figures, outcome.tables.folder / "figures")
@@ -167,8 +172,8 @@ def report(
         figures=paths,
         captions=sweep.captions,
         claims=claims,
-        swept=plan.swept,
-        planned=len({t.trial_id for t in plan.trials} | set(trials["trial_id"])),
+        swept=swept,
+        planned=len(planned | set(trials["trial_id"])),
     )
 
 

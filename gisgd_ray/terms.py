@@ -50,13 +50,12 @@ class TrajectoryTerms:
             # A step without a finite dispersion makes all that follows NaN, as it must.
             term = nan
             if isfinite(self.lr2_dispersion):
-                term = bounds.theorem2_trajectory(
-                    subgaussian_constant=1.0,
+                term = _theorem2_trajectory(
+                    steps,
+                    radius=1.0,
                     num_samples=self.num_samples,
                     num_parameters=self.num_parameters,
-                    learning_rates=rates,
-                    noise_stds=[noise_std] * len(steps),
-                    dispersions=dispersions,
+                    noise_std=noise_std,
                 )
             self.theorem2_squares[i] += term**2
 
@@ -113,7 +112,11 @@ def bound_metrics(
     metrics["term/optimal_noise_std"] = noise_std
     if noise_std > 0:
         metrics["term/theorem2_trajectory_at_optimum"] = _theorem2_trajectory(
-            series, num_samples=num_samples, num_parameters=num_parameters, noise_std=noise_std
+            series,
+            radius=run["subgaussian_constant"],
+            num_samples=num_samples,
+            num_parameters=num_parameters,
+            noise_std=noise_std,
         )
     metrics["bound/lemma7"] = bounds.lemma7(
         **run, squared_gradient_norms=series.squared_gradient_norm
@@ -142,10 +145,11 @@ def theorem2_trajectory_name(noise_std: float) -> str:
 
 
 def _theorem2_trajectory(
-    series: StepSeries, *, num_samples: int, num_parameters: int, noise_std: float
+    series: StepSeries, *, radius: float, num_samples: int, num_parameters: int, noise_std: float
 ) -> float:
+    """Eq. 2's trajectory term of these steps at R = ``radius`` and one noise std throughout."""
     return bounds.theorem2_trajectory(
-        subgaussian_constant=subgaussian_constant(series),
+        subgaussian_constant=radius,
         num_samples=num_samples,
         num_parameters=num_parameters,
         learning_rates=series.learning_rate,
