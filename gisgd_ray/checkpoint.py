@@ -12,8 +12,10 @@ import torch
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.sensitivity_terms import SensitivityTerms
+from gisgd_ray.state import TrainState
 from gisgd_ray.terms import TrajectoryTerms
-from gisgd_ray.training import TrainState, start
+from gisgd_ray.training import start
 
 FILE_NAME = "state.pt"
 
@@ -22,11 +24,11 @@ def save(state: TrainState, folder: Path) -> None:
     """Write the run into ``folder``, the file appearing under its name only when complete."""
     content = {
         "config": state.config.model_dump(mode="json"),
-        "model": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "scheme": state.scheme.state_dict(),
+        "models": [replica.model.state_dict() for replica in state.replicas],
+        "stepper": state.stepper.state_dict(),
         "series": {name: torch.from_numpy(a) for name, a in state.series.columns().items()},
         "terms": asdict(state.terms),
+        "sensitivity": asdict(state.sensitivity),
         "progress": _progress(state),
     }
     partial = folder / (FILE_NAME + ".partial")
@@ -48,11 +50,12 @@ def load(config: TrialConfig, folder: Path, *, device: torch.device | str = "cpu
             "start the trial anew or choose another output folder"
         )
     state = start(config, device=device)
-    state.model.load_state_dict(content["model"])
-    state.optimizer.load_state_dict(content["optimizer"])
-    state.scheme.load_state_dict(content["scheme"])
+    for replica, weights in zip(state.replicas, content["models"], strict=True):
+        replica.model.load_state_dict(weights)
+    state.stepper.load_state_dict(content["stepper"])
     state.stretches = [StepSeries(**{k: v.cpu().numpy() for k, v in content["series"].items()})]
     state.terms = TrajectoryTerms(**content["terms"])
+    state.sensitivity = SensitivityTerms(**content["sensitivity"])
     for name, value in content["progress"].items():
         setattr(state, name, value)
     return state

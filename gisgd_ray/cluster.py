@@ -130,6 +130,16 @@ def require_room(*, cpus: int, gpus: float) -> None:
         )
 
 
+def largest_memory() -> int:
+    """Bytes that the largest machine of the cluster lends to trials; 2**63 where it may grow."""
+    import ray
+
+    if BOOTSTRAP.expanduser().exists():
+        return 2**63
+    sizes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
+    return int(max(sizes))
+
+
 def startable_gpus(bootstrap: Path) -> float:
     """GPUs of all the workers that a cluster's configuration allows; 0 without one."""
     try:

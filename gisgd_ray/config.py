@@ -7,12 +7,15 @@ columns and the W&B config are all derived from these models.
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-DatasetName = Literal["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"]
+from gisgd_ray.consistency import NETWORK_THEOREMS, check_consistency
+
+DatasetName = Literal["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "teacher"]
 
 
 class Frozen(BaseModel):
@@ -30,17 +33,41 @@ class Frozen(BaseModel):
 
 
 class Schedule(Frozen):
-    """When something happens along training: every so many epochs, or every so many steps."""
+    """When something happens along training: every so many epochs or steps, or log-spaced."""
 
-    every: int = Field(1, ge=1, description="how many epochs or steps lie between two points")
-    unit: Literal["epoch", "step"] = Field("epoch", description="what `every` counts")
+    every: int = Field(
+        1,
+        ge=1,
+        description="how many epochs or steps lie between two points; with unit log, how many "
+        "points lie in a factor of ten of steps",
+    )
+    unit: Literal["epoch", "step", "log"] = Field(
+        "epoch", description="what `every` counts; log: points log-spaced in steps, from step 1"
+    )
+
+    def is_due(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether it fires after update ``step``; it always does before the first (step 0)."""
+        if self.unit == "log":
+            # Points round(10^(j / every)); rounding makes neighbours coincide at the start.
+            j = round(self.every * math.log10(step)) if step else 0
+            near = {round(10 ** (i / self.every)) for i in range(j - 1, j + 2)}
+            return step == 0 or step in near
+        return step % self.period(steps_per_epoch) == 0
+
+    def period(self, steps_per_epoch: int) -> int:
+        """Steps up to the first point."""
+        if self.unit == "log":
+            return 1
+        return self.every * (steps_per_epoch if self.unit == "epoch" else 1)
 
 
 class DataConfig(Frozen):
     """Which samples, and what is done to their labels."""
 
     dataset: DatasetName = Field(
-        "mnist5k", description="mnist5k is 5,000 real MNIST digits that need no download"
+        "mnist5k",
+        description="mnist5k is 5,000 real MNIST digits that need no download; teacher is the "
+        "regression data of Figures 7 and 8, drawn anew for every seed",
     )
     train_fraction: float = Field(
         1.0, gt=0, le=1, description="random fraction of the training split used, the same always"
@@ -68,9 +95,25 @@ class AlexNetConfig(Frozen):
     filters: int = Field(
         64, ge=1, description="filters F of the first layer; then 3F, 6F, 256, 256"
     )
+    hidden: int = Field(4096, ge=1, description="units of each of the two fully connected layers")
 
 
-ModelConfig = Annotated[MLPConfig | AlexNetConfig, Field(discriminator="name")]
+class LinearConfig(Frozen):
+    """f(w, x) = w.x, of Theorem 3 and Figure 7; one real output."""
+
+    name: Literal["linear"] = Field("linear", description="model family")
+
+
+class TwoLayerReLUConfig(Frozen):
+    """f(w, x) = m^(-1/2) sum_r A_r ReLU(w_r.x), A_r = +-1 fixed; of Theorem 4 and Figure 8."""
+
+    name: Literal["two_layer_relu"] = Field("two_layer_relu", description="model family")
+    width: int = Field(100, ge=1, description="hidden units m")
+
+
+ModelConfig = Annotated[
+    MLPConfig | AlexNetConfig | LinearConfig | TwoLayerReLUConfig, Field(discriminator="name")
+]
 
 
 class SGDConfig(Frozen):
@@ -100,7 +143,8 @@ class TrainingConfig(Frozen):
         "it (other samples are left out in each epoch)",
     )
     loss: Literal["cross_entropy", "squared"] = Field(
-        "cross_entropy", description="cross-entropy (nats), or half the squared error to one-hot"
+        "cross_entropy",
+        description="cross-entropy (nats), or half the squared error to one-hot or to the target",
     )
     initialization: Literal["pytorch", "xavier"] = Field(
         "pytorch",
@@ -128,7 +172,10 @@ class TrainingConfig(Frozen):
     max_epochs: int = Field(500, ge=1, description="epoch limit")
     max_steps: int | None = Field(None, ge=1, description="step limit; null: none beyond epochs")
     divergence_loss: float = Field(
-        1e3, gt=0, description="a batch loss above this, or not finite, ends the trial as diverged"
+        1e3,
+        gt=0,
+        description="a batch loss (with replicas: their mean) above this, or not finite, ends the "
+        "trial as diverged",
     )
     evaluation: Schedule = Field(
         Schedule(), description="when train and test are evaluated and the stopping rule is asked"
@@ -149,7 +196,11 @@ class TrainingConfig(Frozen):
 
 
 class MeasurementConfig(Frozen):
-    """What is measured. Measuring never changes the trajectory."""
+    """What is measured. Measuring never changes the trajectory.
+
+    On by default is all that costs little: everything but the local gradient sensitivity, and so
+    Lemma 2, Corollary 1 and Theorem 1.
+    """
 
     dispersion: bool = Field(
         True, description="gradient dispersion and gradient norm at every step"
@@ -167,11 +218,46 @@ class MeasurementConfig(Frozen):
     hessian_probes: int = Field(
         50, ge=2, description="Rademacher probes of PyHessian's estimate (its error is reported)"
     )
-    noise_stds: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    noise_stds: tuple[float, ...] = Field(
         (1e-2, 1e-4, 1e-6),
-        min_length=1,
-        description="noise stds at which Theorem 2 (Eq. 2) is evaluated, besides its optimum",
+        description="stds sigma of the auxiliary noise, > 0, at which the bounds are evaluated",
     )
+    sensitivity: bool = Field(
+        False,
+        description="local gradient sensitivity Psi and perturbed dispersion, for Neu et al.'s "
+        "Lemma 2, Corollary 1 and Theorem 1; dear",
+    )
+    sensitivity_schedule: Schedule = Field(
+        Schedule(), description="when Psi is measured; linear in t in between"
+    )
+    sensitivity_draws: int = Field(20, ge=2, description="draws of the perturbation zeta for Psi")
+    sensitivity_fraction: float = Field(
+        1.0, gt=0, le=1, description="first fraction of the training data over which Psi is taken"
+    )
+    flatness: bool = Field(True, description="flatness gap at the end of training")
+    flatness_draws: int = Field(
+        6, ge=4, multiple_of=2, description="draws of Delta_T for the flatness gap, in pairs +-"
+    )
+    smoothness: bool = Field(
+        True, description="largest Hessian eigenvalue at the end, for Corollary 2's beta"
+    )
+    network_theorem: Literal["auto", "theorem3", "theorem4", "off"] = Field(
+        "auto",
+        description="auto: Theorem 3 for model linear, Theorem 4 for model two_layer_relu",
+    )
+
+    @field_validator("noise_stds")
+    @classmethod
+    def _usable(cls, stds: tuple[float, ...]) -> tuple[float, ...]:
+        name = f"measurement.noise_stds = {list(stds)}"
+        if not stds:
+            raise ValueError(f"{name} is empty; give at least one noise std above 0, as in 1e-4")
+        if min(stds) <= 0:
+            raise ValueError(f"{name} has {min(stds):g}; a noise std must be above 0")
+        if len({f"{std:g}" for std in stds}) < len(stds):
+            twice = next(s for i, s in enumerate(stds) if f"{s:g}" in {f"{t:g}" for t in stds[:i]})
+            raise ValueError(f"{name} has {twice:g} twice (to six digits); leave one out")
+        return stds
 
 
 class TrialConfig(Frozen):
@@ -183,8 +269,29 @@ class TrialConfig(Frozen):
     training: TrainingConfig = Field(TrainingConfig(), description="optimizer and stopping rule")
     measurement: MeasurementConfig = Field(MeasurementConfig(), description="what is measured")
     seed: int = Field(
-        0, ge=0, description="of initialisation, batching, label noise; one generator for each"
+        0,
+        ge=0,
+        description="of initialisation, batching, label noise and the teacher's samples; one "
+        "generator for each",
     )
+    replicas: int | None = Field(
+        None,
+        description="stochastic setting: so many runs (>= 2) of seeds of their own advance "
+        "together, and expectations over W are means over them (with label noise or teacher data "
+        "over S as well); null: the deterministic setting, one run",
+    )
+
+    @property
+    def replica_seeds(self) -> range:
+        """The seeds of the runs in this trial; no other trial of as many replicas has one."""
+        count = self.replicas or 1
+        return range(self.seed * count, (self.seed + 1) * count)
+
+    @property
+    def network_theorem(self) -> Literal["theorem3", "theorem4"] | None:
+        """Which of Theorems 3 and 4 applies to the model and is asked for."""
+        asked, own = self.measurement.network_theorem, NETWORK_THEOREMS.get(self.model.name)
+        return None if asked == "off" else own
 
     @property
     def trial_id(self) -> str:
@@ -210,51 +317,20 @@ class TrialConfig(Frozen):
         """Every field under its dotted path, ``{"training.learning_rate": 0.1, ...}``."""
         return flatten(self.model_dump(mode="json"))
 
+    @field_validator("replicas")
+    @classmethod
+    def _at_least_two(cls, value: int | None) -> int | None:
+        if value is not None and value < 2:
+            raise ValueError(
+                f"replicas = {value}: the stochastic setting needs at least 2; choose 2 or more, "
+                "or null for one run in the deterministic setting"
+            )
+        return value
+
     @model_validator(mode="after")
-    def _check_sizes(self) -> "TrialConfig":
-        n = num_train_samples(self.data)
-        b = self.training.batch_size
-        if b > n:
-            raise ValueError(
-                f"training.batch_size = {b} exceeds the {n} training samples of data.dataset = "
-                f"{self.data.dataset!r} at data.train_fraction = {self.data.train_fraction:g}; "
-                f"choose at most {n}"
-            )
-        samples = self.measurement.hessian_samples
-        if samples is not None and samples > n:
-            raise ValueError(
-                f"measurement.hessian_samples = {samples} exceeds the {n} training samples; choose "
-                f"at most {n}, or null for all"
-            )
-        if self.measurement.dispersion:
-            if b == 1:
-                raise ValueError(
-                    "training.batch_size = 1 gives batches of a single sample, whose dispersion is "
-                    "undefined; choose at least 2, or measurement.dispersion = false"
-                )
-            if n % b == 1 and self.training.last_batch == "keep":
-                raise ValueError(
-                    f"training.batch_size = {b} gives a last batch (n = {n}) of a single sample, "
-                    "whose dispersion is undefined; choose another batch size, "
-                    "training.last_batch = 'drop' or measurement.dispersion = false"
-                )
+    def _check(self) -> "TrialConfig":
+        check_consistency(self)
         return self
-
-
-TRAIN_SIZES: dict[str, int] = {
-    "mnist5k": 4_000,
-    "mnist": 60_000,
-    "fashion_mnist": 60_000,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "svhn": 73_257,
-}
-"""Training samples of each dataset, known without loading it so that checks come first."""
-
-
-def num_train_samples(data: DataConfig) -> int:
-    """n: training samples left by ``train_fraction`` (at least 1)."""
-    return max(1, round(TRAIN_SIZES[data.dataset] * data.train_fraction))
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gisgd_ray.config import DataConfig, num_train_samples
+from gisgd_ray.config import DataConfig
+from gisgd_ray.consistency import num_train_samples
 from gisgd_ray.datasets import RawDataset, load_raw
 from gisgd_ray.downloads import data_folder
 from gisgd_ray.randomness import generator
+from gisgd_ray.teacher import teacher_samples
 
 _CHUNK = 100
 """Samples handled at once where NumPy needs 8 bytes a pixel for a while: what a cache holds."""
@@ -27,9 +29,10 @@ class Dataset:
     The tensors are shared between the trials of a process: never write to them.
 
     Attributes:
-        train_x, test_x: normalised inputs, ``(n, C, H, W)`` float32.
-        train_y, test_y: labels in ``0 .. num_classes - 1``, ``(n,)`` int64, noise included.
-        num_classes: K.
+        train_x, test_x: normalised inputs, ``(n, C, H, W)`` float32 (vectors: ``(n, d_0)``).
+        train_y, test_y: labels in ``0 .. num_classes - 1``, ``(n,)`` int64, noise included; in
+            regression the targets, ``(n,)`` float32.
+        num_classes: K; 1 in regression.
         normalization_mean, normalization_std: one per channel, of inputs scaled to [0, 1].
     """
 
@@ -47,10 +50,9 @@ class Dataset:
         return len(self.train_y)
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one input."""
-        channels, height, width = self.train_x.shape[1:]
-        return channels, height, width
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one input, or (d_0,)."""
+        return tuple(self.train_x.shape[1:])
 
 
 def load_dataset(config: DataConfig, *, seed: int, device: torch.device | str = "cpu") -> Dataset:
@@ -62,12 +64,15 @@ def load_dataset(config: DataConfig, *, seed: int, device: torch.device | str = 
 
     Args:
         config: which dataset, which fraction of its training split, how much label noise.
-        seed: the trial's; decides the label noise and nothing else here.
+        seed: the trial's; decides the label noise, and the samples of the teacher's data.
         device: where the tensors go.
 
     Raises:
         DataError: a file is missing (and cannot be downloaded) or damaged.
     """
+    if config.dataset == "teacher":
+        samples = num_train_samples(config)
+        return _load_teacher(seed, samples, str(torch.device(device)))
     base = _load_subset(
         config.dataset, num_train_samples(config), data_folder(), str(torch.device(device))
     )
@@ -78,6 +83,22 @@ def load_dataset(config: DataConfig, *, seed: int, device: torch.device | str = 
         for split, labels in (("train", base.train_y), ("test", base.test_y))
     }
     return replace(base, train_y=noisy["train"], test_y=noisy["test"])
+
+
+@lru_cache(maxsize=2)
+def _load_teacher(seed: int, num_samples: int, device: str) -> Dataset:
+    """Vectors of unit norm, not normalised further."""
+    splits = teacher_samples(seed, num_train=num_samples)
+    train_x, train_y, test_x, test_y = (part.to(device) for part in splits)
+    return Dataset(
+        train_x=train_x,
+        train_y=train_y,
+        test_x=test_x,
+        test_y=test_y,
+        num_classes=1,
+        normalization_mean=(0.0,),
+        normalization_std=(1.0,),
+    )
 
 
 @lru_cache(maxsize=2)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gisgd_ray.config import TRAIN_SIZES
+from gisgd_ray.consistency import TRAIN_SIZES
 from gisgd_ray.downloads import LAYOUTS, damaged, ensure_files, gzipped, remedy, torchvision_class
 from gisgd_ray.errors import DataError
 
@@ -28,8 +28,9 @@ TEST_SIZES: dict[str, int] = {
     "cifar10": 10_000,
     "cifar100": 10_000,
     "svhn": 26_032,
+    "teacher": 20_000,
 }
-"""Test samples of each dataset; its training samples are in ``config.TRAIN_SIZES``."""
+"""Test samples of each dataset; its training samples are in ``consistency.TRAIN_SIZES``."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,6 +2,7 @@
 
 from typing import Literal, assert_never
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,16 +10,21 @@ LossName = Literal["cross_entropy", "squared"]
 
 
 def per_sample_loss(name: LossName, outputs: Tensor, targets: Tensor) -> Tensor:
-    """l(w, z_i) for every sample: outputs (b, K), targets (b,) class indices -> (b,).
+    """l(w, z_i) for every sample: outputs (b, K), targets (b,) -> (b,).
 
-    Cross-entropy in nats, or half the squared distance to the one-hot target,
-    1/2 ||f(w, x) - e_y||^2, so that its Hessian in f is the identity.
+    Targets are class indices (int64), or real values in regression (then K = 1). Cross-entropy in
+    nats; or half the squared distance to the target, 1/2 ||f(w, x) - e_y||^2 to the one-hot vector
+    of a class and 1/2 (f(w, x) - y)^2 to a real value, so that its Hessian in f is the identity.
     """
     match name:
         case "cross_entropy":
             return F.cross_entropy(outputs, targets, reduction="none")
         case "squared":
-            one_hot = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+            if targets.is_floating_point():
+                return 0.5 * (outputs.squeeze(-1) - targets).square()
+            # F.one_hot checks the values of the targets, which vmap forbids.
+            classes = torch.arange(outputs.shape[1], device=targets.device)
+            one_hot = (targets.unsqueeze(1) == classes).to(outputs.dtype)
             return 0.5 * (outputs - one_hot).square().sum(dim=1)
         case _:
             assert_never(name)

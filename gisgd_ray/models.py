@@ -3,14 +3,36 @@
 All are plain ``nn.Sequential`` of modules used once, with out-of-place ReLU, as BackPACK needs.
 """
 
+import math
 from typing import assert_never
 
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.config import AlexNetConfig, MLPConfig, ModelConfig
+from gisgd_ray.config import (
+    AlexNetConfig,
+    LinearConfig,
+    MLPConfig,
+    ModelConfig,
+    TwoLayerReLUConfig,
+)
 from gisgd_ray.errors import UserError
 from gisgd_ray.randomness import isolated_rng
+
+
+class FixedReadout(nn.Module):
+    """h -> m^(-1/2) sum_r A_r h_r, (b, m) -> (b, 1), with A_r = +-1 drawn once and not trained."""
+
+    signs: Tensor
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("signs", 2.0 * torch.randint(2, (width,)) - 1.0)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        outputs = hidden @ self.signs / math.sqrt(len(self.signs))
+        return outputs.unsqueeze(1)
+
 
 PIECEWISE_LINEAR = (
     nn.Linear,
@@ -21,6 +43,7 @@ PIECEWISE_LINEAR = (
     nn.AdaptiveAvgPool2d,
     nn.Flatten,
     nn.Identity,
+    FixedReadout,
 )
 """Module types whose output is, at a fixed activation pattern, affine in input and in weights."""
 
@@ -33,7 +56,22 @@ def mlp(input_shape: tuple[int, ...], num_classes: int, *, width: int) -> nn.Seq
     )
 
 
-def alexnet(input_shape: tuple[int, ...], num_classes: int, *, filters: int) -> nn.Sequential:
+def linear(input_shape: tuple[int, ...]) -> nn.Sequential:
+    """f(w, x) = w.x, without bias (section 4, Theorem 3): (b, *input_shape) -> (b, 1)."""
+    inputs = int(torch.Size(input_shape).numel())
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, 1, bias=False))
+
+
+def two_layer_relu(input_shape: tuple[int, ...], *, width: int) -> nn.Sequential:
+    """m^(-1/2) sum_r A_r ReLU(w_r.x) (section 4, Theorem 4): (b, *input_shape) -> (b, 1)."""
+    inputs = int(torch.Size(input_shape).numel())
+    hidden = nn.Linear(inputs, width, bias=False)
+    return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), FixedReadout(width))
+
+
+def alexnet(
+    input_shape: tuple[int, ...], num_classes: int, *, filters: int, hidden: int = 4096
+) -> nn.Sequential:
     """AlexNet for small images: (b, C, H, W) -> (b, num_classes); H and W at least 27.
 
     Appendix E.1 with the strides and paddings of the authors' code, no dropout, no BatchNorm.
@@ -74,11 +112,11 @@ def alexnet(input_shape: tuple[int, ...], num_classes: int, *, filters: int) -> 
             "choose another data.dataset or model.name = 'mlp'"
         )
     classifier = [
-        nn.Linear(256 * pooled(height) * pooled(width), 4096),
+        nn.Linear(256 * pooled(height) * pooled(width), hidden),
         nn.ReLU(),
-        nn.Linear(4096, 4096),
+        nn.Linear(hidden, hidden),
         nn.ReLU(),
-        nn.Linear(4096, num_classes),
+        nn.Linear(hidden, num_classes),
     ]
     return nn.Sequential(*features, *classifier)
 
@@ -93,6 +131,8 @@ def build_model(
 ) -> nn.Sequential:
     """The configured network on the CPU, its weights a function of the seed alone.
 
+    ``num_classes`` is the number of outputs: 1 in regression.
+
     The draw uses a stream of its own ("initialization"), so that neither the data nor the order
     of batches changes W_0, and building a model disturbs no other random number.
     """
@@ -101,7 +141,13 @@ def build_model(
             case MLPConfig():
                 model = mlp(input_shape, num_classes, width=config.width)
             case AlexNetConfig():
-                model = alexnet(input_shape, num_classes, filters=config.filters)
+                model = alexnet(
+                    input_shape, num_classes, filters=config.filters, hidden=config.hidden
+                )
+            case LinearConfig():
+                model = linear(input_shape)
+            case TwoLayerReLUConfig():
+                model = two_layer_relu(input_shape, width=config.width)
             case _:
                 assert_never(config)
         if initialization == "xavier":

@@ -108,7 +108,7 @@ class Journal:
                 points[line["step"]] = line
             elif kind == "steps":
                 columns = {name: _decode(text) for name, text in line["columns"].items()}
-                stretches.append((line["after"], StepSeries(**columns)))
+                stretches.append((line["after"], StepSeries.of(columns)))
                 points = {step: point for step, point in points.items() if step <= line["after"]}
             else:
                 row = line
@@ -189,7 +189,8 @@ def varying_fields(trials: pd.DataFrame, *, besides: Sequence[str]) -> list[str]
     A figure or a claim that does not hold them fixed would mix them with what it shows.
     """
     settings = [path for path in field_paths() if path in trials.columns and path not in besides]
-    return [path for path in settings if trials[path].astype(str).nunique() > 1]
+    # Of a field that is null in some rows alone, null is a value like any other.
+    return [path for path in settings if trials[path].astype(str).nunique(dropna=False) > 1]
 
 
 def row_of(config: TrialConfig, metrics: Mapping[str, Any]) -> Row:
@@ -239,6 +240,7 @@ def write_steps(folder: Path, record: TrialRecord) -> None:
     table: dict[str, Any] = {"step": np.arange(1, len(record.steps) + 1)}
     table |= record.steps.columns()
     table["gradient_dispersion"] = record.steps.gradient_dispersion
+    table["gradient_dispersion_neu"] = record.steps.gradient_dispersion_neu
     table["per_sample_dispersion"] = record.steps.per_sample_dispersion
     _write_parquet(pd.DataFrame(table), path)
 

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 
 from gisgd_ray import cli
 from gisgd_ray.claims import Claim
-from gisgd_ray.cluster import cluster_gpus, connect, require_room
+from gisgd_ray.cluster import cluster_gpus, connect, largest_memory, require_room
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.launch import Outcome, Resources, finished_ids, launch
+from gisgd_ray.memory import machine_memory, require_memory
 from gisgd_ray.reporting.figures import save_figures
 from gisgd_ray.reporting.page import write_page
 from gisgd_ray.reporting.progress import trial_label
@@ -46,8 +47,11 @@ class Sweep:
         description: shown by ``--help`` and on the page.
         panels: per scale ("laptop", "paper"), the spaces by panel name.
         plot: result tables -> matplotlib figures by file name; from the tables alone.
-        claims: trials -> the paper's claims with this run's verdicts.
+        claims: result tables -> the paper's claims with this run's verdicts, from the finished
+            trials alone; asked once any has finished.
         captions: what the page says under a figure, by its file name.
+        check: raises :class:`UserError` for a trial that does not suit the figure; asked for every
+            trial before anything starts.
     """
 
     name: str
@@ -55,8 +59,9 @@ class Sweep:
     description: str
     panels: Mapping[str, Mapping[str, SearchSpace]]
     plot: Callable[[ResultTables], dict[str, Figure]]
-    claims: Callable[[pd.DataFrame], list[Claim]]
+    claims: Callable[[ResultTables], list[Claim]]
     captions: Mapping[str, str] = field(default_factory=dict)
+    check: Callable[[TrialConfig], None] | None = None
 
 
 def main(sweep: Sweep, argv: Sequence[str] | None = None) -> int:
@@ -113,6 +118,7 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
     if options.gpus_per_trial is None and cluster_gpus() > 0:
         resources = Resources(cpus=options.cpus_per_trial, gpus=DEFAULT_GPU_FRACTION)
     require_room(cpus=resources.cpus, gpus=resources.gpus)
+    require_memory(plan.trials, largest_memory())
     print(f"{sweep.item}: {len(plan.trials)} trials, results in {folder}")
     begun = time.monotonic()
     outcome = launch(
@@ -138,10 +144,13 @@ def make_plan(sweep: Sweep, options: cli.Options, scale: str) -> Plan:
     """Every trial of the sweep at one scale with the command line's changes, validated.
 
     Raises:
-        UserError: a field, a value or a combination is wrong.
+        UserError: a field, a value or a combination is wrong, or does not suit the figure.
     """
     spaces = cli.apply(sweep.panels[scale], options, scale=scale)
     trials = {t.trial_id: t for space in spaces.values() for t in space.trials()}
+    if sweep.check is not None:
+        for config in trials.values():
+            sweep.check(config)
     swept = list(dict.fromkeys(p for space in spaces.values() for p in space.swept_fields()))
     if len(spaces) > 1:
         swept = ["data.dataset", "model.name", *swept]
@@ -161,7 +170,7 @@ def report(
         # Earlier launches asked for other trials: what tells those apart is swept as well.
         swept += varying_fields(trials, besides=[*swept, "seed"])
     figures = sweep.plot(outcome.tables) if len(done) else {}
-    claims = sweep.claims(done) if len(done) else []
+    claims = sweep.claims(outcome.tables) if len(done) else []
     paths = save_figures(figures, outcome.tables.folder / "figures")
     return write_page(
         outcome.tables,
@@ -191,6 +200,7 @@ def _time_facts(trials: pd.DataFrame, seconds: float) -> dict[str, str]:
 
 def print_plan(sweep: Sweep, plan: Plan, options: cli.Options) -> None:
     """What a launch would run, and what of it is there already."""
+    require_memory(plan.trials, machine_memory())
     folder = (options.out / sweep.name).absolute()
     done = finished_ids(folder, plan.trials)
     for config in plan.trials:

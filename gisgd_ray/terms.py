@@ -1,5 +1,9 @@
-"""From what a run has measured so far to the bounds of the paper and their terms, by name."""
+"""From what a run has measured so far to the terms and bounds of the paper, by name.
 
+``name@0.01`` is ``name`` at noise std sigma = 0.01 of the auxiliary process, the same at all steps.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite, nan
 from typing import Any
@@ -11,6 +15,11 @@ Metrics = dict[str, float]
 
 UNDEFINED_REASON = "bound/undefined_reason"
 """Column that says why a bound of the row is NaN; empty where none is."""
+
+
+def at(name: str, noise_std: float) -> str:
+    """Column of a metric at one noise std."""
+    return f"{name}@{noise_std:g}"
 
 
 @dataclass
@@ -27,12 +36,23 @@ class TrajectoryTerms:
     steps: int = 0
     loss_min: float = inf
     loss_max: float = -inf
+    dispersion: float = 0.0
+    """sum_t V_t"""
+    dispersion_neu: float = 0.0
+    """sum_t V~_t"""
     lr2_dispersion: float = 0.0
     """sum_t lambda_t^2 V_t"""
+    lr2_dispersion_neu: float = 0.0
+    """sum_t lambda_t^2 V~_t"""
     lr2_gradient_norm2: float = 0.0
     """sum_t lambda_t^2 ||g_t||^2"""
     theorem2_squares: list[float] = field(default_factory=list)
     """For each noise std, the square of Theorem 2's trajectory term at R = 1: additive in t."""
+
+    @property
+    def radius(self) -> float:
+        """R of the losses met so far."""
+        return (self.loss_max - self.loss_min) / 2
 
     def add(self, steps: StepSeries) -> None:
         """Take the next steps in."""
@@ -42,7 +62,10 @@ class TrajectoryTerms:
         self.steps += len(steps)
         self.loss_min = min(self.loss_min, float(steps.loss_min.min()))
         self.loss_max = max(self.loss_max, float(steps.loss_max.max()))
+        self.dispersion += float(dispersions.sum())
+        self.dispersion_neu += float(steps.gradient_dispersion_neu.sum())
         self.lr2_dispersion += float((rates**2 * dispersions).sum())
+        self.lr2_dispersion_neu += float((rates**2 * steps.gradient_dispersion_neu).sum())
         self.lr2_gradient_norm2 += float((rates**2 * steps.squared_gradient_norm).sum())
         if not self.theorem2_squares:
             self.theorem2_squares = [0.0] * len(self.noise_stds)
@@ -64,21 +87,55 @@ class TrajectoryTerms:
 
         R is that of the losses met so far. NaN at T = 0 and where dispersion was not measured.
         """
-        names = ["sum/lr2_dispersion", "sum/lr2_gradient_norm2", "term/trajectory_factor"]
-        names += [theorem2_trajectory_name(noise_std) for noise_std in self.noise_stds]
-        metrics = {"measure/subgaussian_constant": nan, **dict.fromkeys(names, nan)}
+        sums = {
+            "sum/dispersion": self.dispersion,
+            "sum/dispersion_neu": self.dispersion_neu,
+            "sum/lr2_dispersion": self.lr2_dispersion,
+            "sum/lr2_dispersion_neu": self.lr2_dispersion_neu,
+            "sum/lr2_gradient_norm2": self.lr2_gradient_norm2,
+        }
+        names = ["measure/subgaussian_constant", *sums, "term/trajectory_factor"]
+        for noise_std in self.noise_stds:
+            names += [at(name, noise_std) for name in (THEOREM2, LEMMA2_FLOOR)]
+        metrics = dict.fromkeys(names, nan)
         if self.steps == 0:
             return metrics
-        radius = (self.loss_max - self.loss_min) / 2
-        metrics["measure/subgaussian_constant"] = radius
-        metrics["sum/lr2_dispersion"] = self.lr2_dispersion
-        metrics["sum/lr2_gradient_norm2"] = self.lr2_gradient_norm2
+        metrics["measure/subgaussian_constant"] = self.radius
+        metrics |= sums
         metrics["term/trajectory_factor"] = (
-            radius**2 * self.steps / self.num_samples * self.lr2_dispersion
+            self.radius**2 * self.steps / self.num_samples * self.lr2_dispersion
         )
         for noise_std, squares in zip(self.noise_stds, self.theorem2_squares, strict=True):
-            metrics[theorem2_trajectory_name(noise_std)] = radius * squares**0.5
+            metrics[at(THEOREM2, noise_std)] = self.radius * squares**0.5
+            metrics[at(LEMMA2_FLOOR, noise_std)] = self.lemma2_trajectory(0.0, noise_std)
         return metrics
+
+    def lemma2_trajectory(self, lr2_sensitivity: float, noise_std: float) -> float:
+        """Lemma 2's trajectory term, from sum_t lambda_t^2 Psi_t (its sums are additive in t)."""
+        return self._linear(bounds.lemma2_trajectory, lr2_sensitivity, noise_std)
+
+    def corollary1_trajectory(self, lr2_sensitivity: float, noise_std: float) -> float:
+        """Corollary 1's trajectory term, likewise."""
+        return self._linear(bounds.corollary1_trajectory, lr2_sensitivity, noise_std)
+
+    def _linear(self, formula: Any, lr2_sensitivity: float, noise_std: float) -> float:
+        if not isfinite(self.radius + lr2_sensitivity + self.lr2_dispersion_neu):
+            return nan
+        # With one std for all steps the formula sees the sums as a single step of rate 1.
+        term = formula(
+            subgaussian_constant=self.radius,
+            num_samples=self.num_samples,
+            learning_rates=[1.0],
+            noise_stds=[noise_std],
+            sensitivities=[lr2_sensitivity],
+            dispersions=[self.lr2_dispersion_neu],
+        )
+        return float(term)
+
+
+THEOREM2 = "term/theorem2_trajectory"
+LEMMA2_FLOOR = "term/lemma2_without_sensitivity"
+"""Lemma 2's trajectory term with Psi = 0: what it is at least, known without measuring Psi."""
 
 
 def bound_metrics(
@@ -124,6 +181,46 @@ def bound_metrics(
     return metrics
 
 
+TRAJECTORIES = {
+    "bound/theorem2": THEOREM2,
+    "bound/lemma2_neu": "term/lemma2_trajectory",
+    "bound/theorem1": "term/theorem1_trajectory",
+    "bound/corollary1": "term/corollary1_trajectory",
+}
+"""The bounds that are a trajectory term plus the flatness gap."""
+
+
+def bounds_at(
+    noise_stds: Sequence[float],
+    terms: Mapping[str, Any],
+    *,
+    flatness_gaps: Mapping[float, float],
+    smoothness: float,
+    num_parameters: int,
+    steps: int,
+) -> Metrics:
+    """The bounds at every noise std: trajectory term + flatness gap; Corollary 2's own flatness.
+
+    Args:
+        noise_stds: sigma, the same at all steps.
+        terms: the run's metrics so far, which hold the trajectory terms that were measured.
+        flatness_gaps: by noise std; empty where not measured.
+        smoothness: beta, NaN where not measured.
+        num_parameters, steps: d and T.
+    """
+    metrics: Metrics = {}
+    for noise_std in noise_stds:
+        gap = flatness_gaps.get(noise_std, nan)
+        for bound, term in TRAJECTORIES.items():
+            if at(term, noise_std) in terms:
+                metrics[at(bound, noise_std)] = terms[at(term, noise_std)] + gap
+        # Corollary 2: beta d sum_t sigma_t^2 in place of the flatness gap (bounds.corollary2).
+        flatness = smoothness * num_parameters * steps * noise_std**2
+        metrics[at("term/corollary2_flatness", noise_std)] = flatness
+        metrics[at("bound/corollary2", noise_std)] = terms[at(THEOREM2, noise_std)] + flatness
+    return metrics
+
+
 def undefined_reason(series: StepSeries, *, hessian_trace: float, trace_off: bool) -> str | None:
     """Why Eq. 3 and Lemma 7 are NaN in this row, or None when they are defined."""
     if len(series) == 0:
@@ -137,11 +234,6 @@ def undefined_reason(series: StepSeries, *, hessian_trace: float, trace_off: boo
     if hessian_trace <= 0:
         return f"the Hessian trace is {hessian_trace:.4g}, and Eq. 3 needs it positive"
     return None
-
-
-def theorem2_trajectory_name(noise_std: float) -> str:
-    """Column of Theorem 2's trajectory term (Eq. 2) at one noise std."""
-    return f"term/theorem2_trajectory@{noise_std:g}"
 
 
 def _theorem2_trajectory(

@@ -22,6 +22,7 @@ from gisgd_ray.config import TrialConfig
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings
 from gisgd_ray.results import Row, row_of
+from gisgd_ray.state import Point, TrainState
 
 REPORT_S = 2.0
 """A report covers whole measuring points and at least about this much time."""
@@ -30,7 +31,7 @@ REPORT_S = 2.0
 class Payload(NamedTuple):
     """What one report brings to the driver."""
 
-    points: list[training.Point]
+    points: list[Point]
     first_step: int
     steps: StepSeries
     row: Row | None
@@ -57,7 +58,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self.checkpoint_every_s = run["checkpoint_every_s"]
         self.last_checkpoint = time.monotonic()
         self.wandb: WandbRun | None = None
-        self.state: training.TrainState | None = None
+        self.state: TrainState | None = None
         self.run = run
         for folder in run["checkpoints"].get(self.trial.trial_id, []):
             # A checkpoint cut off by a crash does not load: the one before does, or the trial
@@ -74,7 +75,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
             self.wandb = self._open_wandb()
         state = self.state
         first_step = state.terms.steps
-        points: list[training.Point] = []
+        points: list[Point] = []
         steps: list[StepSeries] = []
         deadline = time.monotonic() + REPORT_S
         while state.stopped is None and (not points or time.monotonic() < deadline):

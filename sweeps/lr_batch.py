@@ -18,20 +18,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gisgd_ray.claims import (
-    Claim,
-    joint_verdict,
-    opposite_verdict,
-    sign_verdict,
-    stratified_rank_correlation,
-)
+from gisgd_ray.claims import figure6
+from gisgd_ray.claims.figure6 import BATCH, FLATNESS, RATE, TRAJECTORY
+from gisgd_ray.panels import panels
 from gisgd_ray.reporting.figures import COLOURS, MARKERS, log_scale, new_figure, style
-from gisgd_ray.results import ResultTables, varying_fields
+from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.sweep import Sweep, main
-
-RATE, BATCH = "training.learning_rate", "training.batch_size"
-TRAJECTORY, FLATNESS = "term/trajectory_factor", "term/flatness_factor"
 
 LAPTOP = {
     # Larger steps and a higher threshold than the paper's: with plain SGD the number of steps
@@ -76,26 +69,9 @@ PAPER = {
 }
 
 
-def panels(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The trials by everything that varies besides the figure's own axes, under a title each."""
-    models = {"mlp": "MLP", "alexnet": "AlexNet"}
-    titled = {}
-    for (model, dataset), group in trials.groupby(["model.name", "data.dataset"], sort=False):
-        title = f"{models[str(model)]} on {dataset}"
-        fields = varying_fields(group, besides=[RATE, BATCH, "seed"])
-        if not fields:
-            titled[title] = group
-            continue
-        for values, part in group.groupby(fields, sort=False, dropna=False):
-            settings = zip(fields, values, strict=True)
-            named = ", ".join(f"{path.rpartition('.')[2]} = {value}" for path, value in settings)
-            titled[f"{title}, {named}"] = part
-    return titled
-
-
 def plot(tables: ResultTables) -> dict[str, Figure]:
     """Figure 6: a row per model and dataset, trajectory factor left, flatness factor right."""
-    rows = panels(tables.trials.query("status == 'finished'"))
+    rows = panels(tables.trials.query("status == 'finished'"), [RATE, BATCH])
     with style():
         figure = new_figure(6.5, 2.6 * len(rows))
         axes = figure.subplots(len(rows), 2, squeeze=False)
@@ -127,48 +103,6 @@ def _curves(axis: Axes, group: pd.DataFrame, column: str) -> None:
     log_scale(axis)
 
 
-def claims(trials: pd.DataFrame) -> list[Claim]:
-    """What the paper reads off Figure 6 (appendix E.3), for each model and dataset."""
-    found = []
-    for where, group in panels(trials).items():
-        rates = {
-            factor: stratified_rank_correlation(group, RATE, factor, strata=[BATCH, "seed"])
-            for factor in (TRAJECTORY, FLATNESS)
-        }
-        batches = {
-            factor: stratified_rank_correlation(group, BATCH, factor, strata=[RATE, "seed"])
-            for factor in (TRAJECTORY, FLATNESS)
-        }
-        found += [
-            Claim(
-                text=f"The learning rate moves the two factors in opposite directions ({where}).",
-                test="Spearman's ρ of each factor with the learning rate at fixed batch size; "
-                "both signs established at 5 % and opposite",
-                evidence=f"trajectory {rates[TRAJECTORY]}; flatness {rates[FLATNESS]}",
-                verdict=opposite_verdict(rates[TRAJECTORY], rates[FLATNESS]),
-            ),
-            Claim(
-                text=f"The trajectory factor falls with batch size and the flatness factor rises "
-                f"({where}).",
-                test="Spearman's ρ of each factor with batch size at fixed learning rate; "
-                "trajectory negative and flatness positive, both established at 5 %",
-                evidence=f"trajectory {batches[TRAJECTORY]}; flatness {batches[FLATNESS]}",
-                verdict=joint_verdict(
-                    sign_verdict(batches[TRAJECTORY], expected=-1),
-                    sign_verdict(batches[FLATNESS], expected=+1),
-                ),
-            ),
-            Claim(
-                text=f"A smaller batch finds a flatter minimum ({where}).",
-                test="Spearman's ρ of the Hessian trace with batch size at fixed learning rate; "
-                "positive, established at 5 %",
-                evidence=str(batches[FLATNESS]),
-                verdict=sign_verdict(batches[FLATNESS], expected=+1),
-            ),
-        ]
-    return found
-
-
 SWEEP = Sweep(
     name="lr_batch",
     item="Figure 6",
@@ -176,7 +110,7 @@ SWEEP = Sweep(
     "and the flatness factor of the bound of Eq. 3.",
     panels={"laptop": LAPTOP, "paper": PAPER},
     plot=plot,
-    claims=claims,
+    claims=figure6.claims,
     captions={
         "figure6": "Left the trajectory factor (R² T/n) Σ λ² V, right the flatness factor Tr H, at "
         "the end of training, against batch size; a curve per learning rate λ. With several seeds, "

@@ -21,7 +21,7 @@ import pytest
 import scipy.io
 import torchvision
 
-from gisgd_ray import config, datasets
+from gisgd_ray import consistency, datasets
 from gisgd_ray.downloads import LAYOUTS
 
 REAL_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn")
@@ -155,7 +155,7 @@ def trust(
     Returns:
         What a server at ``address`` would have to hold, by file name.
     """
-    monkeypatch.setitem(config.TRAIN_SIZES, name, len(data.train_labels))
+    monkeypatch.setitem(consistency.TRAIN_SIZES, name, len(data.train_labels))
     monkeypatch.setitem(datasets.TEST_SIZES, name, len(data.test_labels))
     source = getattr(torchvision.datasets, LAYOUTS[name].torchvision_class)
     served = downloadable(name, files)

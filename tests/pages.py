@@ -54,6 +54,29 @@ def finished(trial_id: str, **changes: Any) -> dict[str, Any]:
     return row | {key.replace("__", "."): value for key, value in changes.items()}
 
 
+def with_bounds(
+    row: dict[str, Any], *, sensitivity: bool = False, scale: float = 1.0
+) -> dict[str, Any]:
+    """The row with all that a run measures at its two noise stds, times ``scale``."""
+    for at, size in (("@0.01", scale), ("@1e-06", 1e6 * scale)):
+        gap = 0.5 * scale if at == "@0.01" else 5e-13 * scale
+        flatness = 1.23e10 * scale if at == "@0.01" else 123.0 * scale
+        terms = {"theorem2": 2.0 * size}
+        if sensitivity:
+            terms |= {"lemma2": 30 * size, "theorem1": 6 * size, "corollary1": 20 * size}
+            row[f"measure/local_gradient_sensitivity{at}"] = 0.7 * scale
+            row[f"measure/perturbed_dispersion{at}"] = 0.9 * scale
+        for name, term in terms.items():
+            row[f"term/{name}_trajectory{at}"] = term
+            row[f"bound/{name}{'_neu' if name == 'lemma2' else ''}{at}"] = term + gap
+        row[f"term/lemma2_without_sensitivity{at}"] = 24 * size
+        row[f"measure/flatness_gap{at}"] = gap
+        row[f"measure/flatness_gap_stderr{at}"] = gap / 10
+        row[f"term/corollary2_flatness{at}"] = flatness
+        row[f"bound/corollary2{at}"] = 2 * size + flatness
+    return row | {"measure/smoothness": 83.21, "measure/smoothness_residual": 1e-3}
+
+
 def failed(trial_id: str, error: str, **changes: Any) -> dict[str, Any]:
     """A failed trial's row: its configuration and the error, no measurement."""
     row = finished(trial_id, **changes)
@@ -130,6 +153,14 @@ def bounds_table_of(text: str, which: int = -1) -> tuple[list[str], list[list[st
     """Headings and rows of a table of bounds, texts with single spaces."""
     table = [[" ".join(cell.split()) for cell in row] for row in Document(text).tables[which]]
     return table[1], table[2:]
+
+
+def compared(text: str) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of ours against Neu et al.; a block begins with a row of one cell."""
+    headings, rows = bounds_table_of(
+        text, which=[t[1][0] for t in Document(text).tables].index("σ")
+    )
+    return headings, rows
 
 
 def cell(text: str, trial: int, heading: str) -> str:

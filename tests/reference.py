@@ -172,6 +172,10 @@ def sgd(
             mean_squared_norm=moments.mean_squared_norm,
             per_sample_dispersion=moments.per_sample_dispersion,
             gradient_dispersion=moments.gradient_dispersion,
+            # One run: the inner mean over W is of this one W, and the two definitions coincide.
+            gradient_dispersion_neu=moments.gradient_dispersion,
+            replica_dispersion=math.nan,
+            active_loss=math.nan,
         )
         if flooding_level is None:
             step = mean_gradient(current, x, y, loss)

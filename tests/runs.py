@@ -64,8 +64,9 @@ def _run(trial: TrialConfig) -> Finished:
 
 
 def weight_bits(state: training.TrainState) -> bytes:
-    """All that the model holds, to the bit."""
-    return b"".join(value.numpy().tobytes() for value in state.model.state_dict().values())
+    """All that the models hold, to the bit."""
+    models = [replica.model.state_dict() for replica in state.replicas]
+    return b"".join(value.numpy().tobytes() for model in models for value in model.values())
 
 
 def series_bits(series: StepSeries) -> dict[str, bytes]:
@@ -73,7 +74,11 @@ def series_bits(series: StepSeries) -> dict[str, bytes]:
 
 
 def optimizer_bits(state: training.TrainState) -> list[bytes]:
-    entries = [entry for values in state.optimizer.state.values() for entry in values.values()]
+    """What the optimizer remembers; nothing where replicas advance by plain SGD."""
+    optimizer = getattr(state.stepper, "optimizer", None)
+    if optimizer is None:
+        return []
+    entries = [entry for values in optimizer.state.values() for entry in values.values()]
     return [
         e.numpy().tobytes() if isinstance(e, torch.Tensor) else repr(e).encode() for e in entries
     ]

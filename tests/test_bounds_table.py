@@ -27,8 +27,6 @@ def test_every_trial_is_in_the_table_under_the_right_headings(tmp_path: Path) ->
         ("trajectory factor", "90.97"),
         ("flatness factorTr H", "64.95"),
         ("R", "5.416"),
-        ("Eq. 2σ = 10⁻²", "27.53"),
-        ("Eq. 2σ = 10⁻⁶", "5,800"),
         ("trial", "aaa"),
     ]
     assert cells[1][1] == "40"
@@ -109,33 +107,33 @@ def test_mean_and_std_over_seeds_match_a_computation_by_hand(tmp_path: Path) -> 
 
 def test_one_seed_makes_no_table_of_means(tmp_path: Path) -> None:
     text = write(tmp_path, [finished("a", seed=3), finished("b", seed=3, training__batch_size=40)])
-    assert len(Document(text).tables) == 1
+    assert len(Document(text).tables) == 2  # of ours against Neu et al., and of every trial
     assert "over seeds" not in text
 
 
-def test_columns_put_the_paper_beside_neu_at_each_noise_std() -> None:
-    names = [
-        "bound/lemma2_neu@0.0001",
-        "bound/theorem2@0.0001",
-        "bound/theorem1@0.01",
-        "bound/mine",
-    ]
-    names += ["bound/lemma2_neu@0.01", "bound/undefined_reason", "bound/lemma7", "trial_id", EQ3]
-    names += ["bound/corollary1@0.01", "measure/hessian_trace", "bound/theorem2@0.01", "gap/loss"]
-    columns = bounds_table.table_columns(pd.DataFrame(columns=names))
-    assert [(c.heading.replace("\xa0", " "), c.detail) for c in columns] == [
+def test_columns_are_those_without_a_noise_std() -> None:
+    names = ["bound/mine", "bound/theorem4", "bound/theorem2@0.01", "term/theorem1_trajectory@0.01"]
+    names += ["bound/undefined_reason", "bound/lemma7", "trial_id", EQ3, "bound/mine@0.01"]
+    names += ["measure/smoothness", "measure/hessian_trace", "gap/loss", "bound/theorem3"]
+    names += ["measure/gradient_dispersion", "measure/gradient_dispersion_neu", "replicas"]
+    columns = bounds_table.table_columns(pd.DataFrame([dict.fromkeys(names)]))
+    expected = [
         ("true gap", "test − train"),
         ("Eq. 3", "Theorem 2"),
         ("Lemma 7", ""),
+        ("Theorem 3", ""),
+        ("Theorem 4", ""),
         ("mine", ""),
-        ("Theorem 1", "σ = 10⁻²"),
-        ("Theorem 2", "Eq. 2, σ = 10⁻²"),
-        ("Corollary 1", "σ = 10⁻²"),
-        ("Lemma 2", "Neu et al., σ = 10⁻²"),
-        ("Theorem 2", "Eq. 2, σ = 10⁻⁴"),
-        ("Lemma 2", "Neu et al., σ = 10⁻⁴"),
+        ("β", "at W_T"),
     ]
-    assert bounds_table.column_groups(columns) == [("Training", 1), ("Bounds on the gap", 9)]
+    assert [(c.heading.replace("\xa0", " "), c.detail) for c in columns] == expected
+    assert bounds_table.column_groups(columns) == [
+        ("Training", 1),
+        ("Bounds on the gap", 5),
+        ("Also measured", 1),
+    ]
+    columns = bounds_table.table_columns(pd.DataFrame([dict.fromkeys(names) | {"replicas": 20}]))
+    assert [(c.heading, c.detail) for c in columns[7:]] == [("V", "Eq. 1"), ("Ṽ", "Neu et al.")]
 
 
 def test_an_estimated_trace_has_its_standard_error_an_exact_one_none(tmp_path: Path) -> None:

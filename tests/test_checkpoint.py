@@ -48,6 +48,36 @@ CASES: dict[str, dict[str, Any]] = {
         "training.max_epochs": 2,
         "measurement.dispersion": False,
     },
+    "sensitivity between the points of evaluation": {
+        "measurement.sensitivity": True,
+        "measurement.sensitivity_draws": 2,
+        "measurement.sensitivity_schedule": {"every": 3, "unit": "step"},
+        "measurement.noise_stds": [0.1, 1e-6],
+        "data.label_noise": 0.2,
+    },
+    "replicas": {
+        "replicas": 3,
+        "seed": 2,
+        "data.label_noise": 0.3,
+        "training.evaluation": {"every": 3, "unit": "step"},
+        "training.lr_milestones": [1],
+        "measurement.hessian_schedule": {"every": 5, "unit": "step"},
+    },
+    "replicas, sensitivity, log-spaced, squared loss": {
+        "replicas": 2,
+        "training.loss": "squared",
+        "training.last_batch": "drop",
+        "measurement.sensitivity": True,
+        "measurement.sensitivity_draws": 2,
+        "measurement.sensitivity_schedule": {"every": 2, "unit": "log"},
+        "measurement.noise_stds": [0.1],
+    },
+    "theorem 4": {
+        "data.dataset": "teacher",
+        "data.train_fraction": 0.01,
+        "model.name": "two_layer_relu",
+        "training.loss": "squared",
+    },
     "diverging": {"training.learning_rate": 1.0, "training.divergence_loss": 22.5},
 }
 

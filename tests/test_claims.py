@@ -1,4 +1,4 @@
-"""Rank correlations against scipy and full enumeration, verdicts, and Figure 6's claims."""
+"""Rank correlations against scipy and full enumeration, and the verdicts drawn from them."""
 
 import itertools
 import math
@@ -17,8 +17,8 @@ from gisgd_ray.claims import (
     opposite_verdict,
     sign_verdict,
     stratified_rank_correlation,
+    stratified_rho,
 )
-from sweeps import lr_batch
 
 UP = RankCorrelation(0.8, 0.01, 12)
 DOWN = RankCorrelation(-0.8, 0.01, 12)
@@ -131,6 +131,21 @@ def test_strata_with_one_x_say_nothing() -> None:
     assert correlation(one_stratum([], []), "s").n == 0
 
 
+def test_without_strata_all_rows_are_one() -> None:
+    frame = one_stratum([1, 2, 3, 4], [2, 1, 3, 4])
+    assert correlation(frame) == correlation(frame, "s")
+    assert correlation(frame.head(0)).n == 0
+
+
+def test_rho_as_a_description_is_the_same_rho() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=12), "y": rng.normal(size=12), "s": [0, 1, 2] * 4})
+    described = stratified_rho(frame, "x", "y", strata=["s"])
+    assert described == pytest.approx(correlation(frame, "s").rho, rel=1e-12)
+    assert math.isnan(stratified_rho(frame.assign(y=1.0), "x", "y", strata=["s"]))
+    assert math.isnan(stratified_rho(frame.head(0), "x", "y", strata=["s"]))
+
+
 def test_constant_y_is_no_trend() -> None:
     assert correlation(one_stratum([1, 2, 3], [4, 4, 4]), "s") == RankCorrelation(0.0, 1.0, 3)
 
@@ -211,89 +226,3 @@ def test_joint_verdict() -> None:
     for several in itertools.product(kinds, repeat=3):
         assert joint_verdict(*several) == max(several, key=kinds.index)
     assert joint_verdict("holds") == "holds"
-
-
-# ---------------------------------------------------------------- the claims of Figure 6
-
-
-def table(trajectory: Any, flatness: Any, *, seeds: int = 1, **columns: Any) -> pd.DataFrame:
-    """The laptop's grid with the two factors as functions of rate, batch size and noise."""
-    rng = np.random.default_rng(0)
-    grid = itertools.product([0.05, 0.1, 0.2], [20, 40, 80, 120], range(seeds))
-    rows = []
-    for rate, batch, seed in grid:
-        noise = rng.normal()
-        rows.append(
-            {
-                "model.name": "mlp",
-                "data.dataset": "mnist5k",
-                lr_batch.RATE: rate,
-                lr_batch.BATCH: batch,
-                "seed": seed,
-                lr_batch.TRAJECTORY: trajectory(rate, batch, noise),
-                lr_batch.FLATNESS: flatness(rate, batch, noise),
-            }
-            | columns
-        )
-    return pd.DataFrame(rows)
-
-
-def verdicts(frame: pd.DataFrame) -> list[Verdict]:
-    return [claim.verdict for claim in lr_batch.claims(frame)]
-
-
-def test_claims_hold_on_the_paper_s_picture() -> None:
-    found = lr_batch.claims(table(lambda r, b, _: r / b, lambda r, b, _: b / r))
-    assert [c.verdict for c in found] == ["holds"] * 3
-    assert "opposite directions (MLP on mnist5k)" in found[0].text
-    assert found[0].evidence.startswith("trajectory ρ = +1.00 (n = 12, p = 0.00")
-    assert found[2].evidence.startswith("ρ = +1.00 (n = 12, p = ")
-    assert all("5 %" in c.test for c in found)
-
-
-def test_claims_fail_on_the_opposite_picture() -> None:
-    both_rise = table(lambda r, b, _: r * b, lambda r, b, _: r / b)
-    assert verdicts(both_rise) == ["fails", "fails", "fails"]
-    # One half of the second claim is as expected: the claim still fails.
-    half = table(lambda r, b, _: r / b, lambda r, b, _: r / b)
-    assert verdicts(half) == ["fails", "fails", "fails"]
-    rate_only = table(lambda r, b, _: -r / b, lambda r, b, _: -r * 1e-9 + b)
-    assert verdicts(rate_only) == ["fails", "fails", "holds"]
-
-
-def test_claims_are_undecided_on_noise_and_on_nothing() -> None:
-    noisy = table(lambda r, b, noise: noise, lambda r, b, noise: noise)  # noqa: ARG005
-    assert verdicts(noisy) == ["undecided"] * 3
-    undefined = table(lambda *_: math.nan, lambda *_: math.nan)
-    assert verdicts(undefined) == ["undecided"] * 3
-    assert "n = 0" in lr_batch.claims(undefined)[0].evidence
-    whole = table(lambda r, b, _: r / b, lambda r, b, _: b / r)
-    one_rate = whole[whole[lr_batch.RATE] == 0.1]
-    assert verdicts(one_rate)[0] == "undecided"
-    assert verdicts(whole.head(0)) == []
-
-
-def test_each_claim_is_undecided_by_itself() -> None:
-    flat = table(lambda r, b, _: r / b, lambda r, b, noise: noise)  # noqa: ARG005
-    assert verdicts(flat) == ["undecided", "undecided", "undecided"]
-    level = table(lambda r, b, noise: noise, lambda r, b, _: b / r)  # noqa: ARG005
-    assert verdicts(level) == ["undecided", "undecided", "holds"]
-
-
-def test_each_model_and_dataset_has_its_own_claims() -> None:
-    good = table(lambda r, b, _: r / b, lambda r, b, _: b / r)
-    bad = table(lambda r, b, _: r, lambda r, b, _: r / b, **{"model.name": "alexnet"})  # noqa: ARG005
-    found = lr_batch.claims(pd.concat([good, bad], ignore_index=True))
-    assert [c.verdict for c in found[:3]] == ["holds"] * 3
-    assert [c.verdict for c in found[3:]] == ["fails"] * 3
-    assert all("AlexNet on mnist5k" in c.text for c in found[3:])
-
-
-def test_seeds_are_compared_with_themselves() -> None:
-    """A seed's own level, however large, takes nothing from the trend."""
-    frame = table(lambda r, b, _: r / b, lambda r, b, _: b / r, seeds=3)
-    shifted = frame.copy()
-    shifted[lr_batch.FLATNESS] += 1e6 * shifted["seed"]
-    assert verdicts(shifted) == ["holds"] * 3
-    assert lr_batch.claims(shifted)[0].evidence == lr_batch.claims(frame)[0].evidence
-    assert "n = 36" in lr_batch.claims(frame)[0].evidence

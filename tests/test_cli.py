@@ -34,7 +34,7 @@ def test_every_field_of_a_trial_is_an_option(
 ) -> None:
     named = re.findall(r"^  --(\S+) V\b", shown_help(capsys), flags=re.MULTILINE)
     assert named == list(field_paths())
-    assert named[-1] == "seed"
+    assert named[-1] == "replicas"
     # There is no second list: a field that is added is an option by itself.
     assert not any(path in inspect.getsource(cli) for path in field_paths() if "." in path)
     more = field_paths() | {"data.new_one": field_paths()["data.dataset"]}
@@ -52,14 +52,17 @@ def test_help_shows_descriptions_bounds_and_defaults(capsys: pytest.CaptureFixtu
         "step size lambda_t before any schedule [> 0, default 0.01]",
         "[> 0, <= 1, default 1.0]",
         "of the SGD step; outside the theorem when not 0 [>= 0, < 1, default 0.0]",
-        "[default mnist5k] (mnist5k, mnist, fashion_mnist, cifar10, cifar100, svhn)",
-        "model family [mlp, alexnet]",
+        "[default mnist5k] (mnist5k, mnist, fashion_mnist, cifar10, cifar100, svhn, teacher)",
+        "model family [mlp, alexnet, linear, two_layer_relu]",
         "training scheme [sgd, flooding]",
         "Nesterov's form of the momentum [default false]",
         "stop at 100 % training accuracy; null: exactly when there is label noise [default null]",
         "[default []]",
         "[default [0.01, 0.0001, 1e-06]]",
         "(auto, exact, pyhessian, off)",
+        "(epoch, step, log)",
+        "draws of the perturbation zeta for Psi [>= 2, default 20]",
+        "null: the deterministic setting, one run [default null]",
     ):
         assert re.sub(r"\s+", "", part) in unwrapped, part
     assert text.startswith("usage: sweep [options] [--FIELD V ...]\n")
@@ -231,6 +234,8 @@ def test_one_panel() -> None:
 FOREIGN = {
     "--model.name mlp --model.filters 3": "--model.filters: at scale laptop model.name is mlp, "
     "which has no field filters",
+    "--model.name linear --model.width 3": "--model.width: at scale laptop model.name is linear, "
+    "which has no field width",
     "--scheme.name sgd --scheme.level 1": "--scheme.level: at scale laptop scheme.name is sgd, "
     "which has no field level",
 }
@@ -249,6 +254,7 @@ def test_a_field_that_no_panel_has(argv: str) -> None:
 def test_the_defaults_that_help_shows_can_be_given_back() -> None:
     owner = {
         "model.filters": {"model.name": "alexnet"},
+        "model.hidden": {"model.name": "alexnet"},
         "scheme.level": {"scheme.name": "flooding"},
     }
     for path, owners in field_paths().items():

@@ -1,4 +1,4 @@
-"""Every field of a trial at and beyond its bounds, the cross-field checks, and the trial's name."""
+"""Every field of a trial at and beyond its bounds, the variants of a section, the trial's name."""
 
 import json
 import math
@@ -8,18 +8,17 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from gisgd_ray.config import (
-    TRAIN_SIZES,
-    DataConfig,
     FloodingConfig,
+    LinearConfig,
     MLPConfig,
     TrialConfig,
+    TwoLayerReLUConfig,
     flatten,
-    num_train_samples,
     unflatten,
 )
 from gisgd_ray.search_space import field_paths
 
-DATASETS = ["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"]
+DATASETS = ["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "teacher"]
 TINY = 5e-324  # the smallest positive float
 ABOVE_ONE = math.nextafter(1, 2)
 BELOW_ONE = math.nextafter(1, 0)
@@ -30,9 +29,10 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "data.dataset": (DATASETS, ["MNIST", "imagenet", "", 1, None]),
     "data.train_fraction": ([0.02, 1, 1.0], [0, -TINY, ABOVE_ONE, None, "all"]),
     "data.label_noise": ([0, TINY, 1], [-TINY, ABOVE_ONE, None]),
-    "model.name": (["mlp", "alexnet"], ["cnn", "MLP", None, 0]),
+    "model.name": (["mlp", "alexnet", "linear", "two_layer_relu"], ["cnn", "MLP", None, 0]),
     "model.width": ([1, 10_000, BIGGEST], [0, -1, 1.5, 2**63, None, "wide"]),
     "model.filters": ([1, 64, BIGGEST], [0, -1, 1.5, 2**63, None]),
+    "model.hidden": ([1, 4096, BIGGEST], [0, -1, 1.5, 2**63, None]),
     "scheme.name": (["sgd", "flooding"], ["gmp", "SGD", None, 0]),
     "scheme.level": ([0, TINY, 1e3], [-TINY, None, "low"]),
     "training.learning_rate": ([TINY, 1e308], [0, -0.1, None, "fast", [0.1]]),
@@ -51,37 +51,59 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "training.max_steps": ([None, 1, BIGGEST], [0, 1.5, 2**63]),
     "training.divergence_loss": ([TINY, 1e308], [0, -1, None]),
     "training.evaluation.every": ([1, BIGGEST], [0, 1.5, 2**63, None]),
-    "training.evaluation.unit": (["epoch", "step"], ["second", None]),
+    "training.evaluation.unit": (["epoch", "step", "log"], ["second", None]),
     "measurement.dispersion": ([True, False], ["often", 2, None]),
     "measurement.hessian_trace": (["auto", "exact", "pyhessian", "off"], ["on", False, None]),
     "measurement.hessian_schedule": ([None, {"every": 2}], [1, "epoch", {"each": 2}]),
-    "measurement.hessian_schedule.every": ([1, BIGGEST], [0, 1.5, 2**63, None]),
-    "measurement.hessian_schedule.unit": (["epoch", "step"], ["second", None]),
+    "measurement.hessian_schedule.every": ([1, 500], [0, 1.5, 501, 2**63, None]),
+    "measurement.hessian_schedule.unit": (["epoch", "step", "log"], ["second", None]),
     "measurement.hessian_samples": ([None, 1, 4000], [0, 1.5, 4001, 2**63]),
     "measurement.hessian_probes": ([2, BIGGEST], [1, 1.5, 2**63, None]),
     "measurement.noise_stds": ([[TINY], [1, 1e-3]], [[], [0.0], [0.1, -1], 0.1, [None], None]),
+    "measurement.sensitivity": ([True, False], ["often", 2, None]),
+    "measurement.sensitivity_schedule.every": ([1, BIGGEST], [0, 1.5, 2**63, None]),
+    "measurement.sensitivity_schedule.unit": (["epoch", "step", "log"], ["second", None]),
+    "measurement.sensitivity_draws": ([2, BIGGEST], [0, 1, 2.5, 2**63, None]),
+    "measurement.sensitivity_fraction": ([TINY, 1], [0, -TINY, ABOVE_ONE, None]),
+    "measurement.flatness": ([True, False], ["often", 2, None]),
+    "measurement.flatness_draws": ([4, 6, BIGGEST - 1], [0, 2, 3, 5, 4.5, 2**63, None]),
+    "measurement.smoothness": ([True, False], ["often", 2, None]),
+    "measurement.network_theorem": (
+        ["auto", "theorem3", "theorem4", "off"],
+        ["theorem2", True, None],
+    ),
     "seed": ([0, 1, BIGGEST], [-1, 0.5, 2**63, None]),
+    "replicas": ([None, 2, BIGGEST], [0, 1, 2.5, 2**63]),
 }
-VARIANT = {"model.filters": ("model.name", "alexnet"), "scheme.level": ("scheme.name", "flooding")}
+VARIANT = {
+    "model.filters": ("model.name", "alexnet"),
+    "model.hidden": ("model.name", "alexnet"),
+    "scheme.level": ("scheme.name", "flooding"),
+}
+REGRESSION = {"data.dataset": "teacher", "training.loss": "squared"}
+NEEDS: dict[str, dict[str, Any]] = {
+    "teacher": {"training.loss": "squared"},
+    "linear": REGRESSION,
+    "two_layer_relu": REGRESSION,
+    "theorem3": {"model.name": "linear", **REGRESSION},
+    "theorem4": {"model.name": "two_layer_relu", **REGRESSION},
+}
+"""What other fields have to be where a field is this."""
+TAGS = ["mlp", "alexnet", "linear", "two_layer_relu", "sgd", "flooding"]
 NUMBERS = [p for p, (_, bad) in FIELDS.items() if any(v in bad for v in (-TINY, 0, 1.5))]
 NUMBERS += ["training.lr_milestones", "measurement.noise_stds"]
 
 
 def trial(fields: dict[str, Any]) -> TrialConfig:
-    """A trial from fields under dotted paths; the model or scheme that has them is chosen."""
-    chosen = dict(VARIANT[path] for path in fields if path in VARIANT)
+    """A trial from fields under dotted paths; what they need of other fields is chosen."""
+    chosen: dict[str, Any] = dict(VARIANT[path] for path in fields if path in VARIANT)
+    for value in fields.values():
+        chosen |= NEEDS.get(str(value), {})
     nested = unflatten(chosen | fields)
     for section, name in (("model", "mlp"), ("scheme", "sgd")):
         if section in nested:
             nested[section].setdefault("name", name)
     return TrialConfig.model_validate(nested)
-
-
-def message(fields: dict[str, Any]) -> str:
-    """What is said of a trial that is refused."""
-    with pytest.raises(ValidationError) as caught:
-        trial(fields)
-    return str(caught.value.errors()[0]["msg"]).removeprefix("Value error, ")
 
 
 def submodels() -> list[type[BaseModel]]:
@@ -116,7 +138,7 @@ def test_refused_beyond_the_edge(path: str, value: Any) -> None:
         trial({path: value})
     said = caught.value.errors()[0]
     # A tagged union is told at the tag's section, and names its variant in the place.
-    place = [str(part) for part in said["loc"] if part not in ("mlp", "alexnet", "flooding")]
+    place = [str(part) for part in said["loc"] if part not in TAGS]
     assert ".".join(place).startswith(path.removesuffix(".name")) or path in said["msg"]
 
 
@@ -149,64 +171,7 @@ def test_every_model_is_frozen_closed_and_described(model: type[BaseModel]) -> N
     assert hash(value) == hash(model())
 
 
-# ---------------------------------------------------------------- fields that depend on others
-
-
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_a_batch_holds_at_most_all_samples(dataset: str) -> None:
-    n = TRAIN_SIZES[dataset]
-    assert trial({"data.dataset": dataset, "training.batch_size": n}).training.batch_size == n
-    assert message({"data.dataset": dataset, "training.batch_size": n + 1}) == (
-        f"training.batch_size = {n + 1} exceeds the {n} training samples of data.dataset = "
-        f"{dataset!r} at data.train_fraction = 1; choose at most {n}"
-    )
-
-
-def test_the_train_fraction_counts() -> None:
-    assert num_train_samples(DataConfig(train_fraction=0.5)) == 2000
-    assert num_train_samples(DataConfig(train_fraction=0.0003)) == 1  # never an empty set
-    assert trial({"data.train_fraction": 0.5, "training.batch_size": 2000})
-    assert message({"data.train_fraction": 0.5, "training.batch_size": 2001}) == (
-        "training.batch_size = 2001 exceeds the 2000 training samples of data.dataset = 'mnist5k' "
-        "at data.train_fraction = 0.5; choose at most 2000"
-    )
-
-
-def test_a_last_batch_of_one_has_no_dispersion() -> None:
-    ragged = {"training.batch_size": 1333}  # 4000 = 3 * 1333 + 1
-    assert message(ragged) == (
-        "training.batch_size = 1333 gives a last batch (n = 4000) of a single sample, whose "
-        "dispersion is undefined; choose another batch size, training.last_batch = 'drop' or "
-        "measurement.dispersion = false"
-    )
-    assert trial({**ragged, "training.last_batch": "drop"})
-    assert trial({**ragged, "measurement.dispersion": False})
-    assert trial({"training.batch_size": 1332})  # the last one holds 4
-    assert trial({"training.batch_size": 3999, "training.last_batch": "drop"})
-    assert "3999" in message({"training.batch_size": 3999})
-
-
-@pytest.mark.parametrize("last_batch", ["keep", "drop"])
-def test_batches_of_one_have_no_dispersion(last_batch: str) -> None:
-    single = {"training.batch_size": 1, "training.last_batch": last_batch}
-    assert message(single) == (
-        "training.batch_size = 1 gives batches of a single sample, whose dispersion is undefined; "
-        "choose at least 2, or measurement.dispersion = false"
-    )
-    assert trial({**single, "measurement.dispersion": False})
-
-
-def test_nesterov_needs_momentum() -> None:
-    assert message({"training.nesterov": True}) == (
-        "training.nesterov = true needs training.momentum > 0, but it is 0"
-    )
-    assert trial({"training.nesterov": True, "training.momentum": 0.9})
-
-
-def test_milestones_ascend() -> None:
-    assert message({"training.lr_milestones": [20, 10]}) == (
-        "training.lr_milestones = [20, 10] must be epochs from 1, ascending"
-    )
+# ---------------------------------------------------------------- variants, and what follows
 
 
 def test_what_leaves_the_theorem_is_named() -> None:
@@ -222,7 +187,10 @@ def test_what_leaves_the_theorem_is_named() -> None:
     ("section", "foreign"),
     [
         ("model", {"name": "mlp", "filters": 3}),
+        ("model", {"name": "mlp", "hidden": 3}),
         ("model", {"name": "alexnet", "width": 3}),
+        ("model", {"name": "linear", "width": 3}),
+        ("model", {"name": "two_layer_relu", "filters": 3}),
         ("scheme", {"name": "sgd", "level": 0.1}),
     ],
 )
@@ -237,16 +205,40 @@ def test_the_tag_chooses_the_variant() -> None:
     assert trial({"model.name": "alexnet", "model.filters": 7}).model.model_dump() == {
         "name": "alexnet",
         "filters": 7,
+        "hidden": 4096,
     }
+    assert trial({"model.name": "linear"}).model == LinearConfig()
+    assert trial({"model.name": "two_layer_relu"}).model == TwoLayerReLUConfig(width=100)
     assert trial({"scheme.name": "flooding"}).scheme == FloodingConfig(level=0.02)
     with pytest.raises(ValidationError, match="does not match any of the expected tags: 'mlp', 'a"):
         trial({"model.name": "resnet"})
 
 
+def test_which_of_theorems_3_and_4_applies() -> None:
+    for model, own in (
+        *[("mlp", None), ("alexnet", None)],
+        *[("linear", "theorem3"), ("two_layer_relu", "theorem4")],
+    ):
+        assert trial({"model.name": model}).network_theorem == own
+        off = {"model.name": model, "measurement.network_theorem": "off"}
+        assert trial(off).network_theorem is None
+        if own is not None:
+            asked = trial({"model.name": model, "measurement.network_theorem": own})
+            assert asked.network_theorem == own
+
+
+def test_the_seeds_of_replicas() -> None:
+    assert list(trial({"seed": 3}).replica_seeds) == [3]
+    assert list(trial({"seed": 3, "replicas": 4}).replica_seeds) == [12, 13, 14, 15]
+    # Trials of neighbouring seeds share no run.
+    seeds = [s for seed in range(5) for s in trial({"seed": seed, "replicas": 3}).replica_seeds]
+    assert seeds == list(range(15))
+
+
 # ---------------------------------------------------------------- the trial's name
 
 PINNED = {
-    "default": (TrialConfig(), "7abe31243446"),
+    "default": (TrialConfig(), "5afb46152a32"),
     "every kind of value": (
         TrialConfig.model_validate(
             {
@@ -258,7 +250,19 @@ PINNED = {
                 "seed": 7,
             }
         ),
-        "07f187d1d7c8",
+        "b0cccddaeaa4",
+    ),
+    "stochastic, in regression": (
+        TrialConfig.model_validate(
+            {
+                "data": {"dataset": "teacher"},
+                "model": {"name": "two_layer_relu"},
+                "training": {"loss": "squared", "evaluation": {"unit": "log", "every": 10}},
+                "measurement": {"sensitivity": True, "network_theorem": "off"},
+                "replicas": 4,
+            }
+        ),
+        "67e6bc14e322",
     ),
 }
 
@@ -291,7 +295,9 @@ def test_any_changed_field_changes_the_id(path: str) -> None:
     default = field_paths()[path][0][1].default
     values = [*FIELDS[path][0], True] if path == "training.nesterov" else FIELDS[path][0]
     value = next(v for v in reversed(values) if v != default)
-    base: dict[str, Any] = {"training.momentum": 0.5}
+    base: dict[str, Any] = dict(NEEDS.get(str(value), {}))
+    if path == "training.nesterov":
+        base["training.momentum"] = 0.5
     if path in VARIANT:
         base |= dict([VARIANT[path]])
     if path.startswith("measurement.hessian_schedule."):
@@ -327,7 +333,7 @@ def test_flatten_and_unflatten(nested: dict[str, Any], flat: dict[str, Any]) -> 
 
 def test_flat_names_every_field_of_the_trial_and_nothing_else() -> None:
     expected = {p for p in FIELDS if not p.startswith("measurement.hessian_schedule.")}
-    assert set(TrialConfig().flat()) == expected - {"model.filters", "scheme.level"}
+    assert set(TrialConfig().flat()) == expected - set(VARIANT)
     scheduled = trial({"measurement.hessian_schedule.every": 2}).flat()
     assert scheduled["measurement.hessian_schedule.unit"] == "epoch"
     for config, _ in PINNED.values():

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from gisgd_ray import data
-from gisgd_ray.config import DataConfig, num_train_samples
+from gisgd_ray.config import DataConfig
+from gisgd_ray.consistency import num_train_samples
 from gisgd_ray.data import (
     Dataset,
     epoch_batches,

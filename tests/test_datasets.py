@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 
-from gisgd_ray import config, datasets
+from gisgd_ray import consistency, datasets
 from gisgd_ray.config import DataConfig
 from gisgd_ray.data import load_dataset
 from gisgd_ray.datasets import load_raw
@@ -134,16 +134,18 @@ class TestFormats:
         assert loaded.normalization_std == pytest.approx((0.3530,), abs=5e-5)
 
     def test_sizes_of_the_real_sets(self):
-        assert datasets.TEST_SIZES.keys() == config.TRAIN_SIZES.keys()
+        assert datasets.TEST_SIZES.keys() == consistency.TRAIN_SIZES.keys()
         assert {
-            name: (config.TRAIN_SIZES[name], datasets.TEST_SIZES[name])
-            for name in ondisk.REAL_NAMES
+            name: (size, datasets.TEST_SIZES[name])
+            for name, size in consistency.TRAIN_SIZES.items()
         } == {
+            "mnist5k": (4_000, 1_000),
             "mnist": (60_000, 10_000),
             "fashion_mnist": (60_000, 10_000),
             "cifar10": (50_000, 10_000),
             "cifar100": (50_000, 10_000),
             "svhn": (73_257, 26_032),
+            "teacher": (20_000, 20_000),
         }
 
 
@@ -225,7 +227,7 @@ class TestDamagedIdx:
     def test_another_dataset_of_the_format(self, put, tmp_path, monkeypatch):
         """Sound files with another number of samples, as a cut-down MNIST would have."""
         put("mnist")
-        monkeypatch.setitem(config.TRAIN_SIZES, "mnist", 60_000)
+        monkeypatch.setitem(consistency.TRAIN_SIZES, "mnist", 60_000)
         message = sentence("mnist", tmp_path)
         assert "expected the IDX header 00000803 0000ea60 0000001c 0000001c" in message
         assert "60000 x 28 x 28" in message
@@ -262,7 +264,7 @@ class TestDamagedBinary:
     @pytest.mark.parametrize("sizes", ["TRAIN_SIZES", "TEST_SIZES"])
     def test_number_of_samples(self, put, tmp_path, monkeypatch, name, sizes):
         put(name)
-        true = (config.TRAIN_SIZES if sizes == "TRAIN_SIZES" else datasets.TEST_SIZES)[name]
+        true = (consistency.TRAIN_SIZES if sizes == "TRAIN_SIZES" else datasets.TEST_SIZES)[name]
         monkeypatch.setitem(getattr(datasets, sizes), name, 12_345)
         split = "training" if sizes == "TRAIN_SIZES" else "test"
         assert f"expected 12345 {split} samples, found {true};" in sentence(name, tmp_path)

@@ -274,7 +274,8 @@ def train(
 
 
 def assert_series_equal(series: StepSeries, run: reference.Run, rel: float = 2e-5) -> None:
-    for name in [*series.columns(), "per_sample_dispersion", "gradient_dispersion"]:
+    derived = ("per_sample_dispersion", "gradient_dispersion", "gradient_dispersion_neu")
+    for name in [*series.columns(), *derived]:
         np.testing.assert_allclose(getattr(series, name), run.column(name), rtol=rel, err_msg=name)
     recorded = reference.subgaussian_constant(run.losses)
     assert subgaussian_constant(series) == pytest.approx(recorded, rel=rel)

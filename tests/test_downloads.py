@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gisgd_ray import downloads
+from gisgd_ray.consistency import TRAIN_SIZES
 from gisgd_ray.datasets import load_raw
 from gisgd_ray.downloads import LAYOUTS, data_folder, ensure_files
 from gisgd_ray.errors import DataError
@@ -83,9 +84,11 @@ class TestDownload:
         assert_loads("mnist", tmp_path, written)
         assert server.requests[f"gone/{FIRST_GZ}"] == 1
 
-    def test_mnist5k_needs_nothing(self, tmp_path):
-        ensure_files("mnist5k", tmp_path / "new")
+    @pytest.mark.parametrize("name", ["mnist5k", "teacher"])
+    def test_bundled_and_drawn_data_need_nothing(self, name, tmp_path):
+        ensure_files(name, tmp_path / "new")
         assert not (tmp_path / "new").exists()
+        assert name in TRAIN_SIZES.keys() - LAYOUTS.keys()
 
 
 class TestFailedDownload:

@@ -1,31 +1,19 @@
 """What Figure 6 shows is what the tables hold, and nothing is averaged over but seeds."""
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from gisgd_ray.results import ResultTables
+from gisgd_ray.claims import figure6
 from gisgd_ray.search_space import make_space
 from sweeps import lr_batch
 from sweeps.lr_batch import BATCH, FLATNESS, RATE, TRAJECTORY
+from tests.tables import Tables
 
 RATES, BATCHES = (0.1, 0.2), (20, 40, 60)
-
-
-class Tables(ResultTables):
-    """Tables in memory."""
-
-    def __init__(self, trials: pd.DataFrame):
-        super().__init__(Path())
-        self._trials = trials
-
-    @property
-    def trials(self) -> pd.DataFrame:
-        return self._trials
 
 
 def table(**fields: Any) -> pd.DataFrame:
@@ -84,8 +72,8 @@ def test_another_swept_field_has_panels_and_claims_of_its_own() -> None:
     assert len(titles) == 8
     for (width, noise), title in zip(itertools.product(widths, noises), titles[::2], strict=True):
         assert f"width = {width}" in title
-        assert f"label_noise = {noise}" in title
-    found = lr_batch.claims(trials)
+        assert f"label_noise = {noise:g}" in title
+    found = figure6.claims(Tables(trials))
     assert len(found) == 3 * 4
     # 2 rates x 3 batches x 2 seeds of one width and one noise: nothing else is mixed in.
     assert all("n = 12" in claim.evidence for claim in found)
@@ -93,5 +81,5 @@ def test_another_swept_field_has_panels_and_claims_of_its_own() -> None:
 
 def test_claims_about_what_does_not_vary_say_so() -> None:
     trials = table()
-    (claim,) = {c.evidence for c in lr_batch.claims(trials[trials[BATCH] == 20])[2:]}
+    (claim,) = {c.evidence for c in figure6.claims(Tables(trials[trials[BATCH] == 20]))[2:]}
     assert claim == "not varied in this run (n = 0)"

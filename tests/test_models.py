@@ -6,25 +6,35 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.config import AlexNetConfig, MLPConfig, ModelConfig
+from gisgd_ray.config import (
+    AlexNetConfig,
+    LinearConfig,
+    MLPConfig,
+    ModelConfig,
+    TwoLayerReLUConfig,
+)
 from gisgd_ray.errors import UserError
 from gisgd_ray.models import (
     alexnet,
     build_model,
     is_piecewise_linear,
+    linear,
     mlp,
     num_parameters,
     trainable,
+    two_layer_relu,
 )
 
 
-def alexnet_size(channels: int, *, filters: int, pooled: int, classes: int) -> int:
+def alexnet_size(
+    channels: int, *, filters: int, pooled: int, classes: int, hidden: int = 4096
+) -> int:
     """d from the layer table of the paper, weights and biases."""
     f = filters
     convolutions = [(channels, f, 3), (f, 3 * f, 5), (3 * f, 6 * f, 3), (6 * f, 256, 3)]
     convolutions += [(256, 256, 3)]
     layers = [(i * k * k, o) for i, o, k in convolutions]
-    layers += [(256 * pooled * pooled, 4096), (4096, 4096), (4096, classes)]
+    layers += [(256 * pooled * pooled, hidden), (hidden, hidden), (hidden, classes)]
     return sum((inputs + 1) * outputs for inputs, outputs in layers)
 
 
@@ -46,6 +56,31 @@ class TestShapesAndSizes:
             assert model(torch.zeros(2, *shape)).shape == (2, classes)
         size = alexnet_size(shape[0], filters=filters, pooled=pooled, classes=classes)
         assert num_parameters(model) == size
+
+    @pytest.mark.parametrize("hidden", [1, 7, 4096])
+    def test_hidden_units_of_alexnet(self, hidden):
+        with torch.device("meta"):
+            model = alexnet((1, 28, 28), 10, filters=3, hidden=hidden)
+            assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+        size = alexnet_size(1, filters=3, pooled=1, classes=10, hidden=hidden)
+        assert num_parameters(model) == size
+        layers = [layer.out_features for layer in model if isinstance(layer, nn.Linear)]
+        assert layers == [hidden, hidden, 10]
+
+    def test_fields_of_alexnet_reach_it(self):
+        model = build_model(AlexNetConfig(filters=2, hidden=5), (1, 28, 28), 10, seed=0)
+        size = alexnet_size(1, filters=2, pooled=1, classes=10, hidden=5)
+        assert num_parameters(model) == size
+
+    @pytest.mark.parametrize(("shape", "width"), [((200,), 100), ((3, 2, 2), 1)])
+    def test_networks_with_one_real_output(self, shape, width):
+        inputs = math.prod(shape)
+        for model, size in (
+            (linear(shape), inputs),
+            (two_layer_relu(shape, width=width), inputs * width),
+        ):
+            assert num_parameters(model) == size
+            assert model(torch.zeros(3, *shape)).tolist() == [[0.0]] * 3  # no bias
 
     def test_alexnet_layer_by_layer(self):
         """Appendix E.1: what each layer hands on, for a 32 x 32 image."""
@@ -115,6 +150,43 @@ class TestForward:
         # Hidden: relu(1 + 4 + 0.5) = 5.5 and relu(-1 + 2 - 4) = 0.
         assert model(torch.tensor([[[[1.0, 2.0]]]])).item() == 15.5
 
+    @pytest.mark.parametrize(
+        ("config", "initialization", "value"),
+        [
+            (LinearConfig(), "pytorch", -0.337964),
+            (LinearConfig(), "xavier", 0.418932),
+            (TwoLayerReLUConfig(), "pytorch", 0.134455),
+            (TwoLayerReLUConfig(), "xavier", -0.031799),
+        ],
+    )
+    def test_one_real_output(self, config, initialization, value):
+        outputs = forward(config, (200,), initialization=initialization)
+        assert outputs.tolist() == [pytest.approx(value, abs=1e-5)]
+
+    def test_linear_by_hand(self):
+        model = linear((2,))
+        with torch.no_grad():
+            model[1].weight.copy_(torch.tensor([[3.0, -0.5]]))
+        assert model(torch.tensor([[1.0, 2.0], [-1.0, 4.0]])).tolist() == [[2.0], [-5.0]]
+
+    def test_two_layer_relu_by_hand(self):
+        model = two_layer_relu((2,), width=4)
+        with torch.no_grad():
+            model[1].weight.copy_(torch.tensor([[1.0, 2.0], [-1.0, 1.0], [-3.0, 0.0], [0.5, 0.0]]))
+            model[3].signs.copy_(torch.tensor([1.0, -1.0, 1.0, -1.0]))
+        # Hidden: relu(5), relu(1), relu(-3) = 0, relu(0.5); m^(-1/2) = 1/2.
+        assert model(torch.tensor([[1.0, 2.0]])).tolist() == [[(5 - 1 + 0 - 0.5) / 2]]
+
+    def test_two_layer_relu_by_brute_force(self):
+        model = build_model(TwoLayerReLUConfig(width=9), (5,), 1, seed=1)
+        weight, signs = model[1].weight.tolist(), model[3].signs.tolist()
+        inputs = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+        for x, output in zip(inputs, model(inputs), strict=True):
+            total = 0.0
+            for sign, w in zip(signs, weight, strict=True):
+                total += sign * max(0.0, sum(a * b for a, b in zip(w, x.tolist(), strict=True)))
+            assert output.tolist() == [pytest.approx(total / 3, abs=1e-6)]
+
 
 class TestInitialization:
     def test_a_function_of_the_seed_alone(self):
@@ -127,6 +199,32 @@ class TestInitialization:
         for p, q, r in zip(first.parameters(), again.parameters(), other.parameters(), strict=True):
             assert torch.equal(p, q)
             assert not torch.equal(p, r)
+
+    @pytest.mark.parametrize("initialization", ["pytorch", "xavier"])
+    def test_the_seed_decides_weights_and_signs(self, initialization):
+        config = TwoLayerReLUConfig(width=64)
+        first, again, other = (
+            build_model(config, (20,), 1, seed=seed, initialization=initialization).state_dict()
+            for seed in (3, 3, 4)
+        )
+        assert list(first) == ["1.weight", "3.signs"]  # a checkpoint holds both
+        for name, values in first.items():
+            assert torch.equal(values, again[name])
+            assert not torch.equal(values, other[name])
+
+    def test_signs_are_fair_and_not_trained(self):
+        model = build_model(TwoLayerReLUConfig(width=4000), (3,), 1, seed=0)
+        signs = model[3].signs.clone()
+        assert set(signs.tolist()) == {-1.0, 1.0}
+        assert abs(float(signs.sum())) < 4 * 4000**0.5
+        assert [p.shape for p in trainable(model)] == [(4000, 3)]
+        assert not model[3].signs.requires_grad
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(torch.ones(1, 3)).sum().backward()
+        before = model[1].weight.detach().clone()
+        optimizer.step()
+        assert torch.equal(model[3].signs, signs)
+        assert not torch.equal(model[1].weight, before)
 
     @pytest.mark.parametrize("initialization", ["pytorch", "xavier"])
     def test_leaves_the_global_generator_alone(self, initialization):
@@ -207,5 +305,7 @@ class TestPiecewiseLinear:
 
     def test_the_papers_networks_are(self):
         assert is_piecewise_linear(mlp((1, 4, 4), 3, width=2))
+        assert is_piecewise_linear(linear((4,)))
+        assert is_piecewise_linear(two_layer_relu((4,), width=2))
         with torch.device("meta"):
             assert is_piecewise_linear(alexnet((1, 28, 28), 10, filters=2))

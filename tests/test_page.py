@@ -13,7 +13,7 @@ import pytest
 from gisgd_ray.claims import Claim
 from gisgd_ray.reporting import page
 from gisgd_ray.results import ResultTables
-from tests.pages import BATCH, EQ3, NAN, RATE, Document, cell, failed, finished, write
+from tests.pages import BATCH, EQ3, NAN, RATE, Document, cell, failed, finished, with_bounds, write
 
 
 def test_heading_says_what_it_is_and_how_it_ended(tmp_path: Path) -> None:
@@ -156,12 +156,22 @@ def test_diverged_trials_are_listed_with_their_reason(tmp_path: Path) -> None:
     assert "learning_rate=0.05 batch_size=20: batch loss 2e+06 at step 7" in Document(text).text
 
 
-def test_an_absent_neu_bound_is_explained_and_a_present_one_defined(tmp_path: Path) -> None:
-    absent = "needs the local gradient sensitivity, which this sweep does not measure"
+def test_an_absent_neu_bound_is_told_and_a_present_one_defined(tmp_path: Path) -> None:
+    absent = "No trial has Lemma 2’s trajectory term beside ours."
     assert absent in Document(write(tmp_path, [finished("a")])).text
-    present = Document(write(tmp_path, [finished("a", **{"bound/lemma2_neu@0.01": 9.0})])).text
+    present = Document(
+        write(tmp_path, [finished("a", **{"term/lemma2_trajectory@0.01": 99.0})])
+    ).text
     assert absent not in present
     assert "Lemma 2 (Neu et al. 2021, Theorem 1)" in present
+
+
+def test_a_text_that_differs_in_every_trial_is_cut_short(tmp_path: Path) -> None:
+    rows = [with_bounds(finished(str(i)), sensitivity=True) for i in range(5)]
+    for i, row in enumerate(rows):
+        row["measure/sensitivity_interpolation"] = f"linear in t between {i + 2} points"
+    text = Document(write(tmp_path, rows)).text
+    assert "between 4 points; … (5 values). measure/local_gradient_sensitivity" in text
 
 
 def test_configuration_tells_swept_from_shared_from_differing() -> None:

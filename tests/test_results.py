@@ -315,12 +315,12 @@ def test_tables_before_anything_has_ended(tmp_path: Path) -> None:
 def test_step_table(tmp_path: Path) -> None:
     trials = filled(tmp_path)
     steps = write_tables(tmp_path, trials).steps(trials[1].trial_id)
-    names = [f.name for f in dataclasses.fields(StepSeries)]
-    assert list(steps) == ["step", *names, "gradient_dispersion", "per_sample_dispersion"]
-    assert steps["step"].tolist() == [1, 2, 3, 4]
-    assert steps["learning_rate"].tolist() == [2, 3, 4, 5]
+    derived = ["gradient_dispersion", "gradient_dispersion_neu", "per_sample_dispersion"]
+    assert list(steps) == ["step", *StepSeries.empty().columns(), *derived]
+    assert steps[["step", "learning_rate"]].to_numpy().T.tolist() == [[1, 2, 3, 4], [2, 3, 4, 5]]
     assert steps["per_sample_dispersion"].tolist() == pytest.approx([20 / 19 * 3] * 4)
-    assert steps["gradient_dispersion"].tolist() == pytest.approx([3 / 19] * 4)
+    assert steps["gradient_dispersion_neu"].tolist() == pytest.approx([3 / 19] * 4)
+    assert steps["gradient_dispersion"].equals(steps["replica_dispersion"])
     assert not results.steps_path(tmp_path, trials[3].trial_id).exists()  # still running
 
 
@@ -356,8 +356,7 @@ def test_a_table_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monk
             write_tables(tmp_path, trials[:1])
     for frame in (*seen, tables.trials):
         pd.testing.assert_frame_equal(frame, before)
-    assert len(seen) == 1
-    assert not list(tmp_path.rglob("*.partial"))
+    assert (len(seen), list(tmp_path.rglob("*.partial"))) == (1, [])
 
 
 def test_tables_that_are_not_there(tmp_path: Path) -> None:

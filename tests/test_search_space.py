@@ -225,24 +225,34 @@ FAULTS: dict[str, dict[str, Any]] = {
     "got a number with a fractional part": {BATCH: 20.5},
     "training.batch_size = {40, 20}: input should be a valid integer": {BATCH: {20, 40}},
     "data.dataset = 'mnsit': input should be 'mnist5k', 'mnist', 'fashion_mnist', "
-    "'cifar10', 'cifar100' or 'svhn'": {"data.dataset": "mnsit"},
+    "'cifar10', 'cifar100', 'svhn' or 'teacher'": {"data.dataset": "mnsit"},
     "training.lr is not a field of a trial; did you mean training.loss?": {"training.lr": 0.1},
     "learning_rate is not a field of a trial; did you mean training.learning_rate?": {
         "learning_rate": 0.1
     },
-    "model is a section of a trial, not a field; it has name, width, filters": {"model": "mlp"},
-    "model.width = 512: model 'alexnet' has no field 'width'; it has name, filters": {
+    "model is a section of a trial, not a field; it has name, width, filters, hidden": {
+        "model": "mlp"
+    },
+    "model.width = 512: model 'alexnet' has no field 'width'; it has name, filters, hidden": {
         "model.name": "alexnet",
         "model.width": 512,
     },
     "model.filters = 3: model 'mlp' has no field 'filters'; it has name, width": {
         "model.filters": 3
     },
+    "model.width = 3: model 'linear' has no field 'width'; it has name": {
+        "model.name": "linear",
+        "model.width": 3,
+    },
     "scheme.level = 0.1: scheme 'sgd' has no field 'level'; it has name": {"scheme.level": 0.1},
-    "model.name = 'mpl': expected one of 'mlp', 'alexnet'": {"model.name": "mpl"},
-    "model.name = None: expected one of 'mlp', 'alexnet'": {"model.name": None},
+    "model.name = 'mpl': expected one of 'mlp', 'alexnet', 'linear', 'two_layer_relu'": {
+        "model.name": "mpl"
+    },
+    "model.name = None: expected one of 'mlp', 'alexnet', 'linear', 'two_layer_relu'": {
+        "model.name": None
+    },
     "training.lr_milestones = [20, 10] must be epochs from 1, ascending": {MILESTONES: [20, 10]},
-    "measurement.noise_stds.1 = -1: input should be greater than 0": {STDS: [0.1, -1]},
+    "measurement.noise_stds = [0.1, -1.0] has -1; a noise std must be above 0": {STDS: [0.1, -1]},
     "training.nesterov = true needs training.momentum > 0, but it is 0": {
         "training.nesterov": True
     },
@@ -372,7 +382,8 @@ def test_figure_6_at_paper_scale() -> None:
     for space, rates, batches, size in (
         (mlp, [0.001, 0.005, 0.01], [20, 40, 60, 80, 100, 120], {"name": "mlp", "width": 512}),
         (alexnet, [0.0005, 0.001, 0.005], [50, 100, 150, 200, 250], {"name": "alexnet",
-                                                                     "filters": 64}),
+                                                                     "filters": 64,
+                                                                     "hidden": 4096}),
     ):  # fmt: skip
         trials = space.trials()
         assert space.swept_fields() == [RATE, BATCH]

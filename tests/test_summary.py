@@ -6,29 +6,56 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gisgd_ray import training
+from gisgd_ray import measuring, training
 from gisgd_ray.config import TrialConfig
+from gisgd_ray.measures.curvature import HessianTrace
 from gisgd_ray.models import num_parameters
 from tests import reference
 from tests.runs import Finished, config, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 
+STEP_MEANS = [
+    *("measure/gradient_dispersion", "measure/gradient_dispersion_neu"),
+    *("measure/per_sample_dispersion", "measure/gradient_norm"),
+]
+"""Over the steps since the point before in the history, over all steps in the row."""
+
 NAMES = [
-    *("status", "stop_reason", "outside_theorem", "steps", "epochs"),
+    *("status", "stop_reason", "outside_theorem", "steps", "epochs", "learning_rate"),
     *("num_samples", "num_parameters", "data/normalization_mean", "data/normalization_std"),
     *("train/loss", "train/accuracy", "test/loss", "test/accuracy", "gap/loss", "gap/accuracy"),
-    *("measure/gradient_dispersion", "measure/per_sample_dispersion", "measure/gradient_norm"),
+    *STEP_MEANS,
     *("measure/hessian_trace", "measure/hessian_trace_stderr", "measure/hessian_trace_estimator"),
     *("measure/subgaussian_constant", "measure/ill_conditioned_steps"),
-    *("sum/lr2_dispersion", "sum/lr2_gradient_norm2"),
+    *("measure/smoothness", "measure/smoothness_residual"),
+    *("sum/dispersion", "sum/dispersion_neu", "sum/lr2_dispersion", "sum/lr2_dispersion_neu"),
+    "sum/lr2_gradient_norm2",
     *("term/trajectory_factor", "term/flatness_factor"),
     *("term/trajectory_at_optimum", "term/flatness_at_optimum", "term/optimal_noise_std"),
     "term/theorem2_trajectory_at_optimum",
-    *(f"term/theorem2_trajectory@{noise_std}" for noise_std in ("0.01", "0.0001", "1e-06")),
     *("bound/theorem2_closed_form", "bound/lemma7", "bound/undefined_reason"),
     *("time/training_s", "time/measuring_s"),
 ]
+NAMES_AT_STD = [
+    *("measure/flatness_gap", "measure/flatness_gap_stderr"),
+    *("term/theorem2_trajectory", "term/lemma2_without_sensitivity", "term/corollary2_flatness"),
+    *("bound/theorem2", "bound/corollary2"),
+]
+NAMES_OF_SENSITIVITY = [
+    "measure/local_gradient_sensitivity",
+    *("measure/perturbed_dispersion", "sum/perturbed_dispersion"),
+    *("sum/sensitivity", "sum/lr2_sensitivity"),
+    *("term/lemma2_trajectory", "term/corollary1_trajectory", "term/theorem1_trajectory"),
+    *("bound/lemma2_neu", "bound/corollary1", "bound/theorem1"),
+]
+STDS = ("0.01", "0.0001", "1e-06")
+SENSITIVE = {"measurement.sensitivity": True, "measurement.sensitivity_draws": 2}
+
+
+def at_stds(names: list[str]) -> list[str]:
+    return [f"{name}@{noise_std}" for name in names for noise_std in STDS]
+
 
 RAGGED = {"training.lr_milestones": [2], "training.lr_factor": 0.5}
 
@@ -52,11 +79,43 @@ def by_hand(finished: Finished) -> dict[str, Any]:
 class TestNumbers:
     def test_every_name_is_there(self):
         row = run(RAGGED).row
-        assert set(NAMES) <= set(row)
-        measured = [name for name in NAMES if name.partition("/")[0] not in ("bound", "time")]
-        for name in measured:
-            assert row[name] is not None or name == "outside_theorem", name
-        assert all(math.isfinite(row[name]) for name in NAMES if isinstance(row[name], float))
+        assert set(row) == {*NAMES, *at_stds(NAMES_AT_STD)}
+        for name, value in row.items():
+            assert value is not None or name in ("outside_theorem", "bound/undefined_reason"), name
+            assert not isinstance(value, float) or math.isfinite(value), name
+
+    def test_names_of_what_is_off_by_default(self):
+        plain, row = run(RAGGED).row, run(RAGGED | SENSITIVE).row
+        added = {*at_stds(NAMES_OF_SENSITIVITY), "measure/sensitivity_interpolation"}
+        assert set(row) == set(plain) | added
+        assert all(math.isfinite(row[name]) for name in at_stds(NAMES_OF_SENSITIVITY))
+        # Nothing else changes by measuring more.
+        assert {n: v for n, v in row.items() if n in plain and not n.startswith("time/")} == {
+            n: v for n, v in plain.items() if not n.startswith("time/")
+        }
+        replicated = run({"replicas": 2}).row
+        assert set(replicated) == set(plain) | {"gap/loss_stderr"}
+
+    @pytest.mark.parametrize(
+        ("changes", "gone"),
+        [
+            (
+                {"measurement.flatness": False},
+                at_stds(["measure/flatness_gap", "measure/flatness_gap_stderr"]),
+            ),
+            (
+                {"measurement.smoothness": False},
+                ["measure/smoothness", "measure/smoothness_residual"],
+            ),
+            (
+                {"measurement.hessian_trace": "off"},
+                [name for name in NAMES if name.startswith("measure/hessian_trace")],
+            ),
+        ],
+    )
+    def test_names_of_what_is_turned_off(self, changes, gone):
+        """Nothing that was not measured has a column; the bounds that need it keep theirs."""
+        assert set(run(changes).row) == set(run().row) - set(gone)
 
     def test_closed_form_bounds(self):
         finished = run(RAGGED)
@@ -82,14 +141,18 @@ class TestNumbers:
         finished = run(RAGGED)
         row, hand = finished.row, by_hand(finished)
         assert row["measure/subgaussian_constant"] == pytest.approx(hand["radius"], rel=1e-12)
+        for name in ("sum/dispersion", "sum/dispersion_neu"):
+            assert row[name] == pytest.approx(math.fsum(hand["v"]), rel=1e-12)
         for name, energies in (
             ("sum/lr2_dispersion", hand["v"]),
+            ("sum/lr2_dispersion_neu", hand["v"]),
             ("sum/lr2_gradient_norm2", hand["g2"]),
         ):
             total = math.fsum(r * r * e for r, e in zip(hand["rates"], energies, strict=True))
             assert row[name] == pytest.approx(total, rel=1e-12)
         means = {
             "measure/gradient_dispersion": np.mean(hand["v"]),
+            "measure/gradient_dispersion_neu": np.mean(hand["v"]),
             "measure/per_sample_dispersion": np.mean(hand["s2"]),
             "measure/gradient_norm": np.mean(np.sqrt(hand["g2"])),
         }
@@ -134,11 +197,14 @@ class TestNumbers:
     def test_the_last_point_agrees_with_the_row(self):
         finished = run(RAGGED)
         last = finished.points[-1]
-        per_point = {name for name in last if name.startswith("measure/") and "trace" not in name}
-        per_point -= {"measure/subgaussian_constant"}
-        assert len(per_point) == 3  # means since the point before, over the whole run in the row
-        for name in set(last) - per_point - {"step", "epoch"}:
+        for name in set(last) - {*STEP_MEANS, "step", "epoch"}:
             assert last[name] == finished.row[name], name
+        since = {name: getattr(finished.series, name[8:]) for name in STEP_MEANS[:3]}
+        since["measure/gradient_norm"] = finished.series.squared_gradient_norm**0.5
+        for name, values in since.items():
+            assert last[name] == pytest.approx(values[8:].mean(), rel=1e-12), name
+            assert finished.row[name] == pytest.approx(values.mean(), rel=1e-12), name
+            assert last[name] != finished.row[name], name
 
     def test_probed_trace_carries_its_error(self):
         row = run({"measurement.hessian_trace": "pyhessian", "measurement.hessian_probes": 30}).row
@@ -186,8 +252,8 @@ class TestUndefined:
     @pytest.mark.parametrize("trace", [-2.5, 0.0, math.nan, math.inf])
     def test_with_a_trace_that_is_not_positive(self, trace, monkeypatch):
         """Reported as it came, and the bound is NaN with the reason: never a clamped number."""
-        found = training.HessianTrace(trace, 1.0, "pyhessian")
-        monkeypatch.setattr(training, "hessian_trace", lambda *_, **__: found)
+        found = HessianTrace(trace, 1.0, "pyhessian")
+        monkeypatch.setattr(measuring, "hessian_trace", lambda *_, **__: found)
         state = training.start(config({"training.max_steps": 1}))
         while state.stopped is None:
             training.advance(state)
@@ -200,10 +266,15 @@ class TestUndefined:
         row = run({"training.stop_loss": 10.0}).row
         assert (row["status"], row["stop_reason"], row["steps"]) == ("finished", "stop_loss", 0)
         assert all(math.isnan(row[name]) for name in self.CLOSED)
+        assert all(
+            math.isnan(row[name]) for name in at_stds(["bound/theorem2", "bound/corollary2"])
+        )
+        assert "measure/flatness_gap@0.01" not in row
         assert row["bound/undefined_reason"] == "no training step was taken"
         assert row["measure/hessian_trace"] > 0
 
 
-def test_row_has_no_column_of_the_configuration():
+@pytest.mark.parametrize("changes", [{}, SENSITIVE, {"replicas": 2}])
+def test_row_has_no_column_of_the_configuration(changes):
     """Rows are merged with the flattened config: a shared name would hide one of the two."""
-    assert not set(run().row) & set(TrialConfig().flat())
+    assert not set(run(changes).row) & set(TrialConfig().flat())

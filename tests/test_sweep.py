@@ -1,6 +1,7 @@
 """A sweep from its command line: dry runs, bad input, and the choice of scale."""
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from gisgd_ray import sweep
 from gisgd_ray.config import TrialConfig
+from gisgd_ray.errors import UserError
 from gisgd_ray.results import Journal, row_of
 from sweeps.lr_batch import SWEEP
 
@@ -99,6 +101,27 @@ BAD_INPUT = {
 @pytest.mark.parametrize("argv", BAD_INPUT)
 def test_bad_input_is_one_line_and_status_2(dry_run: Any, argv: str) -> None:
     assert dry_run(*argv.split(" ")) == (2, "", f"error: {BAD_INPUT[argv]}\n")
+
+
+def test_a_trial_that_does_not_suit_the_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sweep's own check sees every trial, and what it refuses is bad input."""
+    asked: list[int] = []
+
+    def check(config: TrialConfig) -> None:
+        asked.append(config.training.batch_size)
+        if config.training.batch_size > 80:
+            raise UserError("training.batch_size is too large for this figure; choose at most 80")
+
+    argv = ["--dry-run", "--scale", "laptop", "--out", str(tmp_path), f"--{RATE}", "0.1"]
+    checked = replace(SWEEP, check=check)
+    assert sweep.main(checked, [*argv, f"--{BATCH}", "20,80"]) == 0
+    assert asked == [20, 80]
+    capsys.readouterr()
+    assert sweep.main(checked, argv) == 2
+    message = "training.batch_size is too large for this figure; choose at most 80"
+    assert capsys.readouterr() == ("", f"error: {message}\n")
 
 
 def test_a_scale_that_does_not_exist(dry_run: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from gisgd_ray import bounds
 from gisgd_ray.measures.dispersion import StepSeries
-from gisgd_ray.terms import TrajectoryTerms, theorem2_trajectory_name
+from gisgd_ray.terms import THEOREM2, TrajectoryTerms, at
 
 STDS = (0.05, 1e-6)
 
@@ -25,6 +25,8 @@ def series(steps: int, *, dispersion: bool = True) -> StepSeries:
         mean_squared_norm=squared * rng.uniform(1, 8, steps)
         if dispersion
         else np.full(steps, np.nan),
+        replica_dispersion=np.full(steps, np.nan),
+        active_loss=np.full(steps, np.nan),
     )
 
 
@@ -58,7 +60,13 @@ def test_equal_to_the_formulas_at_every_cut(cuts: list[int]) -> None:
             expected = bounds.theorem2_trajectory(
                 **common, num_parameters=1234, noise_stds=[std] * end
             )
-            assert found[theorem2_trajectory_name(std)] == pytest.approx(expected, rel=1e-12)
+            assert found[at(THEOREM2, std)] == pytest.approx(expected, rel=1e-12)
+            floor = bounds.lemma2_trajectory(
+                **common, noise_stds=[std] * end, sensitivities=[0.0] * end
+            )
+            found_floor = found[f"term/lemma2_without_sensitivity@{std:g}"]
+            assert found_floor == pytest.approx(floor, rel=1e-12)
+        assert found["sum/dispersion"] == pytest.approx(so_far.gradient_dispersion.sum(), rel=1e-12)
         by_hand = sum(
             so_far.learning_rate[t] ** 2 * so_far.squared_gradient_norm[t] for t in range(end)
         )

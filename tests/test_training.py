@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gisgd_ray import training
+from gisgd_ray import evaluation, training
 from gisgd_ray.data import epoch_batches
 from gisgd_ray.measures.curvature import hessian_trace
 from tests import reference
@@ -58,7 +58,8 @@ class TestAgainstTheLoopByHand:
             learning_rates=rates,
             **by_hand,
         )
-        for name in [*finished.series.columns(), "per_sample_dispersion", "gradient_dispersion"]:
+        derived = ("per_sample_dispersion", "gradient_dispersion", "gradient_dispersion_neu")
+        for name in [*finished.series.columns(), *derived]:
             found = getattr(finished.series, name)
             np.testing.assert_allclose(found, expected.column(name), rtol=3e-5, err_msg=name)
         radius = finished.row["measure/subgaussian_constant"]
@@ -75,7 +76,7 @@ class TestAgainstTheLoopByHand:
 
     def test_evaluation(self, monkeypatch):
         """Loss and accuracy of both splits by a loop over samples; chunks of any size."""
-        monkeypatch.setattr(training, "EVALUATION_CHUNK", 73)
+        monkeypatch.setattr(evaluation, "EVALUATION_CHUNK", 73)
         state = training.start(config())
         point, steps = training.advance(state)
         assert (point["step"], point["epoch"], len(steps)) == (0, 0.0, 0)

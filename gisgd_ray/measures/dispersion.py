@@ -11,8 +11,18 @@ deterministic setting; about the *empirical* mean there would be a further facto
 the dispersion of the batch mean: what every bound takes. s2 is close to what the authors' code
 logs as "Grad-Var" (which divides by b, not b-1). Both are of the plain gradient of the loss,
 whatever the training scheme makes of it.
+
+In the stochastic setting, with R replicas W^(r) of the run, the inner mean of Eq. 1 is over W and
+Z, that of Neu et al. over Z alone, and the two part::
+
+    V_t   = 1/(R-1) sum_r ||g(W^(r), B^(r)) - mean_r g(W^(r), B^(r))||^2     (Eq. 1)
+    V~_t  = mean_r s2^(r) / b                                                (Neu et al.)
+
+both unbiased, since (W^(r), B^(r)) are independent; V_t exceeds V~_t by the dispersion over W of
+E_Z grad l(W, Z).
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 
@@ -21,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gisgd_ray.measures.activation import ActiveUnits
 from gisgd_ray.measures.per_sample import gradient_norm_parts, num_norm_parts, per_sample_norms
 from gisgd_ray.models import trainable
 
@@ -35,7 +46,8 @@ may exceed 0.1 % of s2; such steps are counted, so that a row cannot hide them."
 class StepSeries:
     """One value per training step t, in order; all arrays (T,), float64.
 
-    The dispersion columns are NaN when dispersion is not measured.
+    The dispersion columns are NaN when dispersion is not measured. With replicas, every column is
+    the mean over them, but for the extremes of the loss, which are over all.
     """
 
     learning_rate: Array
@@ -48,6 +60,10 @@ class StepSeries:
     """||g(W_{t-1}, B_t)||^2."""
     mean_squared_norm: Array
     """(1/b) sum_i ||grad l(W_{t-1}, z_i)||^2."""
+    replica_dispersion: Array
+    """V_t of Eq. 1 across the replicas; NaN in the deterministic setting, where it is s2 / b."""
+    active_loss: Array
+    """(1/b) sum_i l(W_{t-1}, z_i) sum_r 1{w_{t-1,r}.x_i >= 0}, for Theorem 4; else NaN."""
 
     def __len__(self) -> int:
         return len(self.learning_rate)
@@ -62,7 +78,13 @@ class StepSeries:
 
     @property
     def gradient_dispersion(self) -> Array:
-        """V_t = s2 / b, the dispersion of the batch-mean gradient."""
+        """V_t (Eq. 1), of the batch-mean gradient: about its mean over W and Z."""
+        conditional = self.gradient_dispersion_neu
+        return np.where(np.isnan(self.replica_dispersion), conditional, self.replica_dispersion)
+
+    @property
+    def gradient_dispersion_neu(self) -> Array:
+        """V~_t = s2 / b (Neu et al.), of the batch-mean gradient: about its mean over Z alone."""
         return self.per_sample_dispersion / self.batch_size
 
     @property
@@ -70,6 +92,13 @@ class StepSeries:
         """Steps at which the gradients agreed so well that float32 cancels (see above)."""
         centred = self.mean_squared_norm - self.squared_gradient_norm
         return int(np.sum(centred < ILL_CONDITIONED * self.mean_squared_norm))
+
+    @staticmethod
+    def of(columns: Mapping[str, Array]) -> "StepSeries":
+        """From columns by name; one that is missing (an older journal's) is NaN throughout."""
+        length = len(columns["learning_rate"])
+        known = {f.name: columns.get(f.name, np.full(length, np.nan)) for f in fields(StepSeries)}
+        return StepSeries(**known)
 
     @staticmethod
     def empty() -> "StepSeries":
@@ -102,14 +131,24 @@ class StepMeter:
     nor pays for a dozen scalar operations.
     """
 
-    def __init__(self, model: nn.Module, *, batch_size: int, dispersion: bool, capacity: int = 256):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        batch_size: int,
+        dispersion: bool,
+        activation: bool = False,
+        capacity: int = 256,
+    ):
         self._parameters = trainable(model)
         self._norms = per_sample_norms(model) if dispersion else None
+        self._active = ActiveUnits(model) if activation else None
         device = self._parameters[0].device
         dtype = self._parameters[0].dtype
         self._capacity = capacity
         self._losses = torch.empty(capacity, batch_size, device=device, dtype=dtype)
         self._squared = torch.empty_like(self._losses) if dispersion else None
+        self._counts = torch.empty_like(self._losses) if activation else None
         parts = num_norm_parts(self._parameters)
         self._grad_parts = torch.empty(capacity, parts, device=device, dtype=dtype)
         self._sizes: list[int] = []
@@ -128,6 +167,8 @@ class StepMeter:
         if self._norms is not None and self._squared is not None:
             self._squared[row, :b] = self._norms.squared(b)
             self._grad_parts[row] = gradient_norm_parts(self._parameters)
+        if self._active is not None and self._counts is not None:
+            self._counts[row, :b] = self._active.counts()
         self._sizes.append(b)
         self._learning_rates.append(learning_rate)
         if len(self._sizes) == self._capacity:
@@ -149,10 +190,13 @@ class StepMeter:
         used = np.arange(self._losses.shape[1]) < sizes[:, None]
         losses = _to_float64(self._losses[:rows])
         nothing = np.full(rows, np.nan)
-        mean_squared = gradient = nothing
+        mean_squared = gradient = active_loss = nothing
         if self._squared is not None:
             mean_squared = _to_float64(self._squared[:rows]).sum(axis=1, where=used) / sizes
             gradient = np.square(_to_float64(self._grad_parts[:rows])).sum(axis=1)
+        if self._counts is not None:
+            counts = _to_float64(self._counts[:rows])
+            active_loss = (counts * losses).sum(axis=1, where=used) / sizes
         self._drained.append(
             StepSeries(
                 learning_rate=np.array(self._learning_rates),
@@ -162,6 +206,8 @@ class StepMeter:
                 loss_max=losses.max(axis=1, where=used, initial=-np.inf),
                 squared_gradient_norm=gradient,
                 mean_squared_norm=mean_squared,
+                replica_dispersion=nothing,
+                active_loss=active_loss,
             )
         )
         self._sizes, self._learning_rates = [], []

@@ -135,7 +135,7 @@ class LayerNorms:
             outputs.sum(), [seen.output for seen in self._seen], retain_graph=True
         )
         parts = [
-            _squared_norm(seen.layer, seen.inputs, gradient)
+            squared_norm(seen.layer, seen.inputs, gradient)
             for seen, gradient in zip(self._seen, gradients, strict=True)
         ]
         return torch.stack(parts).sum(dim=0)
@@ -150,7 +150,7 @@ class LayerNorms:
 
         def backward(gradient: Tensor) -> None:
             if self._watching:
-                part = _squared_norm(layer, kept, gradient.detach())
+                part = squared_norm(layer, kept, gradient.detach())
                 self._total = part if self._total is None else self._total + part
 
         output.register_hook(backward)
@@ -184,13 +184,19 @@ class BackpackNorms:
         return torch.stack(parts).sum(dim=0) * float(batch_size) ** 2
 
 
-def _squared_norm(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> Tensor:
-    """||gradient of weight and bias||^2 of one layer by sample, (b,)."""
+def squared_norm(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> Tensor:
+    """||gradient of weight and bias||^2 of one linear or convolution layer by sample, (b,).
+
+    ``inputs`` of the layer, and ``gradient`` at its output, of the samples' own losses or scaled
+    alike.
+    """
     if type(layer) is nn.Linear:
-        squares = inputs.square().sum(dim=1)
+        # vector_norm makes no copy of the squares: three times as fast as square().sum().
+        squares: Tensor = torch.linalg.vector_norm(inputs, dim=1).square()
         if layer.bias is not None:
             squares = squares + 1  # the gradient of the bias is d_i itself
-        return squares * gradient.square().sum(dim=1)
+        deltas: Tensor = torch.linalg.vector_norm(gradient, dim=1).square()
+        return squares * deltas
     assert type(layer) is nn.Conv2d
     columns = F.unfold(
         inputs,
@@ -224,7 +230,7 @@ def uncovered_layer(
     seen: set[nn.Parameter] = set()
     for name, layer in model.named_modules(remove_duplicate=False):
         own = list(layer.parameters(recurse=False))
-        if (own and not covered(layer)) or _mixes_samples(layer):
+        if (own and not covered(layer)) or mixes_samples(layer):
             return f"{name!r} is {layer}"
         if not seen.isdisjoint(own):
             return f"{name!r} shares its parameters with another"
@@ -267,7 +273,8 @@ def _refusal(what: str, uncovered: str) -> str:
     )
 
 
-def _mixes_samples(layer: nn.Module) -> bool:
+def mixes_samples(layer: nn.Module) -> bool:
+    """Whether the layer's output for one sample depends on the others of the batch."""
     return isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None)
 
 

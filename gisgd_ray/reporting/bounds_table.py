@@ -1,19 +1,18 @@
 """The table of bounds: which columns of a sweep's trials it shows, and their values as text.
 
-One row per trial, and one per swept combination with mean and std over its seeds.
+One row per trial, and one per swept combination with mean and std over its seeds. What depends on
+the noise std (``name@0.01``) has a table of its own: :mod:`gisgd_ray.reporting.comparison`.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 
 from gisgd_ray.reporting.numbers import (
     DASH,
     format_mean_std,
-    format_noise_std,
     format_number,
     format_setting,
     is_missing,
@@ -21,8 +20,9 @@ from gisgd_ray.reporting.numbers import (
 from gisgd_ray.terms import UNDEFINED_REASON
 
 TRAINING, BOUNDS = "Training", "Bounds on the gap"
-FACTORS, TERMS, OTHER = "Parts of Eq. 3", "Trajectory terms", "Also measured"
+FACTORS, TERMS, OTHER = "Parts of Eq. 3", "Trajectory term", "Also measured"
 GROUPS = (TRAINING, BOUNDS, FACTORS, TERMS, OTHER)
+DISPERSION, NEU_DISPERSION = "measure/gradient_dispersion", "measure/gradient_dispersion_neu"
 
 KNOWN: dict[str, tuple[str, str, str]] = {
     "steps": (TRAINING, "steps T", ""),
@@ -32,11 +32,6 @@ KNOWN: dict[str, tuple[str, str, str]] = {
     "gap/loss": (TRAINING, "true gap", "test − train"),
     "bound/theorem2_closed_form": (BOUNDS, "Eq.\N{NO-BREAK SPACE}3", "Theorem 2"),
     "bound/lemma7": (BOUNDS, "Lemma\N{NO-BREAK SPACE}7", ""),
-    "bound/theorem1": (BOUNDS, "Theorem\N{NO-BREAK SPACE}1", ""),
-    "bound/theorem2": (BOUNDS, "Theorem\N{NO-BREAK SPACE}2", "Eq. 2"),
-    "bound/corollary1": (BOUNDS, "Corollary\N{NO-BREAK SPACE}1", ""),
-    "bound/lemma2_neu": (BOUNDS, "Lemma\N{NO-BREAK SPACE}2", "Neu et al."),
-    "bound/corollary2": (BOUNDS, "Corollary\N{NO-BREAK SPACE}2", ""),
     "bound/theorem3": (BOUNDS, "Theorem\N{NO-BREAK SPACE}3", ""),
     "bound/theorem4": (BOUNDS, "Theorem\N{NO-BREAK SPACE}4", ""),
     "term/trajectory_factor": (FACTORS, "trajectory factor", ""),
@@ -44,12 +39,9 @@ KNOWN: dict[str, tuple[str, str, str]] = {
     "measure/subgaussian_constant": (FACTORS, "R", ""),
     "term/optimal_noise_std": (FACTORS, "σ*", ""),
     "term/theorem2_trajectory_at_optimum": (TERMS, "Eq.\N{NO-BREAK SPACE}2", "σ = σ*"),
-    "term/theorem1_trajectory": (TERMS, "Thm.\N{NO-BREAK SPACE}1", ""),
-    "term/theorem2_trajectory": (TERMS, "Eq.\N{NO-BREAK SPACE}2", ""),
-    "term/corollary1_trajectory": (TERMS, "Cor.\N{NO-BREAK SPACE}1", ""),
-    "term/lemma2_trajectory": (TERMS, "Lemma\N{NO-BREAK SPACE}2", "Neu et al."),
-    "measure/flatness_gap": (OTHER, "flatness gap", ""),
-    "measure/local_gradient_sensitivity": (OTHER, "sensitivity Ψ", "Neu et al."),
+    "measure/smoothness": (OTHER, "β", "at W_T"),
+    DISPERSION: (OTHER, "V", "Eq. 1"),
+    NEU_DISPERSION: (OTHER, "Ṽ", "Neu et al."),
 }
 """Columns of the table in its order: group, heading, second line of the heading."""
 
@@ -134,25 +126,29 @@ class SeedRow:
 def table_columns(trials: pd.DataFrame) -> list[Column]:
     """The columns of :data:`KNOWN` that the table has, and any other ``bound/`` by its raw name.
 
-    ``name@0.01`` is ``name`` at that noise std: after those without one, largest std first, and at
-    each std the paper's next to Neu et al.'s.
+    Those at a noise std are left to the comparison, and V and V~ to where replicas part them.
     """
     places = {name: place for place, name in enumerate(KNOWN)}
-    found: list[tuple[tuple[int, float, int, str], Column]] = []
-    for name in map(str, trials.columns):
-        base, _, noise = name.partition("@")
-        if base not in KNOWN and (not base.startswith("bound/") or base == UNDEFINED_REASON):
-            continue
-        group, heading, detail = KNOWN.get(base, (BOUNDS, base.removeprefix("bound/"), ""))
-        std = float(noise) if noise else math.inf
-        at = f"σ = {format_noise_std(std)}" if noise else ""
-        column = Column(name, group, heading, ", ".join(filter(None, (detail, at))))
-        place = places.get(base, len(places))
-        found.append(((GROUPS.index(group), -std, place, name), column))
-    return [column for _, column in sorted(found, key=lambda pair: pair[0])]
+    names = [name for name in map(str, trials.columns) if "@" not in name]
+    if "replicas" not in names or trials["replicas"].isna().all():
+        names = [name for name in names if name not in (DISPERSION, NEU_DISPERSION)]
+    found = []
+    for name in names:
+        if name in KNOWN or (name.startswith("bound/") and name != UNDEFINED_REASON):
+            group, heading, detail = KNOWN.get(name, (BOUNDS, name.removeprefix("bound/"), ""))
+            found.append(Column(name, group, heading, detail))
+    last = len(places)
+    return sorted(found, key=lambda c: (GROUPS.index(c.group), places.get(c.name, last), c.name))
 
 
-def column_groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
+class Grouped(Protocol):
+    """A column of either table, under its group's heading."""
+
+    @property
+    def group(self) -> str: ...
+
+
+def column_groups(columns: Sequence[Grouped]) -> list[tuple[str, int]]:
     """Group headings with the number of columns under each."""
     names = dict.fromkeys(column.group for column in columns)
     return [(name, sum(column.group == name for column in columns)) for name in names]
@@ -207,9 +203,9 @@ def trial_rows(
             keys=[key_text(row[path]) for path in paths],
             status=str(row["status"]),
             stop_reason=_stop_reason(row),
-            flags=_flags(row),
+            flags=row_flags(row),
             cells=(cells := [column.text(row) for column in columns]),
-            reason=_reason(row) if DASH in cells or row["status"] == "failed" else "",
+            reason=row_reason(row) if DASH in cells or row["status"] == "failed" else "",
         )
         for row in records(trials)
     ]
@@ -220,7 +216,8 @@ def _stop_reason(row: Mapping[str, Any]) -> str:
     return STOP_REASONS.get(reason, reason)
 
 
-def _flags(row: Mapping[str, Any]) -> list[str]:
+def row_flags(row: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before using the row."""
     flags = []
     if known(row, "outside_theorem"):
         flags.append("outside the theorem")
@@ -229,7 +226,8 @@ def _flags(row: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def _reason(row: Mapping[str, Any]) -> str:
+def row_reason(row: Mapping[str, Any]) -> str:
+    """Why the row has no value somewhere, as far as it says."""
     if reason := known(row, UNDEFINED_REASON):
         return str(reason)
     if row["status"] == "finished":

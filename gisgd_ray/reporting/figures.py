@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -50,6 +51,33 @@ def log_scale(axis: Axes) -> None:
     axis.yaxis.set_major_locator(LogLocator(subs=steps))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def curve(
+    axis: Axes, points: pd.DataFrame, x: str, y: str, *, label: str, place: int, marked: bool = True
+) -> None:
+    """Column ``y`` against ``x``: mean over the rows of equal x (the seeds), one std shaded.
+
+    ``place`` chooses colour and marker. Rows where y is NaN are left out.
+    """
+    known = points.dropna(subset=[y])
+    if known.empty:
+        return
+    by_x = known.groupby(x)[y]
+    mean, std = by_x.mean(), by_x.std()
+    colour = COLOURS[place % len(COLOURS)]
+    axis.plot(
+        mean.index,
+        mean,
+        color=colour,
+        marker=MARKERS[place % len(MARKERS)] if marked else None,
+        markevery=max(1, len(mean) // 12),
+        label=label,
+    )
+    if std.notna().any():
+        # On a log axis a band that reaches zero has no lower end to draw.
+        low = (mean - std).where(mean - std > 0, mean) if axis.get_yscale() == "log" else mean - std
+        axis.fill_between(mean.index, low, mean + std, color=colour, alpha=0.2, linewidth=0)
 
 
 def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """The sweep's HTML page: one self-contained file, to be put in front of a co-author.
 
-What the page says of this sweep is decided here and in :mod:`bounds_table`, as plain strings;
+What the page says of this sweep is decided here and by the two tables of bounds, as plain strings;
 ``page.html`` places, styles and escapes them. Figures go in as ``<img>`` data URIs: each SVG keeps
 its own ids, which would clash if several were inlined, and nothing inside one can run.
 """
@@ -32,6 +32,7 @@ from gisgd_ray.reporting.bounds_table import (
     trial_label,
     trial_rows,
 )
+from gisgd_ray.reporting.comparison import compare
 from gisgd_ray.reporting.numbers import format_number, format_setting, is_missing
 from gisgd_ray.results import ResultTables
 
@@ -99,7 +100,10 @@ def write_page(
         level=f"{LEVEL * 100:g} %",
         columns=columns,
         groups=column_groups(columns),
-        present={column.name.partition("@")[0] for column in columns},
+        present=_present(trials),
+        comparison=compare(trials, points if seeds > 1 else paths, over_seeds=seeds > 1),
+        interpolations=_first(_distinct(trials, "measure/sensitivity_interpolation"), 3),
+        replicas=_distinct(trials, "replicas"),
         keys=key_columns(trials, paths),
         rows=trial_rows(trials, columns, paths),
         point_keys=key_columns(trials, points),
@@ -248,6 +252,12 @@ def _listed(values: Iterable[Any]) -> str:
         return ", ".join([*list(distinct)[:MAX_LISTED], f"… ({len(distinct)} values)"])
 
 
+def _present(trials: pd.DataFrame) -> set[str]:
+    """Names of the columns that have a value in some trial, without their noise stds."""
+    filled = trials.columns[trials.notna().any()]
+    return {str(name).partition("@")[0] for name in filled}
+
+
 def _data_facts(trials: pd.DataFrame) -> dict[str, str]:
     """n, d, normalisation and devices; per model and dataset where there are several."""
     facts: dict[str, list[str]] = {}
@@ -266,10 +276,8 @@ def _data_facts(trials: pd.DataFrame) -> dict[str, str]:
         where = f" ({model} on {dataset})" if len(groups) > 1 else ""
         for column, name in names.items():
             texts = _distinct(group, column)
-            if len(texts) > MAX_LISTED:
-                texts = [*texts[:MAX_LISTED], f"… ({len(texts)} values)"]
             if texts:
-                facts.setdefault(name, []).append(", ".join(texts) + where)
+                facts.setdefault(name, []).append(", ".join(_first(texts, MAX_LISTED)) + where)
     return {name: "; ".join(texts) for name, texts in facts.items()}
 
 
@@ -278,6 +286,11 @@ def _distinct(trials: pd.DataFrame, column: str) -> list[str]:
     if column not in trials.columns:
         return []
     return list(dict.fromkeys(_text(value) for value in trials[column] if not is_missing(value)))
+
+
+def _first(texts: list[str], most: int) -> list[str]:
+    """The first so many, and how many there are."""
+    return texts if len(texts) <= most else [*texts[:most], f"… ({len(texts)} values)"]
 
 
 def _text(value: Any) -> str:

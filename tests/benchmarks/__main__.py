@@ -11,11 +11,13 @@ import sys
 import ray
 import torch
 
-from tests.benchmarks import epoch, memory, sweep_overhead, trace
+from tests.benchmarks import epoch, lockstep, memory, sensitivity, sweep_overhead, trace
 
 BENCHMARKS = {
     "epoch": epoch.run,
     "trace": trace.run,
+    "sensitivity": sensitivity.run,
+    "lockstep": lockstep.run,
     "memory": memory.run,
     "sweep": sweep_overhead.run,
 }

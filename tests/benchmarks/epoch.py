@@ -17,6 +17,7 @@ from gisgd_ray import training
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.data import Dataset, epoch_batches
 from gisgd_ray.models import mlp
+from gisgd_ray.stepping import SingleRun
 from tests.benchmarks import idx
 from tests.benchmarks.timing import least_seconds, random_mnist, verdict
 
@@ -29,12 +30,13 @@ def measured(data: Dataset) -> Callable[[], None]:
     config = TrialConfig.model_validate(
         {"data": {"dataset": "mnist"}, "training": {"batch_size": BATCH, "learning_rate": RATE}}
     )
-    state = training.start(config, dataset=data)
+    stepper = training.start(config, dataset=data).stepper
+    assert isinstance(stepper, SingleRun)
 
     def run() -> None:
         for indices in epoch_batches(data.num_samples, BATCH, seed=0, epoch=0, last_batch="keep"):
-            training.train_step(state, indices, learning_rate=RATE)
-        assert len(state.meter.drain()) == 1000
+            stepper.train_on(indices, learning_rate=RATE)
+        assert len(stepper.drain()) == 1000
 
     return run
 

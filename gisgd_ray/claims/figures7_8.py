@@ -1,0 +1,36 @@
+"""What the paper reads off Figures 7 and 8 (appendix E.4): Theorems 3 and 4 against the gap."""
+
+from gisgd_ray.claims import Claim
+from gisgd_ray.claims.bound_and_gap import bound_above_gap
+from gisgd_ray.claims.points import finished, points_after_start
+from gisgd_ray.panels import panels
+from gisgd_ray.results import ResultTables
+
+BOUNDS = {
+    "linear": ("bound/theorem3", "Theorem 3"),
+    "two_layer_relu": ("bound/theorem4", "Theorem 4"),
+}
+"""The bound of each network: its column and its name. No other network has one here."""
+
+
+def claims(tables: ResultTables) -> list[Claim]:
+    """Figure 7 (linear network) and Figure 8 (two-layer ReLU network): one claim a network.
+
+    Statistic: count of the points at which the gap is at most the bound. n: measuring points after
+    step 0 of all trials of the network.
+    """
+    found = []
+    for where, group in panels(finished(tables), []).items():
+        model = str(group["model.name"].iloc[0])
+        if model not in BOUNDS:
+            continue
+        column, name = BOUNDS[model]
+        found.append(
+            bound_above_gap(
+                points_after_start(tables, group),
+                column,
+                text=f"The bound of {name} stays above the generalization gap ({where}).",
+                where="at every measured iteration after 0, in every trial",
+            )
+        )
+    return found

@@ -1,0 +1,206 @@
+"""What is measured at the present weights of a run, as metrics by name.
+
+With replicas every metric is the mean over them, an expectation over W.
+"""
+
+import math
+from collections.abc import Callable
+from statistics import fmean, stdev
+from typing import Any
+
+from gisgd_ray import bounds
+from gisgd_ray.evaluation import evaluate_splits
+from gisgd_ray.measures.activation import mean_active_units
+from gisgd_ray.measures.curvature import hessian_trace
+from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.measures.flatness import combined, flatness_gap
+from gisgd_ray.measures.sensitivity import local_gradient_sensitivity
+from gisgd_ray.measures.smoothness import smoothness
+from gisgd_ray.state import Point, TrainState
+from gisgd_ray.stepping import Replica
+from gisgd_ray.terms import at, bound_metrics, bounds_at
+
+
+def losses_and_gap(state: TrainState) -> Point:
+    """Train and test loss and accuracy, and the gaps; with replicas, the gap's standard error."""
+    loss = state.config.training.loss
+    found = [evaluate_splits(r.model, r.dataset, loss=loss) for r in state.replicas]
+    point: Point = {name: fmean(each[name] for each in found) for name in found[0]}
+    if len(found) > 1:
+        point["gap/loss_stderr"] = _standard_error([each["gap/loss"] for each in found])
+    return point
+
+
+def step_means(steps: StepSeries) -> Point:
+    """The per-step measures, each its mean over ``steps``; NaN without any."""
+    columns = {
+        "measure/gradient_dispersion": steps.gradient_dispersion,
+        "measure/gradient_dispersion_neu": steps.gradient_dispersion_neu,
+        "measure/per_sample_dispersion": steps.per_sample_dispersion,
+        "measure/gradient_norm": steps.squared_gradient_norm**0.5,
+    }
+    return {name: float(v.mean()) if len(v) else math.nan for name, v in columns.items()}
+
+
+def trace(state: TrainState) -> Point:
+    """Tr H over the training data (E_Z of Eq. 3 is over S), and the bounds that need it."""
+    m, t = state.config.measurement, state.config.training
+    method = m.hessian_trace
+    assert method != "off"
+
+    def measured(replica: Replica) -> Any:
+        data, samples = replica.dataset, slice(m.hessian_samples)
+        return hessian_trace(
+            replica.model,
+            data.train_x[samples],
+            data.train_y[samples],
+            loss=t.loss,
+            method=method,
+            probes=m.hessian_probes,
+            seed=replica.seed,
+        )
+
+    found = [measured(replica) for replica in state.replicas]
+    values = [trace.value for trace in found]
+    error = _standard_error(values) if len(found) > 1 else found[0].standard_error
+    return {
+        "measure/hessian_trace": fmean(values),
+        "measure/hessian_trace_stderr": error,
+        "measure/hessian_trace_estimator": found[0].estimator,
+        **bound_metrics(
+            state.series,
+            num_samples=state.num_samples,
+            num_parameters=state.num_parameters,
+            hessian_trace=fmean(values),
+        ),
+    }
+
+
+def sensitivity(state: TrainState) -> Point:
+    """Psi and the perturbed dispersion at every noise std, and the terms made of them."""
+    m, t = state.config.measurement, state.config.training
+    # Psi(W_t) belongs to step t + 1: zeta ~ N(0, sum_{s<=t} sigma_s^2 I).
+    stds = [noise_std * state.step**0.5 for noise_std in m.noise_stds]
+    samples = slice(max(1, round(m.sensitivity_fraction * state.num_samples)))
+    found = [
+        local_gradient_sensitivity(
+            r.model,
+            r.dataset.train_x[samples],
+            r.dataset.train_y[samples],
+            loss=t.loss,
+            perturbation_stds=stds,
+            draws=m.sensitivity_draws,
+            seed=r.seed,
+            step=state.step,
+        )
+        for r in state.replicas
+    ]
+    by_std = list(zip(*found, strict=True))
+    state.sensitivity.add_point(
+        [
+            [
+                fmean(each.value for each in group),
+                fmean(each.per_sample_dispersion for each in group),
+                fmean(each.between_draws for each in group),
+            ]
+            for group in by_std
+        ],
+        num_samples=state.num_samples,
+        num_parameters=state.num_parameters,
+    )
+    point: Point = dict(state.sensitivity.metrics(state.terms))
+    for noise_std, group in zip(m.noise_stds, by_std, strict=True):
+        # Over replicas the draws are independent, W being part of what varies.
+        values = [each.value for each in group]
+        error = _standard_error(values) if len(values) > 1 else group[0].standard_error
+        point[at("measure/local_gradient_sensitivity_stderr", noise_std)] = error
+        dispersion = fmean(each.perturbed_dispersion(t.batch_size) for each in group)
+        between = fmean(each.between_draws for each in group)
+        point[at("measure/perturbed_dispersion", noise_std)] = dispersion
+        point[at("measure/perturbed_dispersion_between", noise_std)] = between
+    return point
+
+
+def flatness(state: TrainState, terms: Point) -> Point:
+    """The flatness gap and beta at W_T, and the bounds at every noise std.
+
+    ``terms`` holds the trajectory terms known at W_T.
+    """
+    m, t = state.config.measurement, state.config.training
+    point: Point = {}
+    gaps: dict[float, float] = {}
+    if m.flatness and state.step > 0:
+        stds = [noise_std * state.step**0.5 for noise_std in m.noise_stds]
+        found = [
+            flatness_gap(
+                r.model,
+                r.dataset.train_x,
+                r.dataset.train_y,
+                r.dataset.test_x,
+                r.dataset.test_y,
+                loss=t.loss,
+                perturbation_stds=stds,
+                draws=m.flatness_draws,
+                seed=r.seed,
+            )
+            for r in state.replicas
+        ]
+        for noise_std, group in zip(m.noise_stds, zip(*found, strict=True), strict=True):
+            gaps[noise_std], error = combined(group)
+            point[at("measure/flatness_gap", noise_std)] = gaps[noise_std]
+            point[at("measure/flatness_gap_stderr", noise_std)] = error
+    beta = math.nan
+    if m.smoothness:
+        each = [
+            smoothness(r.model, r.dataset.train_x, r.dataset.train_y, loss=t.loss, seed=r.seed)
+            for r in state.replicas
+        ]
+        beta = fmean(found.value for found in each)
+        point["measure/smoothness"] = beta
+        point["measure/smoothness_residual"] = fmean(found.residual for found in each)
+    return point | bounds_at(
+        m.noise_stds,
+        terms,
+        flatness_gaps=gaps,
+        smoothness=beta,
+        num_parameters=state.num_parameters,
+        steps=state.step,
+    )
+
+
+def network_theorem(state: TrainState) -> Point:
+    """Theorem 3 or 4 after T = the steps so far, W_T being the present weights."""
+    theorem, steps = state.config.network_theorem, state.series
+    if theorem is None:
+        return {}
+    name = f"bound/{theorem}"
+    run: dict[str, Any] = {
+        "subgaussian_constant": state.terms.radius,
+        "num_samples": state.num_samples,
+        "learning_rates": steps.learning_rate,
+    }
+    if theorem == "theorem3":
+        return {name: _bound(bounds.theorem3, steps, **run, losses=steps.loss)}
+    models = [(r.model, r.dataset.train_x) for r in state.replicas]
+    active = fmean(mean_active_units(model, inputs) for model, inputs in models)
+    width = getattr(state.config.model, "width", 0)
+    value = _bound(
+        bounds.theorem4,
+        steps,
+        **run,
+        width=width,
+        active_losses=steps.active_loss,
+        final_active_units=active,
+    )
+    return {name: value, "measure/active_units": active}
+
+
+def _bound(formula: Callable[..., float], steps: StepSeries, **arguments: Any) -> float:
+    """NaN before the first step and where a loss was not finite."""
+    known = len(steps) > 0 and all(bool((abs(v) < math.inf).all()) for v in (steps.loss,))
+    return formula(**arguments) if known else math.nan
+
+
+def _standard_error(values: list[float]) -> float:
+    """Of a mean over replicas."""
+    return stdev(values) / len(values) ** 0.5 if all(map(math.isfinite, values)) else math.nan

@@ -1,0 +1,84 @@
+"""What a trial takes in memory at least, known before it starts.
+
+Counted is what grows without bound with a setting: the replicas' weights, and the draws of Psi.
+Data and activations come on top, so that a trial which passes may still not fit.
+"""
+
+import os
+from collections.abc import Iterable
+
+import torch
+
+from gisgd_ray.config import TrialConfig
+from gisgd_ray.consistency import INPUTS_AND_OUTPUTS
+from gisgd_ray.errors import UserError
+from gisgd_ray.models import build_model, num_parameters
+
+SCALAR = 8
+WEIGHT = 4
+
+
+def machine_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def count_parameters(config: TrialConfig) -> int:
+    """d of a trial's network, from its shape alone: no weights are made.
+
+    Raises:
+        UserError: the network does not suit the data.
+    """
+    shape, outputs = INPUTS_AND_OUTPUTS[config.data.dataset]
+    with torch.device("meta"):
+        return num_parameters(build_model(config.model, shape, outputs, seed=0))
+
+
+def replicas_bytes(config: TrialConfig, parameters: int) -> int:
+    """Weights of all runs of the trial, and one gradient."""
+    return WEIGHT * parameters * ((config.replicas or 1) + 1)
+
+
+def sensitivity_bytes(config: TrialConfig) -> int:
+    """Squared norm and dispersion of every draw at every noise std, kept for the standard error.
+
+    A draw itself is gone before the next is made.
+    """
+    m = config.measurement
+    return 2 * SCALAR * m.sensitivity_draws * len(m.noise_stds) if m.sensitivity else 0
+
+
+def require_memory(trials: Iterable[TrialConfig], available: int) -> None:
+    """See that every trial fits into ``available`` bytes.
+
+    Raises:
+        UserError: one does not; says what it takes, and how much of the setting would fit.
+    """
+    for config in trials:
+        parameters = count_parameters(config)
+        runs, draws = replicas_bytes(config, parameters), sensitivity_bytes(config)
+        if runs + draws <= available:
+            continue
+        if draws > runs:
+            field, value = "measurement.sensitivity_draws", config.measurement.sensitivity_draws
+            most = (available - runs) // (draws // value)
+        elif config.replicas is not None:
+            field, value = "replicas", config.replicas
+            most = (available - draws) // (WEIGHT * parameters) - 1
+        else:
+            raise UserError(
+                f"model.name = {config.model.name!r} with {parameters:,} parameters takes "
+                f"{_text(runs)} of memory, and there are {_text(available)}; choose a smaller one"
+            )
+        raise UserError(
+            f"{field} = {value} takes {_text(runs + draws)} of memory, and there are "
+            f"{_text(available)}; choose at most {most}"
+        )
+
+
+def _text(count: int) -> str:
+    """Bytes for people: 1.6 GB."""
+    size, units = float(count), ["B", "kB", "MB", "GB", "TB", "PB", "EB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}"

@@ -1,0 +1,67 @@
+"""Which trials belong together in one panel of a figure, and the panel's title."""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from gisgd_ray.reporting.numbers import format_setting
+from gisgd_ray.results import varying_fields
+
+MODELS = {
+    "mlp": "MLP",
+    "alexnet": "AlexNet",
+    "linear": "linear network",
+    "two_layer_relu": "two-layer ReLU network",
+}
+"""Model families as the paper calls them; any other goes by its own name."""
+
+
+def panels(trials: pd.DataFrame, axes: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The trials by everything that varies besides the figure's own axes, under a title each.
+
+    A panel is a model, a dataset and one value of every other field that varies there, so that
+    figures and claims average over nothing but seeds.
+
+    Args:
+        trials: rows of ``trials.parquet``.
+        axes: dotted fields that the figure itself shows; ``seed`` is always one.
+    """
+    titled: dict[str, pd.DataFrame] = {}
+    if trials.empty:
+        return titled
+    for _, group in trials.groupby(["model.name", "data.dataset"], sort=False):
+        title = model_and_dataset(group)
+        fields = varying_fields(group, besides=[*axes, "seed"])
+        if not fields:
+            titled[title] = group
+            continue
+        keys = [group[path].map(_hashable) for path in fields]
+        for values, part in group.groupby(keys, sort=False, dropna=False):
+            settings = zip(fields, values, strict=True)
+            named = ", ".join(setting_text(path, value) for path, value in settings)
+            titled[f"{title}, {named}"] = part
+    return titled
+
+
+def model_and_dataset(trials: pd.DataFrame) -> str:
+    """What the trials of a panel have in common, as the paper says it: "MLP on mnist"."""
+    model, dataset = trials[["model.name", "data.dataset"]].iloc[0]
+    return f"{MODELS.get(model, model)} on {dataset}"
+
+
+def setting_text(path: str, value: Any) -> str:
+    """A setting in a title.
+
+    >>> setting_text("model.width", 512.0), setting_text("scheme.name", "sgd")
+    ('width = 512', 'scheme = sgd')
+    """
+    section, _, name = path.rpartition(".")
+    value = list(value) if isinstance(value, tuple) else value
+    return f"{section if name == 'name' else name} = {format_setting(value)}"
+
+
+def _hashable(value: Any) -> Hashable:
+    """Lists, as tuple fields come back from a table, are no keys; tuples are."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(value) if isinstance(value, list) else value

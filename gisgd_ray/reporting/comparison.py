@@ -1,0 +1,365 @@
+"""The table that sets the paper's bounds against Neu et al.'s, at every noise std.
+
+A block for every trial, or for every swept combination with means over its seeds; in it a line for
+every noise std. ``name@0.01`` is the column of ``name`` at that std.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from gisgd_ray.reporting.bounds_table import (
+    KeyColumn,
+    column_groups,
+    key_columns,
+    key_text,
+    known,
+    records,
+    row_flags,
+    row_reason,
+)
+from gisgd_ray.reporting.numbers import (
+    DASH,
+    format_mean_std,
+    format_noise_std,
+    format_number,
+)
+
+OURS, NEU = "ours", "neu"
+TRAJECTORY, FLATNESS, BOUND = "Trajectory term", "Flatness", "Bound: trajectory + flatness"
+MEASURED = "Measured"
+
+EQ2 = "term/theorem2_trajectory"
+LEMMA2 = "term/lemma2_trajectory"
+LEMMA2_FLOOR = "term/lemma2_without_sensitivity"
+GAP, GAP_STDERR = "measure/flatness_gap", "measure/flatness_gap_stderr"
+SENSITIVITY = "measure/local_gradient_sensitivity"
+RATIO = "ratio"
+
+NBSP = "\N{NO-BREAK SPACE}"
+
+
+@dataclass(frozen=True)
+class ComparedColumn:
+    """One column: ``name`` without its noise std."""
+
+    name: str
+    group: str
+    heading: str
+    detail: str = ""
+    """Second line of the heading."""
+    side: str = ""
+    """:data:`OURS` or :data:`NEU`, of the two that are compared."""
+
+
+COLUMNS = (
+    ComparedColumn(EQ2, TRAJECTORY, f"Eq.{NBSP}2", "ours", OURS),
+    ComparedColumn(LEMMA2, TRAJECTORY, f"Lemma{NBSP}2", "Neu et al.", NEU),
+    ComparedColumn(RATIO, TRAJECTORY, "ratio", "Neu ÷ ours"),
+    ComparedColumn("term/theorem1_trajectory", TRAJECTORY, f"Thm.{NBSP}1"),
+    ComparedColumn("term/corollary1_trajectory", TRAJECTORY, f"Cor.{NBSP}1"),
+    ComparedColumn(GAP, FLATNESS, f"flatness{NBSP}gap", "± std. error"),
+    ComparedColumn("term/corollary2_flatness", FLATNESS, f"β{NBSP}d{NBSP}Σσ²", "Cor. 2"),
+    ComparedColumn("bound/theorem2", BOUND, f"Eq.{NBSP}2", "ours", OURS),
+    ComparedColumn("bound/lemma2_neu", BOUND, f"Lemma{NBSP}2", "Neu et al.", NEU),
+    ComparedColumn("bound/theorem1", BOUND, f"Thm.{NBSP}1"),
+    ComparedColumn("bound/corollary1", BOUND, f"Cor.{NBSP}1"),
+    ComparedColumn("bound/corollary2", BOUND, f"Cor.{NBSP}2"),
+    ComparedColumn(SENSITIVITY, MEASURED, "Ψ", "mean over t"),
+)
+
+WITHOUT_NOISE_STD = {
+    "gap/loss": "true gap",
+    "bound/theorem2_closed_form": f"Eq.{NBSP}3",
+    "term/optimal_noise_std": "σ*",
+    "bound/lemma7": f"Lemma{NBSP}7",
+    "bound/theorem3": f"Theorem{NBSP}3",
+    "bound/theorem4": f"Theorem{NBSP}4",
+}
+"""What is shown once for a block, with its name there."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number, or one that it is at least."""
+
+    number: float
+    at_least: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One noise std of a block."""
+
+    noise_std: str
+    cells: list[str]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One trial, or the seeds of one swept combination."""
+
+    settings: list[tuple[str, str]]
+    status: str
+    """"diverged" or "failed", or "2 of 3 seeds"; empty for a finished trial."""
+    ended: bool
+    """Whether a trial of it has finished."""
+    flags: list[str]
+    facts: list[tuple[str, str]]
+    """The true gap and the bounds without a noise std: name and value."""
+    lines: list[Line]
+    reason: str
+    """Why ours holds a dash in a trial that finished, as far as its row says."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table, and what is to be said above and below it."""
+
+    columns: list[ComparedColumn]
+    groups: list[tuple[str, int]]
+    blocks: list[Block]
+    summary: str
+    lower_bounds: bool
+    """Whether a cell of Lemma 2 holds a lower bound, Psi not being known there."""
+    decided: bool
+    """Whether ours lies below Neu et al.'s wherever that is only a lower bound."""
+    one_draw: bool
+    """Whether every trial is one draw of W, so that V = V~."""
+
+
+def compare(
+    trials: pd.DataFrame, points: Sequence[str], *, over_seeds: bool = False
+) -> Comparison | None:
+    """The table of these trials, None where none of its columns has a value.
+
+    Args:
+        trials: one row each, however the trial ended.
+        points: the swept fields; without the seed where the table is of means over seeds.
+        over_seeds: a block is then the mean over a combination's finished seeds, not a trial.
+    """
+    noise_stds = suffixes(trials)
+    rows = list(records(trials))
+    done = [row for row in rows if row["status"] == "finished"]
+    columns = [
+        column
+        for column in [*COLUMNS, *_other_bounds(trials)]
+        if any(_value(column.name, row, at) for row in done for at in noise_stds)
+    ]
+    if not columns:
+        return None
+    keys = key_columns(trials, points)
+    facts = [name for name in WITHOUT_NOISE_STD if _numbers(name, done)]
+    members: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        named = tuple(key_text(row[path]) for path in points)
+        members.setdefault(named if over_seeds else (str(row["trial_id"]),), []).append(row)
+    blocks = [
+        _block(group, keys, columns, noise_stds, facts, over_seeds=over_seeds)
+        for group in members.values()
+    ]
+    pairs = list(_pairs(done, noise_stds))
+    return Comparison(
+        columns=columns,
+        groups=column_groups(columns),
+        blocks=blocks,
+        summary=_summary(pairs),
+        lower_bounds=any(neu.at_least for _, neu in pairs),
+        decided=all(ours < neu.number for ours, neu in pairs if neu.at_least),
+        one_draw=all(known(row, "replicas") is None for row in done),
+    )
+
+
+def suffixes(trials: pd.DataFrame) -> dict[str, str]:
+    """The noise stds of the table's columns, largest first: "@1e-06" -> "10⁻⁶".
+
+    >>> suffixes(pd.DataFrame(columns=["bound/a@1e-06", "term/b@0.03", "gap/loss"]))
+    {'@0.03': '0.03', '@1e-06': '10⁻⁶'}
+    """
+    stds = {}
+    for name in map(str, trials.columns):
+        _, _, noise = name.partition("@")
+        try:
+            stds[f"@{noise}"] = float(noise)
+        except ValueError:  # no noise std
+            continue
+    return {at: format_noise_std(std) for at, std in sorted(stds.items(), key=lambda p: -p[1])}
+
+
+def _other_bounds(trials: pd.DataFrame) -> list[ComparedColumn]:
+    """Bounds at a noise std that the paper does not have, by their raw names."""
+    ours = {column.name for column in COLUMNS}
+    names = dict.fromkeys(
+        name.partition("@")[0] for name in map(str, trials.columns) if "@" in name
+    )
+    return [
+        ComparedColumn(name, BOUND, name.removeprefix("bound/"))
+        for name in names
+        if name.startswith("bound/") and name not in ours
+    ]
+
+
+def _value(name: str, row: Mapping[str, Any], at: str) -> Value | None:
+    """The row's value of a column at a noise std, None where it has none."""
+    return DERIVED[name](row, at) if name in DERIVED else _plain(name, row, at)
+
+
+def _plain(name: str, row: Mapping[str, Any], at: str) -> Value | None:
+    value = known(row, name + at)
+    return None if value is None else Value(float(value))
+
+
+def _lemma2_trajectory(row: Mapping[str, Any], at: str) -> Value | None:
+    """Without Psi, the term's value at Psi = 0: it is at least that."""
+    if found := _plain(LEMMA2, row, at):
+        return found
+    floor = _plain(LEMMA2_FLOOR, row, at)
+    return floor and Value(floor.number, at_least=True)
+
+
+def _lemma2(row: Mapping[str, Any], at: str) -> Value | None:
+    if found := _plain("bound/lemma2_neu", row, at):
+        return found
+    term, gap = _lemma2_trajectory(row, at), _plain(GAP, row, at)
+    return term and gap and Value(term.number + abs(gap.number), term.at_least)
+
+
+def _ratio(row: Mapping[str, Any], at: str) -> Value | None:
+    ours, neu = _plain(EQ2, row, at), _lemma2_trajectory(row, at)
+    if ours is None or neu is None or ours.number <= 0:
+        return None
+    return Value(neu.number / ours.number, neu.at_least)
+
+
+def _sensitivity(row: Mapping[str, Any], at: str) -> Value | None:
+    """The mean over the steps, of which the row holds the sum."""
+    total, steps = known(row, f"sum/sensitivity{at}"), known(row, "steps")
+    return Value(float(total) / steps) if total and steps else _plain(SENSITIVITY, row, at)
+
+
+DERIVED: dict[str, Callable[[Mapping[str, Any], str], Value | None]] = {
+    LEMMA2: _lemma2_trajectory,
+    "bound/lemma2_neu": _lemma2,
+    RATIO: _ratio,
+    SENSITIVITY: _sensitivity,
+}
+
+
+def _block(
+    rows: Sequence[dict[str, Any]],
+    keys: Sequence[KeyColumn],
+    columns: Sequence[ComparedColumn],
+    noise_stds: Mapping[str, str],
+    facts: Sequence[str],
+    *,
+    over_seeds: bool,
+) -> Block:
+    done = [row for row in rows if row["status"] == "finished"]
+    lines = []
+    for at, noise_std in noise_stds.items():
+        cells = [_cell(column.name, done, at) for column in columns]
+        if set(cells) != {DASH}:  # a std that only other trials have
+            lines.append(Line(noise_std, cells))
+    lines = lines or [Line(DASH, [DASH] * len(columns))]
+    if over_seeds:
+        of = "" if len(done) == len(rows) else f"{len(done)} of "
+        status = f"{of}{len(rows)} seed{'s' if len(rows) > 1 else ''}"
+    else:
+        status = "" if done else str(rows[0]["status"])
+    first = rows[0]
+    unmeasured = not any(_plain(EQ2, first, at) for at in noise_stds)
+    return Block(
+        settings=[(key.heading, key_text(first[key.path])) for key in keys],
+        status=status,
+        ended=bool(done),
+        flags=list(dict.fromkeys(flag for row in done for flag in row_flags(row))),
+        facts=[(WITHOUT_NOISE_STD[name], _fact(name, done)) for name in facts],
+        lines=lines,
+        reason=row_reason(first) if done and unmeasured and not over_seeds else "",
+    )
+
+
+def _numbers(name: str, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [float(value) for row in rows if (value := known(row, name)) is not None]
+
+
+def _fact(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    numbers = _numbers(name, rows)
+    return _counted(format_number(statistics.fmean(numbers)), numbers, rows) if numbers else DASH
+
+
+def _cell(name: str, rows: Sequence[Mapping[str, Any]], at: str) -> str:
+    """The mean over the rows; where only some have a value, with their number."""
+    if name == RATIO:  # of the two cells beside it, which a reader can check
+        both = [row for row in rows if _ratio(row, at)]
+        ours, neu = _mean(EQ2, both, at), _mean(LEMMA2, both, at)
+        mean = ours and neu and Value(neu.number / ours.number, neu.at_least)
+        digits = 3
+    else:
+        mean, digits = _mean(name, rows, at), 4
+    if mean is None:
+        return DASH
+    text = format_number(mean.number, digits=digits)
+    values = [value for row in rows if (value := _value(name, row, at))]
+    if name == GAP:
+        errors = [
+            float(error) for row in rows if (error := known(row, GAP_STDERR + at)) is not None
+        ]
+        if len(errors) == len(values):  # of a mean of independent estimates
+            text = format_mean_std(mean.number, math.hypot(*errors) / len(errors))
+    return _counted(f"≥{NBSP}{text}" if mean.at_least else text, values, rows)
+
+
+def _mean(name: str, rows: Sequence[Mapping[str, Any]], at: str) -> Value | None:
+    """Mean of the rows that have a value: at least that where one of them is at least."""
+    values = [value for row in rows if (value := _value(name, row, at))]
+    if not values:
+        return None
+    mean = statistics.fmean(value.number for value in values)
+    return Value(mean, any(value.at_least for value in values))
+
+
+def _counted(text: str, values: Sequence[Any], rows: Sequence[Any]) -> str:
+    return text if len(values) == len(rows) else f"{text} (n = {len(values)})"
+
+
+def _pairs(
+    rows: Sequence[Mapping[str, Any]], noise_stds: Mapping[str, str]
+) -> Iterator[tuple[float, Value]]:
+    """The trajectory terms of every trial at every noise std: ours, and Neu et al.'s."""
+    for row in rows:
+        for at in noise_stds:
+            ours, neu = _plain(EQ2, row, at), _lemma2_trajectory(row, at)
+            if ours and neu:
+                yield ours.number, neu
+
+
+def _summary(pairs: Sequence[tuple[float, Value]]) -> str:
+    """In how many comparisons ours is the smaller trajectory term, and by how much."""
+    if not pairs:
+        return ""
+    below = [neu for ours, neu in pairs if ours < neu.number]
+    floors = sum(neu.at_least for neu in below)
+    open_ = sum(neu.at_least and ours >= neu.number for ours, neu in pairs)
+    text = "Theorem 2’s trajectory term lies below Lemma 2’s (Neu et al.)"
+    if floors and floors == len(below):
+        text += ", even without its sensitivity term,"
+    text += f" in {len(below)} of {len(pairs)} comparisons"
+    if 0 < floors < len(below):
+        text += f" ({floors} of them even without its sensitivity term)"
+    if open_:
+        text += f", {open_} being undecided while the sensitivity is not measured"
+    ratios = [neu.number / ours for ours, neu in pairs if ours > 0]
+    ratios = [ratio for ratio in ratios if math.isfinite(ratio)]
+    if ratios:
+        ratio, least = statistics.median(ratios), any(neu.at_least for _, neu in pairs)
+        if ratio >= 1:
+            times = format_number(ratio, digits=2)
+            text += f"; at the median it is {'at least ' if least else ''}{times} times smaller"
+        elif not least:
+            text += f"; at the median it is {format_number(1 / ratio, digits=2)} times larger"
+    return text + "."

@@ -1,0 +1,129 @@
+"""Figures 7 and 8: Theorem 3 for a linear network, Theorem 4 for a two-layer ReLU network.
+
+    python sweeps/linear_relu.py                   # the paper's own size at either scale
+
+Teacher data (d_0 = 200, n = 20,000), batch 100, learning rate 0.5, 5,000 iterations (Wang & Mao,
+ICLR 2022, Figures 7 and 8, appendix E.4). Every 50 iterations, with T = the iterations so far:
+
+    Theorem 3   bounds.theorem3, from the batch losses l(W_{t-1}, B_t)
+    Theorem 4   bounds.theorem4, from the active units of every sample, measured at every step
+
+against the gap, test loss minus training loss. Each seed draws its own samples.
+"""
+
+import sys
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gisgd_ray.claims.figures7_8 import claims
+from gisgd_ray.config import TrialConfig
+from gisgd_ray.errors import UserError
+from gisgd_ray.panels import panels
+from gisgd_ray.reporting.figures import COLOURS, curve, log_scale, new_figure, style
+from gisgd_ray.results import ResultTables
+from gisgd_ray.search_space import SearchSpace
+from gisgd_ray.sweep import Sweep, main
+
+COMMON = {
+    "data.dataset": "teacher",
+    "training.loss": "squared",
+    "training.learning_rate": 0.5,
+    "training.batch_size": 100,
+    "training.stop_loss": None,
+    "training.max_steps": 5000,
+    "training.evaluation.unit": "step",
+    "training.evaluation.every": 50,
+}
+
+PANELS = {
+    "linear": SearchSpace(fields={"model.name": "linear", **COMMON}, seeds=3),
+    "two_layer_relu": SearchSpace(
+        fields={"model.name": "two_layer_relu", "model.width": 100, **COMMON}, seeds=3
+    ),
+}
+
+THEOREMS = {
+    "linear": ("bound/theorem3", "Theorem 3", "figure7"),
+    "two_layer_relu": ("bound/theorem4", "Theorem 4", "figure8"),
+}
+
+
+def check(config: TrialConfig) -> None:
+    """Theorems 3 and 4 are about these two networks."""
+    if config.network_theorem is None:
+        raise UserError(
+            f"model.name = {config.model.name!r} with measurement.network_theorem = "
+            f"{config.measurement.network_theorem!r}: Figures 7 and 8 show Theorem 3 of model "
+            "'linear' and Theorem 4 of model 'two_layer_relu'; choose one of those, and 'auto'"
+        )
+
+
+def plot(tables: ResultTables) -> dict[str, Figure]:
+    """Figure 7 (linear) and Figure 8 (two-layer ReLU): gap and bound against iterations."""
+    finished = tables.trials.query("status == 'finished'")
+    figures: dict[str, Figure] = {}
+    for model, (bound, theorem, name) in THEOREMS.items():
+        shown = panels(finished[finished["model.name"] == model], [])
+        if not shown:
+            continue
+        with style():
+            figure = new_figure(4.5, 3.2 * len(shown))
+            axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+            for axis, (title, group) in zip(axes, shown.items(), strict=True):
+                _panel(axis, tables.history, group, bound, theorem)
+                axis.set_title(title)
+        figures[name] = figure
+    return figures
+
+
+def _panel(
+    axis: Axes, history: pd.DataFrame, group: pd.DataFrame, bound: str, theorem: str
+) -> None:
+    points = history[history["trial_id"].isin(group["trial_id"]) & (history["step"] > 0)]
+    axis.set_yscale("log")
+    curve(axis, points, "step", bound, label=f"{theorem} (bound)", place=0)
+    mean = points.groupby("step")["gap/loss"].mean()
+    seeds = group["seed"].nunique()
+    label = "gap" if seeds == 1 else f"gap, mean of {seeds} seeds"
+    axis.plot(mean.index, mean.abs(), color=COLOURS[1], label=f"|{label}|")
+    below = mean[mean < 0]
+    if len(below):
+        # A log axis shows the size alone: where test loss was the smaller, say so.
+        axis.plot(
+            below.index,
+            below.abs(),
+            linestyle="none",
+            marker="o",
+            markersize=3,
+            markerfacecolor="white",
+            color=COLOURS[1],
+            label="gap below 0",
+        )
+    log_scale(axis)
+    axis.set_xlabel("iteration")
+    axis.set_ylabel("loss")
+    axis.legend()
+
+
+SWEEP = Sweep(
+    name="linear_relu",
+    item="Figures 7 and 8",
+    description="Figures 7 and 8: the generalization gap of a linear and of a two-layer ReLU "
+    "network against Theorem 3 and Theorem 4, along training.",
+    panels={"laptop": PANELS, "paper": PANELS},
+    plot=plot,
+    claims=claims,
+    check=check,
+    captions={
+        "figure7": "Linear network: Theorem 3 after T iterations and the gap (test loss minus "
+        "training loss) there. The bound is the mean over seeds with one standard deviation "
+        "shaded; of the gap's mean over seeds the size is shown.",
+        "figure8": "Two-layer ReLU network: Theorem 4, with the active units measured at every "
+        "step, and the gap, shown likewise.",
+    },
+)
+
+if __name__ == "__main__":
+    sys.exit(main(SWEEP))

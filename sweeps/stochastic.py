@@ -1,0 +1,156 @@
+"""Figure 5: Theorem 2 against Lemma 2 in the stochastic setting, from replicas in lockstep.
+
+    python sweeps/stochastic.py --scale laptop     # 500 digits, 20 replicas: 3 minutes
+    python sweeps/stochastic.py --scale paper      # a tenth of MNIST
+
+Runs of 20 seeds advance step by step together, so that expectations over W are means over them at
+every step (Wang & Mao, ICLR 2022, Figure 5 and appendix E.2):
+
+    V_t   about the mean over W and Z    measures/dispersion.py, Eq. 1
+    V~_t  about the mean over Z alone    Neu et al.
+    (a)-(c)  trajectory terms of Theorem 2 (bounds.theorem2_trajectory) and of Lemma 2
+             (bounds.lemma2_trajectory) for sigma = 1e-2, 1e-4, 1e-6, R and n included
+    (d)      V_t and V~_t
+
+Psi is measured after every 5th step and linear in t in between.
+"""
+
+import sys
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gisgd_ray.claims.figure5 import claims
+from gisgd_ray.config import TrialConfig
+from gisgd_ray.errors import UserError
+from gisgd_ray.panels import panels
+from gisgd_ray.reporting.figures import curve, log_scale, new_figure, style
+from gisgd_ray.results import ResultTables
+from gisgd_ray.search_space import SearchSpace
+from gisgd_ray.sweep import Sweep, main
+from gisgd_ray.terms import at
+
+COMMON = {
+    "model.name": "mlp",
+    "replicas": 20,
+    "training.learning_rate": 0.01,
+    "training.batch_size": 60,
+    "training.stop_loss": None,
+    "training.max_steps": 100,
+    "training.evaluation.unit": "step",
+    "training.evaluation.every": 10,
+    "measurement.sensitivity": True,
+    "measurement.sensitivity_schedule.unit": "step",
+    "measurement.sensitivity_schedule.every": 5,
+    "measurement.noise_stds": [1e-2, 1e-4, 1e-6],
+}
+
+LAPTOP = {
+    "mlp_mnist5k": SearchSpace(
+        fields={
+            "data.dataset": "mnist5k",
+            "data.train_fraction": 0.125,
+            **COMMON,
+        }
+    )
+}
+
+PAPER = {
+    "mlp_mnist": SearchSpace(
+        fields={
+            "data.dataset": "mnist",
+            "data.train_fraction": 0.1,
+            **COMMON,
+        }
+    )
+}
+
+
+def check(config: TrialConfig) -> None:
+    """Figure 5 needs replicas and Psi."""
+    if config.replicas is None:
+        raise UserError(
+            "replicas = null is the deterministic setting, in which V and V~ are the same number; "
+            "Figure 5 needs replicas = 2 or more (the paper: 20)"
+        )
+    if not config.measurement.sensitivity:
+        raise UserError(
+            "measurement.sensitivity = false leaves out Lemma 2, which Figure 5 compares with; "
+            "leave it true"
+        )
+
+
+def plot(tables: ResultTables) -> dict[str, Figure]:
+    """Figure 5 (a)-(d); one figure per model, dataset and other setting."""
+    finished = tables.trials.query("status == 'finished'")
+    figures = {}
+    for place, (title, group) in enumerate(panels(finished, ["measurement.noise_stds"]).items()):
+        stds = sorted({s for each in group["measurement.noise_stds"] for s in each}, reverse=True)
+        history = tables.history
+        history = history[history["trial_id"].isin(group["trial_id"]) & (history["step"] > 0)]
+        with style():
+            figure = new_figure(6.8, 2.5 * ((len(stds) + 2) // 2))
+            axes = figure.subplots((len(stds) + 2) // 2, 2, squeeze=False)
+            for axis in axes.flat[len(stds) + 1 :]:
+                axis.set_visible(False)
+            for i, (axis, noise_std) in enumerate(zip(axes.flat, stds, strict=False)):
+                _terms(axis, history, noise_std, f"({chr(ord('a') + i)}) σ = {noise_std:g}")
+            last = f"({chr(ord('a') + len(stds))}) V and Ṽ"
+            _dispersions(axes.flat[len(stds)], tables, group, last)
+            figure.suptitle(f"{title}, {group['replicas'].iloc[0]:.0f} replicas", fontsize=9)
+        figures["figure5" + (f"_{place + 1}" if place else "")] = figure
+    return figures
+
+
+def _terms(axis: Axes, history: pd.DataFrame, noise_std: float, title: str) -> None:
+    axis.set_yscale("log")
+    known = history.dropna(subset=[at("term/lemma2_trajectory", noise_std)])
+    for place, (name, label) in enumerate(
+        (("theorem2", "Theorem 2 (ours)"), ("lemma2", "Lemma 2 (Neu et al.)"))
+    ):
+        column = at(f"term/{name}_trajectory", noise_std)
+        curve(axis, known, "step", column, label=label, place=place)
+    log_scale(axis)
+    axis.set_title(title)
+    axis.set_xlabel("iteration")
+    axis.set_ylabel("trajectory term")
+    axis.legend()
+
+
+def _dispersions(axis: Axes, tables: ResultTables, group: pd.DataFrame, title: str) -> None:
+    axis.set_yscale("log")
+    steps = pd.concat([tables.steps(trial_id) for trial_id in group["trial_id"]])
+    for place, (column, label) in enumerate(
+        (
+            ("gradient_dispersion", "V (ours, about E over W and Z)"),
+            ("gradient_dispersion_neu", "Ṽ (Neu et al., over Z alone)"),
+        )
+    ):
+        curve(axis, steps, "step", column, label=label, place=place, marked=False)
+    log_scale(axis)
+    axis.set_title(title)
+    axis.set_xlabel("iteration")
+    axis.set_ylabel("gradient dispersion")
+    axis.legend()
+
+
+SWEEP = Sweep(
+    name="stochastic",
+    item="Figure 5",
+    description="Figure 5: the trajectory terms of Theorem 2 and of Neu et al.'s Lemma 2 in the "
+    "stochastic setting, and the two gradient dispersions.",
+    panels={"laptop": LAPTOP, "paper": PAPER},
+    plot=plot,
+    claims=claims,
+    check=check,
+    captions={
+        "figure5": "(a)-(c) The trajectory terms up to each iteration, all constants included. "
+        "(d) The gradient dispersion V about the mean over W and Z (ours, Eq. 1) and Ṽ about the "
+        "mean over Z alone (Neu et al.) at every iteration; expectations over W are means over the "
+        "replicas."
+    },
+)
+
+if __name__ == "__main__":
+    sys.exit(main(SWEEP))

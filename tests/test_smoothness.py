@@ -1,0 +1,193 @@
+"""The largest absolute Hessian eigenvalue against the dense Hessian in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gisgd_ray.losses import LossName
+from gisgd_ray.measures import smoothness as module
+from gisgd_ray.measures.smoothness import Smoothness, smoothness
+from gisgd_ray.randomness import derived_seed
+from tests import reference_sensitivity as reference
+from tests.networks import case, small_batchnorm, small_conv, small_in_place, small_mlp, small_tanh
+from tests.test_invisible import in_mid_training, nothing_changes
+
+LOSSES: tuple[LossName, ...] = ("cross_entropy", "squared")
+
+
+def regression(scales: list[float]) -> tuple[nn.Module, Tensor, Tensor]:
+    """1/2 (w.x - y)^2 with x along the axes: the Hessian diag(scales^2) / n."""
+    x = torch.diag(torch.tensor(scales, dtype=torch.float64))
+    model = nn.Sequential(nn.Linear(len(scales), 1, bias=False)).double()
+    return model, x, torch.ones(len(scales), dtype=torch.float64)
+
+
+class Saddle(nn.Module):
+    """f(x) = sum_j x_j a_j b_j, at a = b = 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        self.b = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.a * self.b).sum(dim=1, keepdim=True)
+
+
+class TestAgainstDenseHessian:
+    @pytest.mark.parametrize("loss", LOSSES)
+    @pytest.mark.parametrize(
+        "build", [small_mlp, small_conv, small_tanh, small_in_place, small_batchnorm]
+    )
+    @pytest.mark.parametrize("chunk", [4, None])
+    def test_tight(self, build, loss, chunk):
+        model, x, y = case(build)
+        truth = reference.smoothness(model, x, y, loss)
+        found = smoothness(
+            model, x, y, loss=loss, seed=0, tolerance=1e-4, max_iterations=2000, chunk=chunk
+        )
+        assert found.converged
+        assert found.value == pytest.approx(truth, rel=1e-5)
+        assert found.residual <= 1e-4 * found.value
+
+    @pytest.mark.parametrize("build", [small_mlp, small_conv, small_tanh])
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_default_tolerance_in_float32(self, build, seed):
+        model, x, y = case(build, double=False)
+        truth = reference.smoothness(model, x, y, "cross_entropy")
+        found = smoothness(model, x, y, loss="cross_entropy", seed=seed)
+        assert found.converged
+        assert found.iterations < 100
+        assert found.value == pytest.approx(truth, rel=0.03)
+        assert found.value <= truth * (1 + 1e-5)
+
+    def test_frozen_parameters_are_left_out(self):
+        model, x, y = case(small_mlp)
+        whole = smoothness(model, x, y, loss="squared", seed=0, tolerance=1e-5)
+        model[1].requires_grad_(False)
+        found = smoothness(model, x, y, loss="squared", seed=0, tolerance=1e-5)
+        assert found.value == pytest.approx(reference.smoothness(model, x, y, "squared"), rel=1e-6)
+        assert found.value < 0.99 * whole.value
+
+
+class TestKnownSpectra:
+    def test_quadratic(self):
+        model, x, y = regression([1.0, 3.0, 2.0])
+        found = smoothness(model, x, y, loss="squared", seed=0, tolerance=1e-6)
+        assert found.value == pytest.approx(3.0, rel=1e-9)
+
+    def test_residual_bounds_the_distance_to_an_eigenvalue(self):
+        """Stopped early, between nearly equal eigenvalues 100/8, 99/8, ... 93/8."""
+        eigenvalues = [float(100 - i) for i in range(8)]
+        model, x, y = regression([math.sqrt(value) for value in eigenvalues])
+        for iterations in (2, 3, 5, 9):
+            found = smoothness(
+                model, x, y, loss="squared", seed=0, tolerance=1e-9, max_iterations=iterations
+            )
+            assert not found.converged
+            assert found.iterations == iterations
+            distance = min(abs(found.value - value / 8) for value in eigenvalues)
+            assert distance <= found.residual <= 100 / 8
+
+    def test_two_products_by_hand(self):
+        """theta and residual of the unit vector along v + H v / ||H v||, v the documented start."""
+        model, x, y = regression([1.0, 3.0, 2.0])
+        found = smoothness(model, x, y, loss="squared", seed=4, max_iterations=2)
+        generator = torch.Generator().manual_seed(derived_seed(4, "smoothness"))
+        v = torch.randn((1, 3), generator=generator, dtype=torch.float64)[0]
+        hessian = x.T @ x / 3
+        v = v / v.norm()
+        unit = v + hessian @ v / (hessian @ v).norm()
+        unit = unit / unit.norm()
+        theta = float(unit @ hessian @ unit)
+        assert found.value == pytest.approx(theta, rel=1e-12)
+        residual = float((hessian @ unit - theta * unit).norm())
+        assert found.residual == pytest.approx(residual, rel=1e-9)
+
+    def test_one_eigenvector_is_found_at_once(self):
+        model, x, y = regression([0.0, 2.0, 0.0])
+        found = smoothness(model, x, y, loss="squared", seed=0)
+        assert found.value == pytest.approx(4 / 3)
+        assert found.converged
+        assert found.iterations == 4  # start, image, theta, theta unchanged
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_equal_eigenvalues_of_both_signs(self, seed):
+        """1/2 (x.ab - y)^2 at a = b = 0: the Hessian is -y x_j on (a_j, b_j), off the diagonal."""
+        x = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+        y = torch.tensor([2.0], dtype=torch.float64)
+        found = smoothness(Saddle(), x, y, loss="squared", seed=seed, tolerance=1e-4)
+        assert found.converged
+        assert found.value == pytest.approx(6.0, rel=1e-6)
+
+    def test_negative_dominant(self):
+        """In one weight, f = 1/2 w^2 x with target 1: f'' at w = 0 is -x."""
+
+        class Square(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return 0.5 * self.w.square() * x
+
+        x, y = torch.full((1, 1), 3.0).double(), torch.ones(1).double()
+        found = smoothness(Square(), x, y, loss="squared", seed=0)
+        assert found.value == pytest.approx(3.0)
+        assert found.residual == pytest.approx(0.0, abs=1e-9)
+
+    @pytest.mark.parametrize("chunk", [2, None])
+    def test_no_curvature_at_all(self, chunk):
+        model, x, y = regression([0.0, 0.0, 0.0])
+        found = smoothness(model, x, y, loss="squared", seed=0, chunk=chunk)
+        assert found == Smoothness(0.0, 0.0, 1, True)
+
+    def test_not_finite(self):
+        model, x, y = regression([1.0, math.nan])
+        found = smoothness(model, x, y, loss="squared", seed=0)
+        assert math.isnan(found.value)
+        assert math.isnan(found.residual)
+        assert not found.converged
+
+
+class TestRun:
+    def test_a_function_of_the_seed(self):
+        model, x, y = case(small_mlp, double=False)
+        found = smoothness(model, x, y, loss="squared", seed=0)
+        torch.randn(5)
+        assert smoothness(model, x, y, loss="squared", seed=0) == found
+        assert smoothness(model, x, y, loss="squared", seed=1) != found
+
+    @pytest.mark.parametrize(("chunk", "forwards"), [(11, 1), (10, 2 * 7)])
+    def test_the_graph_is_kept_where_one_chunk_holds_all(self, chunk, forwards, monkeypatch):
+        model, x, y = case(small_mlp)
+        calls = []
+        loss = module.per_sample_loss
+        monkeypatch.setattr(module, "per_sample_loss", lambda *a: calls.append(1) or loss(*a))
+        options = {"tolerance": 1e-15, "max_iterations": 7, "chunk": chunk}
+        assert smoothness(model, x, y, loss="squared", seed=0, **options).iterations == 7
+        assert len(calls) == forwards
+
+    @pytest.mark.parametrize("build", [small_mlp, small_conv, small_batchnorm])
+    @pytest.mark.parametrize("chunk", [4, None])
+    def test_leaves_no_trace(self, build, chunk):
+        model, optimizer, x, y = in_mid_training(build)
+        with nothing_changes(model, optimizer):
+            smoothness(model, x, y, loss="cross_entropy", seed=0, chunk=chunk)
+
+    @pytest.mark.parametrize(
+        "changed", [{"tolerance": 0.0}, {"tolerance": math.nan}, {"max_iterations": 1}]
+    )
+    def test_bad_arguments(self, changed):
+        model, x, y = case(small_mlp)
+        with pytest.raises(ValueError, match=next(iter(changed))):
+            smoothness(model, x, y, loss="squared", seed=0, **changed)
+
+    def test_nothing_to_measure(self):
+        model, x, y = case(small_mlp)
+        with pytest.raises(ValueError, match="samples"):
+            smoothness(model, x[:0], y[:0], loss="squared", seed=0)
+        with pytest.raises(ValueError, match="trainable"):
+            smoothness(model.requires_grad_(False), x, y, loss="squared", seed=0)
