@@ -3,7 +3,9 @@
 Seeds are derived by hashing, so two purposes never share a stream, and a purpose may carry a
 counter (an epoch, say): such a draw needs no saved state, and a restored trial repeats it exactly.
 Generators live on the CPU whatever the device of training, so that the same seed gives the same
-initialisation, batches and labels on every machine.
+initialisation, batches and labels on every machine. Only the perturbations that Psi and the
+flatness gap are averaged over are drawn where they are used: they are as many as the weights, and
+change no trajectory.
 """
 
 import hashlib

@@ -12,7 +12,9 @@ labels redrawn at random ((c), (d)), on a log axis (Wang & Mao, ICLR 2022, Figur
 With label noise, training goes on to 100 % training accuracy; without, until the loss is small.
 """
 
+import re
 import sys
+import textwrap
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -50,7 +52,7 @@ LAPTOP_ALEXNET = {
 }
 LAPTOP = {
     "mlp_width": SearchSpace(
-        fields={**MLP, **LAPTOP_MLP, "model.width": [100, 200, 300, 400, 500]}
+        fields={**MLP, **LAPTOP_MLP, "model.width": [100, 200, 300, 400, 500]}, seeds=3
     ),
     "alexnet_filters": SearchSpace(
         fields={**ALEXNET, **LAPTOP_ALEXNET, "model.filters": [4, 6, 8, 12, 16]}
@@ -79,6 +81,7 @@ PAPER_ALEXNET = {
     "training.stop_loss": 1e-4,
     "training.max_epochs": 5000,
 }
+SWEPT = re.compile(r", against [\w ]+")
 NOISE = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
 PAPER = {
     "mlp_width": SearchSpace(fields={**MLP, **PAPER_MLP, "model.width": [100, 200, 300, 400, 500]}),
@@ -93,8 +96,9 @@ PAPER = {
 
 
 def plot(tables: ResultTables) -> dict[str, Figure]:
-    """Figure 2: a panel per model, dataset and swept axis."""
-    shown = panel_axis(tables.trials.query("status == 'finished'"))
+    """Figure 2: a panel per model, dataset and swept axis; sizes above, label noise below."""
+    found = panel_axis(tables.trials.query("status == 'finished'"))
+    shown = dict(sorted(found.items(), key=lambda panel: panel[1][0] == "data.label_noise"))
     if not shown:
         return {}
     with style():
@@ -107,7 +111,8 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
             zip(axes.flat, shown.items(), strict=False)
         ):
             _panel(axis, trials, path)
-            axis.set_title(f"({chr(ord('a') + i)}) {title}")
+            # The axis is named below the panel; what else is fixed stays in the title.
+            axis.set_title(textwrap.fill(f"({chr(ord('a') + i)}) {SWEPT.sub('', title)}", 44))
     return {"figure2": figure}
 
 

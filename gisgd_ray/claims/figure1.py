@@ -24,10 +24,11 @@ from gisgd_ray.claims import (
     ratio_interval,
     stratified_rho,
 )
-from gisgd_ray.claims.points import at, finished, noise_stds, numbers, points_after_start
+from gisgd_ray.claims.points import finished, noise_stds, numbers, points_after_start
 from gisgd_ray.claims.statistics import Side
 from gisgd_ray.panels import panels
 from gisgd_ray.results import ResultTables
+from gisgd_ray.terms import at
 
 SUM_DISPERSION, DISPERSION = "sum/dispersion", "measure/gradient_dispersion"
 SUM_SENSITIVITY, SENSITIVITY = "sum/sensitivity", "measure/local_gradient_sensitivity"

@@ -17,10 +17,11 @@ from gisgd_ray.claims import (
     joint_verdict,
     ratio_interval,
 )
-from gisgd_ray.claims.points import at, finished, noise_stds, numbers, points_after_start
+from gisgd_ray.claims.points import finished, noise_stds, numbers, points_after_start
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import panels
 from gisgd_ray.results import ResultTables
+from gisgd_ray.terms import at
 
 LEMMA2, THEOREM2 = "term/lemma2_trajectory", "term/theorem2_trajectory"
 """Of the history, at each noise std."""

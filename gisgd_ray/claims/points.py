@@ -39,12 +39,3 @@ def noise_stds(trials: pd.DataFrame) -> list[float]:
         return []
     given = [value for value in trials[NOISE_STDS] if np.ndim(value) == 1]
     return sorted({float(std) for value in given for std in value}, reverse=True)
-
-
-def at(column: str, noise_std: float) -> str:
-    """The column of a quantity that depends on the auxiliary noise.
-
-    >>> at("sum/sensitivity", 1e-5)
-    'sum/sensitivity@1e-05'
-    """
-    return f"{column}@{noise_std:g}"

@@ -273,7 +273,10 @@ def _block(
     first = rows[0]
     unmeasured = not any(_plain(EQ2, first, at) for at in noise_stds)
     return Block(
-        settings=[(key.heading, key_text(first[key.path])) for key in keys],
+        # A setting that the trial's model or scheme does not have is no setting of it.
+        settings=[
+            (key.heading, text) for key in keys if (text := key_text(first[key.path])) != DASH
+        ],
         status=status,
         ended=bool(done),
         flags=list(dict.fromkeys(flag for row in done for flag in row_flags(row))),
