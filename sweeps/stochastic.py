@@ -133,7 +133,7 @@ def _dispersions(axis: Axes, tables: ResultTables, group: pd.DataFrame, title: s
     axis.set_title(title)
     axis.set_xlabel("iteration")
     axis.set_ylabel("gradient dispersion")
-    axis.legend()
+    axis.legend(loc="lower left")
 
 
 SWEEP = Sweep(

@@ -103,7 +103,7 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
     """Figure 1, a panel per model, dataset and sigma; and below it what the curves are made of."""
     finished = tables.trials.query("status == 'finished'")
     shown = [
-        (f"σ = {noise_std:g} ({title})", points(tables, group, noise_std))
+        (f"{_sigma(noise_std)} ({title})", points(tables, group, noise_std))
         for title, group in panels(finished, ["measurement.noise_stds"]).items()
         for noise_std in sorted({s for stds in group["measurement.noise_stds"] for s in stds})[::-1]
     ]
@@ -117,6 +117,12 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
             _terms(axes[row, column], frame, f"({chr(ord('a') + place)}) {title}")
             _parts(axes[row + 1, column], frame)
     return {"figure1": figure}
+
+
+def _sigma(noise_std: float) -> str:
+    """The std, and its square where the paper's sigma may be meant as that."""
+    squared = f", σ² = {noise_std**2:.3g}" if noise_std > 1e-4 else ""
+    return f"σ = {noise_std:.3g}{squared}"
 
 
 def _terms(axis: Axes, frame: pd.DataFrame, title: str) -> None:

@@ -43,11 +43,12 @@ def style() -> Any:
 
 
 def log_scale(axis: Axes) -> None:
-    """Logarithmic y-axis with ticks at 1, 2 and 5 times the powers of ten, as plain numbers."""
+    """Logarithmic y-axis with ticks as plain numbers: the more, the fewer decades there are."""
     axis.set_yscale("log")
     low, high = axis.get_ylim()
-    # Over many decades the powers of ten are enough.
-    steps = (1.0, 2.0, 5.0) if high / low < 1e3 else (1.0,)
+    steps: tuple[float, ...] = (1.0,)  # over many decades the powers of ten are enough
+    if high / low < 1e3:
+        steps = (1.0, 2.0, 5.0) if high / low > 6 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
     axis.yaxis.set_major_locator(LogLocator(subs=steps))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
