@@ -220,7 +220,8 @@ class MeasurementConfig(Frozen):
     )
     noise_stds: tuple[float, ...] = Field(
         (1e-2, 1e-4, 1e-6),
-        description="stds sigma of the auxiliary noise, > 0, at which the bounds are evaluated",
+        description="stds sigma of the auxiliary noise, > 0 and at most 1e6, at which the bounds "
+        "are evaluated",
     )
     sensitivity: bool = Field(
         False,
@@ -254,6 +255,8 @@ class MeasurementConfig(Frozen):
             raise ValueError(f"{name} is empty; give at least one noise std above 0, as in 1e-4")
         if min(stds) <= 0:
             raise ValueError(f"{name} has {min(stds):g}; a noise std must be above 0")
+        if max(stds) > 1e6:  # times sqrt(T) it must stay far within float32, as the weights do
+            raise ValueError(f"{name} has {max(stds):g}; a noise std must be at most 1e6")
         if len({f"{std:g}" for std in stds}) < len(stds):
             twice = next(s for i, s in enumerate(stds) if f"{s:g}" in {f"{t:g}" for t in stds[:i]})
             raise ValueError(f"{name} has {twice:g} twice (to six digits); leave one out")

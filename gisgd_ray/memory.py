@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import torch
 
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config import MeasurementConfig, TrialConfig
 from gisgd_ray.consistency import INPUTS_AND_OUTPUTS
 from gisgd_ray.errors import UserError
 from gisgd_ray.models import build_model, num_parameters
@@ -39,13 +39,18 @@ def replicas_bytes(config: TrialConfig, parameters: int) -> int:
     return WEIGHT * parameters * ((config.replicas or 1) + 1)
 
 
-def sensitivity_bytes(config: TrialConfig) -> int:
-    """Squared norm and dispersion of every draw at every noise std, kept for the standard error.
+def draws_bytes(config: TrialConfig) -> dict[str, int]:
+    """The scalars of every draw, which are kept for the standard error, by the field that asks.
 
     A draw itself is gone before the next is made.
     """
     m = config.measurement
-    return 2 * SCALAR * m.sensitivity_draws * len(m.noise_stds) if m.sensitivity else 0
+    per_std = SCALAR * len(m.noise_stds)
+    return {
+        "sensitivity_draws": 2 * per_std * m.sensitivity_draws if m.sensitivity else 0,
+        "flatness_draws": per_std * m.flatness_draws if m.flatness else 0,
+        "hessian_probes": SCALAR * m.hessian_probes if m.hessian_trace == "pyhessian" else 0,
+    }
 
 
 def require_memory(trials: Iterable[TrialConfig], available: int) -> None:
@@ -56,13 +61,19 @@ def require_memory(trials: Iterable[TrialConfig], available: int) -> None:
     """
     for config in trials:
         parameters = count_parameters(config)
-        runs, draws = replicas_bytes(config, parameters), sensitivity_bytes(config)
+        runs, each = replicas_bytes(config, parameters), draws_bytes(config)
+        draws = sum(each.values())
         if runs + draws <= available:
             continue
         if draws > runs:
-            field, value = "measurement.sensitivity_draws", config.measurement.sensitivity_draws
-            most = (available - runs) // (draws // value)
-        elif config.replicas is not None:
+            name = max(each, key=lambda field: each[field])
+            field, value = f"measurement.{name}", getattr(config.measurement, name)
+            usual = MeasurementConfig.model_fields[name].default
+            raise UserError(
+                f"{field} = {value} takes {_text(runs + draws)} of memory, and there are "
+                f"{_text(available)}; choose fewer, as in the default of {usual}"
+            )
+        if config.replicas is not None:
             field, value = "replicas", config.replicas
             most = (available - draws) // (WEIGHT * parameters) - 1
         else:

@@ -119,7 +119,8 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
         resources = Resources(cpus=options.cpus_per_trial, gpus=DEFAULT_GPU_FRACTION)
     require_room(cpus=resources.cpus, gpus=resources.gpus)
     require_memory(plan.trials, largest_memory())
-    print(f"{sweep.item}: {len(plan.trials)} trials, results in {folder}")
+    some = "1 trial" if len(plan.trials) == 1 else f"{len(plan.trials)} trials"
+    print(f"{sweep.item}: {some}, results in {folder}")
     begun = time.monotonic()
     outcome = launch(
         plan.trials,
@@ -132,7 +133,13 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
         title=sweep.item,
     )
     seconds = time.monotonic() - begun
-    facts = {"scale": scale, "command": shlex.join(["python", *sys.argv]), "Ray": connection}
+    # A sweep that needs no smaller scale has one: the paper's.
+    same = sweep.panels["laptop"] is sweep.panels["paper"]
+    facts = {
+        "scale": "the paper’s" if same else scale,
+        "command": shlex.join(["python", *sys.argv]),
+        "Ray": connection,
+    }
     page = report(sweep, outcome, plan, facts=facts, seconds=seconds)
     _print_closing(outcome, page, seconds)
     if outcome.interrupted:
@@ -193,7 +200,7 @@ def _time_facts(trials: pd.DataFrame, seconds: float) -> dict[str, str]:
         training, measuring = (float(trials[c].sum()) for c in columns)
         facts["time in all trials"] = (
             f"{training:.0f} s training with on-line measuring, {measuring:.0f} s evaluation and "
-            "Hessian trace"
+            "all other measuring"
         )
     return facts
 

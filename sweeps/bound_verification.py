@@ -21,7 +21,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gisgd_ray.claims.figure2 import claims, panel_axis
-from gisgd_ray.reporting.figures import curve, log_scale, new_figure, style
+from gisgd_ray.config import TrialConfig
+from gisgd_ray.errors import UserError
+from gisgd_ray.reporting.figures import curve, hollow_below_zero, log_scale, new_figure, style
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.sweep import Sweep, main
@@ -95,6 +97,16 @@ PAPER = {
 }
 
 
+def check(config: TrialConfig) -> None:
+    """Eq. 3 needs the dispersion and the Hessian trace."""
+    m = config.measurement
+    if not m.dispersion or m.hessian_trace == "off":
+        off = "hessian_trace = 'off'" if m.dispersion else "dispersion = false"
+        raise UserError(
+            f"measurement.{off} leaves Eq. 3 undefined, which Figure 2 shows; leave it on"
+        )
+
+
 def plot(tables: ResultTables) -> dict[str, Figure]:
     """Figure 2: a panel per model, dataset and swept axis; sizes above, label noise below."""
     found = panel_axis(tables.trials.query("status == 'finished'"))
@@ -120,6 +132,7 @@ def _panel(axis: Axes, trials: pd.DataFrame, path: str) -> None:
     axis.set_yscale("log")
     curve(axis, trials, path, "bound/theorem2_closed_form", label="bound (Eq. 3)", place=0)
     curve(axis, trials, path, "gap/loss", label="gap", place=1)
+    hollow_below_zero(axis, trials, path, "gap/loss", place=1)
     log_scale(axis)
     axis.set_xlabel(path.rpartition(".")[2].replace("_", " "))
     axis.set_ylabel("loss")
@@ -134,6 +147,7 @@ SWEEP = Sweep(
     panels={"laptop": LAPTOP, "paper": PAPER},
     plot=plot,
     claims=claims,
+    check=check,
     captions={
         "figure2": "The bound of Eq. 3 and the gap (test loss minus training loss) at the end of "
         "training. Label noise is the fraction of train and of test labels redrawn at random. "

@@ -21,7 +21,14 @@ from gisgd_ray.claims.figures7_8 import claims
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import panels
-from gisgd_ray.reporting.figures import COLOURS, curve, log_scale, new_figure, style
+from gisgd_ray.reporting.figures import (
+    COLOURS,
+    curve,
+    hollow_below_zero,
+    log_scale,
+    new_figure,
+    style,
+)
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.sweep import Sweep, main
@@ -86,21 +93,11 @@ def _panel(
     curve(axis, points, "step", bound, label=f"{theorem} (bound)", place=0)
     mean = points.groupby("step")["gap/loss"].mean()
     seeds = group["seed"].nunique()
-    label = "gap" if seeds == 1 else f"gap, mean of {seeds} seeds"
-    axis.plot(mean.index, mean.abs(), color=COLOURS[1], label=f"|{label}|")
-    below = mean[mean < 0]
-    if len(below):
-        # A log axis shows the size alone: where test loss was the smaller, say so.
-        axis.plot(
-            below.index,
-            below.abs(),
-            linestyle="none",
-            marker="o",
-            markersize=3,
-            markerfacecolor="white",
-            color=COLOURS[1],
-            label="gap below 0",
-        )
+    label = "|gap|" if seeds == 1 else f"|mean gap| ({seeds} seeds; each: thin)"
+    axis.plot(mean.index, mean.abs(), color=COLOURS[1], label=label)
+    hollow_below_zero(axis, points, "step", "gap/loss", place=1)
+    for _, run in points.groupby("trial_id") if seeds > 1 else []:
+        axis.plot(run["step"], run["gap/loss"].abs(), color=COLOURS[1], alpha=0.3, linewidth=0.7)
     log_scale(axis)
     axis.set_xlabel("iteration")
     axis.set_ylabel("loss")
@@ -119,7 +116,7 @@ SWEEP = Sweep(
     captions={
         "figure7": "Linear network: Theorem 3 after T iterations and the gap (test loss minus "
         "training loss) there. The bound is the mean over seeds with one standard deviation "
-        "shaded; of the gap's mean over seeds the size is shown.",
+        "shaded; of the gap the size is shown, of its mean over seeds and, thin, of every seed.",
         "figure8": "Two-layer ReLU network: Theorem 4, with the active units measured at every "
         "step, and the gap, shown likewise.",
     },

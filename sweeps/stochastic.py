@@ -75,11 +75,11 @@ def check(config: TrialConfig) -> None:
             "replicas = null is the deterministic setting, in which V and V~ are the same number; "
             "Figure 5 needs replicas = 2 or more (the paper: 20)"
         )
-    if not config.measurement.sensitivity:
-        raise UserError(
-            "measurement.sensitivity = false leaves out Lemma 2, which Figure 5 compares with; "
-            "leave it true"
-        )
+    for field in ("sensitivity", "dispersion"):
+        if not getattr(config.measurement, field):
+            raise UserError(
+                f"measurement.{field} = false leaves out what Figure 5 compares; leave it true"
+            )
 
 
 def plot(tables: ResultTables) -> dict[str, Figure]:

@@ -1,6 +1,6 @@
 """Figure 1: the trajectory term of Theorem 2 against that of Neu et al.'s Lemma 2, epoch by epoch.
 
-    python sweeps/trajectory.py --scale laptop     # bundled digits, MLP: 6 minutes
+    python sweeps/trajectory.py --scale laptop     # bundled digits, MLP: 5 minutes
     python sweeps/trajectory.py --scale paper      # MNIST and CIFAR-10, full size
 
 Deterministic setting: W_0 and the batching trajectory are fixed by the seed. As in the paper
@@ -78,10 +78,16 @@ PAPER = {
 
 def check(config: TrialConfig) -> None:
     """Figure 1 needs Psi."""
-    if not config.measurement.sensitivity:
+    for field in ("sensitivity", "dispersion"):
+        if not getattr(config.measurement, field):
+            raise UserError(
+                f"measurement.{field} = false leaves out what Figure 1 is about; leave it true, or "
+                "run another sweep"
+            )
+    if config.replicas is not None:
         raise UserError(
-            "measurement.sensitivity = false leaves out what Figure 1 is about; leave it true, or "
-            "run another sweep"
+            f"replicas = {config.replicas}: Figure 1 is of the deterministic setting; choose "
+            "replicas = null, or sweeps/stochastic.py"
         )
 
 
@@ -90,11 +96,10 @@ def points(tables: ResultTables, trials: pd.DataFrame, noise_std: float) -> pd.D
     history = tables.history
     history = history[history["trial_id"].isin(trials["trial_id"])]
     known = history[history[at("measure/local_gradient_sensitivity", noise_std)].notna()]
-    dispersion, psi = known["sum/dispersion"].fillna(0), known[at("sum/sensitivity", noise_std)]
-    neu = known["sum/dispersion_neu"].fillna(0)
+    dispersion, psi = known["sum/dispersion"], known[at("sum/sensitivity", noise_std)]
     return known.assign(
         ours=np.sqrt(dispersion),
-        neu=np.sqrt(2 * (psi + neu)),
+        neu=np.sqrt(2 * (psi + dispersion)),
         psi=known[at("measure/local_gradient_sensitivity", noise_std)],
     )
 
@@ -110,8 +115,9 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
     with style():
         figure = new_figure(6.8, 5.2 * ((len(shown) + 1) // 2))
         axes = figure.subplots(2 * ((len(shown) + 1) // 2), 2, squeeze=False)
-        for axis in axes.flat[2 * len(shown) :]:
-            axis.set_visible(False)
+        if len(shown) % 2:
+            for axis in axes[-2:, 1]:
+                axis.set_visible(False)
         for place, (title, frame) in enumerate(shown):
             row, column = 2 * (place // 2), place % 2
             _terms(axes[row, column], frame, f"({chr(ord('a') + place)}) {title}")
@@ -160,10 +166,10 @@ SWEEP = Sweep(
     captions={
         "figure1": "Above, the trajectory terms with R, λ, σ, d and n dropped, as in the paper: "
         "ours √ΣV, Neu et al. √(2Σ(Ψ+V)), up to each epoch. Below, what is summed: the local "
-        "gradient sensitivity Ψ (20 draws, after each epoch) and the gradient dispersion V (mean "
-        "over the epoch). The paper shows σ = 1e-5 and 1e-6 and calls σ the variance parameter as "
-        "well; shown are both as stds, and the stds 0.00316 and 0.001 of such variances. With "
-        "several seeds, means with one standard deviation shaded."
+        "gradient sensitivity Ψ (measured at the points) and the gradient dispersion V (mean over "
+        "the steps between two). The paper shows σ = 1e-5 and 1e-6 and calls σ the variance "
+        "parameter as well: σ² stands beside σ where that reading may apply. With several seeds, "
+        "means with one standard deviation shaded."
     },
 )
 

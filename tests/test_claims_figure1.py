@@ -136,14 +136,17 @@ def test_what_was_not_measured_is_undecided() -> None:
     assert [c.verdict for c in figure1.claims(no_history)] == ["undecided"]
 
 
-def test_points_without_a_measurement_are_left_out_and_counted() -> None:
+def test_points_where_psi_was_not_due_are_none_of_the_figure() -> None:
     sparse = run()
     sums, at_points = "sum/sensitivity@1e-05", "measure/local_gradient_sensitivity@1e-05"
     sparse.loc[sparse["step"] % 20 == 10, [sums, at_points]] = NAN
     below, grows, _ = claims(sparse)
     assert (below.verdict, grows.verdict) == ("holds", "holds")
     assert "5 of 5 points" in below.evidence
-    assert "5 left out as NaN" in below.evidence
+    assert "NaN" not in below.evidence
+    lost = sparse.copy()
+    lost.loc[lost["step"] == 20, sums] = NAN  # due, and undefined
+    assert "1 left out as NaN" in claims(lost)[0].evidence
     sparse.loc[sparse["step"] > 40, at_points] = NAN
     short = claims(sparse)[1]
     assert short.verdict == "undecided"

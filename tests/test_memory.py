@@ -7,10 +7,10 @@ from gisgd_ray.consistency import INPUTS_AND_OUTPUTS
 from gisgd_ray.errors import UserError
 from gisgd_ray.memory import (
     count_parameters,
+    draws_bytes,
     machine_memory,
     replicas_bytes,
     require_memory,
-    sensitivity_bytes,
 )
 from gisgd_ray.training import start
 
@@ -43,24 +43,27 @@ def test_the_shapes_are_those_of_the_data() -> None:
 def test_draws() -> None:
     measured = {"sensitivity": True, "sensitivity_draws": 10**9, "noise_stds": [1e-2, 1e-4]}
     config = trial(measurement=measured)
-    assert sensitivity_bytes(config) == 10**9 * 2 * 2 * 8
+    assert draws_bytes(config)["sensitivity_draws"] == 10**9 * 2 * 2 * 8
     weights = 2 * 4 * MLP
     assert refused(config, 10**9 + weights) == (
         "measurement.sensitivity_draws = 1000000000 takes 32 GB of memory, and there are 1 GB; "
-        f"choose at most {10**9 // 32}"
+        "choose fewer, as in the default of 20"
     )
-    fits = {**measured, "sensitivity_draws": 10**9 // 32}
+    fits = {**measured, "sensitivity_draws": 10**9 // 32 - 10}
     require_memory([trial(measurement=fits)], 10**9 + weights)
     require_memory([trial(measurement={**measured, "sensitivity": False})], 10**9)
+    for field in ("flatness_draws", "hessian_probes"):
+        asked = trial(measurement={field: 10**12, "hessian_trace": "pyhessian"})
+        assert refused(asked, 10**10).startswith(f"measurement.{field} = 1000000000000 takes ")
 
 
 def test_replicas() -> None:
     config = trial(replicas=100_000)
     assert replicas_bytes(config, MLP) == 4 * MLP * 100_001
-    assert refused(config, 4 * MLP * 21) == (
+    assert refused(config, 4 * MLP * 21 + 1_000) == (
         "replicas = 100000 takes 163 GB of memory, and there are 34.2 MB; choose at most 20"
     )
-    require_memory([trial(replicas=20)], 4 * MLP * 21)
+    require_memory([trial(replicas=20)], 4 * MLP * 21 + 1_000)
 
 
 def test_a_network_too_large_by_itself() -> None:

@@ -1,6 +1,7 @@
 """A sweep from its command line: dry runs, bad input, and the choice of scale."""
 
 import errno
+import importlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,41 @@ def test_a_disk_that_fills_while_the_page_is_written(
         "error: No space left on device: figures/figure6.pdf; nothing measured is lost: make room, "
         "then run the same command with --resume\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("script", "fields", "sentence"),
+    [
+        ("trajectory", ["--measurement.sensitivity", "false"], "measurement.sensitivity = false"),
+        ("trajectory", ["--measurement.dispersion", "false"], "measurement.dispersion = false"),
+        ("trajectory", ["--replicas", "3"], "replicas = 3: Figure 1 is of the deterministic"),
+        ("stochastic", ["--replicas", "null"], "replicas = null is the deterministic setting"),
+        ("stochastic", ["--replicas", "1"], "the stochastic setting needs at least 2"),
+        ("stochastic", ["--measurement.dispersion", "false"], "measurement.dispersion = false"),
+        ("bound_verification", ["--measurement.hessian_trace", "off"], "hessian_trace = 'off'"),
+        ("linear_relu", ["--model.name", "mlp"], "Theorem 3 of model 'linear'"),
+        ("linear_relu", ["--measurement.network_theorem", "off"], "Figures 7 and 8 show"),
+        ("trajectory", ["--measurement.noise_stds", "1e39"], "at most 1e6"),
+    ],
+)
+def test_what_a_figure_cannot_show_is_refused_before_anything_starts(
+    script: str, fields: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    declared = importlib.import_module(f"sweeps.{script}").SWEEP
+    assert sweep.main(declared, ["--scale", "laptop", "--dry-run", *fields]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert sentence in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "script", ["lr_batch", "trajectory", "bound_verification", "stochastic", "linear_relu"]
+)
+@pytest.mark.parametrize("scale", ["laptop", "paper"])
+def test_every_sweep_is_planned_at_both_scales(
+    script: str, scale: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    declared = importlib.import_module(f"sweeps.{script}").SWEEP
+    assert sweep.main(declared, ["--scale", scale, "--dry-run"]) == 0
+    assert "to run, results in" in capsys.readouterr().out

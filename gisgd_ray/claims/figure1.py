@@ -60,6 +60,8 @@ def claims(tables: ResultTables) -> list[Claim]:
 
 def _ours_below(points: pd.DataFrame, std: float, where: str) -> Claim:
     """Statistic: count of points; ratio of the curves at the last one. n: points; trials."""
+    # Between the points of Psi there is no second curve: those points are not part of the figure.
+    points = points[numbers(points, at(SENSITIVITY, std)).notna()]
     curves = figure_curves(points, std)
     count = count_below(curves["ours"], curves["neu"])
     sensitivity = numbers(points, at(SUM_SENSITIVITY, std))

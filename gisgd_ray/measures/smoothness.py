@@ -73,7 +73,7 @@ def smoothness(
         tolerance: relative.
         max_iterations: of Hessian-vector products, at least 2; reaching it leaves ``converged``
             false.
-        chunk: samples differentiated at once; by default 5,000, or 200 with convolutions. If one
+        chunk: samples differentiated at once; by default 5,000, or 500 with convolutions. If one
             chunk holds all, the gradient's graph is built once and kept.
 
     Raises:
@@ -89,7 +89,7 @@ def smoothness(
             f"{tolerance} and {max_iterations}"
         )
     if chunk is None:
-        chunk = 200 if any(isinstance(m, nn.Conv2d) for m in model.modules()) else 5000
+        chunk = 500 if any(isinstance(m, nn.Conv2d) for m in model.modules()) else 5000
     with (
         invisible(model, seed=seed, purpose="smoothness"),
         disable(),

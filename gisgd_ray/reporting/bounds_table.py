@@ -205,7 +205,7 @@ def trial_rows(
             stop_reason=_stop_reason(row),
             flags=row_flags(row),
             cells=(cells := [column.text(row) for column in columns]),
-            reason=row_reason(row) if DASH in cells or row["status"] == "failed" else "",
+            reason=row_reason(row) if _lacks(columns, cells) or row["status"] == "failed" else "",
         )
         for row in records(trials)
     ]
@@ -224,6 +224,16 @@ def row_flags(row: Mapping[str, Any]) -> list[str]:
     if steps := known(row, "measure/ill_conditioned_steps"):
         flags.append(f"{format_number(int(steps))} ill-conditioned steps")
     return flags
+
+
+INAPPLICABLE = ("test/accuracy", "bound/theorem3", "bound/theorem4")
+"""Columns that a regression, or another network, does not have: their dash needs no reason."""
+
+
+def _lacks(columns: Sequence[Column], cells: Sequence[str]) -> bool:
+    """Whether a value is missing that the trial should have."""
+    pairs = zip(columns, cells, strict=True)
+    return any(text == DASH and column.name not in INAPPLICABLE for column, text in pairs)
 
 
 def row_reason(row: Mapping[str, Any]) -> str:

@@ -81,6 +81,23 @@ def curve(
         axis.fill_between(mean.index, low, mean + std, color=colour, alpha=0.2, linewidth=0)
 
 
+def hollow_below_zero(axis: Axes, points: pd.DataFrame, x: str, y: str, *, place: int) -> None:
+    """Where the mean of ``y`` is below zero, its size as a hollow mark: a log axis has no more."""
+    mean = points.dropna(subset=[y]).groupby(x)[y].mean()
+    below = mean[mean < 0]
+    if len(below):
+        axis.plot(
+            below.index,
+            below.abs(),
+            linestyle="none",
+            marker="o",
+            markersize=3,
+            markerfacecolor="white",
+            color=COLOURS[place % len(COLOURS)],
+            label="gap below 0 (size)",
+        )
+
+
 def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]:
     """Each figure as PDF and SVG in ``folder``; the SVG paths by name."""
     folder.mkdir(parents=True, exist_ok=True)
