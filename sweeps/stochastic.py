@@ -129,11 +129,12 @@ def _dispersions(axis: Axes, tables: ResultTables, group: pd.DataFrame, title: s
         )
     ):
         curve(axis, steps, "step", column, label=label, place=place, marked=False)
+    axis.set_ylim(top=1.5 * axis.get_ylim()[1])  # room for the legend
     log_scale(axis)
     axis.set_title(title)
     axis.set_xlabel("iteration")
     axis.set_ylabel("gradient dispersion")
-    axis.legend(loc="lower left")
+    axis.legend(loc="upper right")
 
 
 SWEEP = Sweep(
