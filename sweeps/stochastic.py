@@ -1,6 +1,6 @@
 """Figure 5: Theorem 2 against Lemma 2 in the stochastic setting, from replicas in lockstep.
 
-    python sweeps/stochastic.py --scale laptop     # 600 digits, 20 replicas: 5 minutes
+    python sweeps/stochastic.py --scale laptop     # 600 digits, twice 20 replicas: 5 minutes
     python sweeps/stochastic.py --scale paper      # a tenth of MNIST
 
 Runs of 20 seeds advance step by step together, so that expectations over W are means over them at
@@ -53,7 +53,8 @@ LAPTOP = {
             # 600 digits: ten whole batches. A smaller last one would disperse three times as much.
             "data.train_fraction": 0.15,
             **COMMON,
-        }
+        },
+        seeds=2,  # a trial for each core: other 20 replicas, for the intervals of the claims
     )
 }
 
