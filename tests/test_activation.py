@@ -126,7 +126,8 @@ def replay(config: TrialConfig) -> list[dict[str, float]]:
     points = []
     for t in range(9):
         indices = trajectory.batch(t)
-        values = [float((model(x[i : i + 1].double())[0, 0] - y[i]) ** 2 / 2) for i in indices]
+        outputs = [float(model(x[i : i + 1].double()).detach()) for i in indices]
+        values = [float((f - y[i]) ** 2 / 2) for f, i in zip(outputs, indices, strict=True)]
         counts = active(model, x[indices]) if two_layer else [0] * len(indices)
         every += values
         losses.append(sum(values) / len(values))
