@@ -8,7 +8,10 @@ from collections.abc import Callable
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+
 from gisgd_ray import bounds
+from gisgd_ray.config import TwoLayerReLUConfig
 from gisgd_ray.evaluation import evaluate_splits
 from gisgd_ray.measures.activation import mean_active_units
 from gisgd_ray.measures.curvature import hessian_trace
@@ -170,9 +173,10 @@ def flatness(state: TrainState, terms: Point) -> Point:
 
 def network_theorem(state: TrainState) -> Point:
     """Theorem 3 or 4 after T = the steps so far, W_T being the present weights."""
-    theorem, steps = state.config.network_theorem, state.series
+    theorem = state.config.network_theorem
     if theorem is None:
         return {}
+    steps = state.series
     name = f"bound/{theorem}"
     run: dict[str, Any] = {
         "subgaussian_constant": state.terms.radius,
@@ -181,14 +185,13 @@ def network_theorem(state: TrainState) -> Point:
     }
     if theorem == "theorem3":
         return {name: _bound(bounds.theorem3, steps, **run, losses=steps.loss)}
-    models = [(r.model, r.dataset.train_x) for r in state.replicas]
-    active = fmean(mean_active_units(model, inputs) for model, inputs in models)
-    width = getattr(state.config.model, "width", 0)
+    assert isinstance(state.config.model, TwoLayerReLUConfig)
+    active = fmean(mean_active_units(r.model, r.dataset.train_x) for r in state.replicas)
     value = _bound(
         bounds.theorem4,
         steps,
         **run,
-        width=width,
+        width=state.config.model.width,
         active_losses=steps.active_loss,
         final_active_units=active,
     )
@@ -197,7 +200,7 @@ def network_theorem(state: TrainState) -> Point:
 
 def _bound(formula: Callable[..., float], steps: StepSeries, **arguments: Any) -> float:
     """NaN before the first step and where a loss was not finite."""
-    known = len(steps) > 0 and all(bool((abs(v) < math.inf).all()) for v in (steps.loss,))
+    known = len(steps) > 0 and np.isfinite(steps.loss).all()
     return formula(**arguments) if known else math.nan
 
 

@@ -134,6 +134,7 @@ class TrajectoryTerms:
 
 
 THEOREM2 = "term/theorem2_trajectory"
+LEMMA2 = "term/lemma2_trajectory"
 LEMMA2_FLOOR = "term/lemma2_without_sensitivity"
 """Lemma 2's trajectory term with Psi = 0: what it is at least, known without measuring Psi."""
 
@@ -183,7 +184,7 @@ def bound_metrics(
 
 TRAJECTORIES = {
     "bound/theorem2": THEOREM2,
-    "bound/lemma2_neu": "term/lemma2_trajectory",
+    "bound/lemma2_neu": LEMMA2,
     "bound/theorem1": "term/theorem1_trajectory",
     "bound/corollary1": "term/corollary1_trajectory",
 }

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gisgd_ray.claims.figure2 import claims, panel_axis
+from gisgd_ray.claims.points import finished
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.reporting.figures import curve, hollow_below_zero, log_scale, new_figure, style
@@ -109,7 +110,7 @@ def check(config: TrialConfig) -> None:
 
 def plot(tables: ResultTables) -> dict[str, Figure]:
     """Figure 2: a panel per model, dataset and swept axis; sizes above, label noise below."""
-    found = panel_axis(tables.trials.query("status == 'finished'"))
+    found = panel_axis(finished(tables))
     shown = dict(sorted(found.items(), key=lambda panel: panel[1][0] == "data.label_noise"))
     if not shown:
         return {}

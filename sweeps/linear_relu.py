@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gisgd_ray.claims.figures7_8 import claims
+from gisgd_ray.claims.points import finished, points_after_start
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import panels
@@ -69,30 +70,27 @@ def check(config: TrialConfig) -> None:
 
 def plot(tables: ResultTables) -> dict[str, Figure]:
     """Figure 7 (linear) and Figure 8 (two-layer ReLU): gap and bound against iterations."""
-    finished = tables.trials.query("status == 'finished'")
+    trials = finished(tables)
     figures: dict[str, Figure] = {}
     for model, (bound, theorem, name) in THEOREMS.items():
-        shown = panels(finished[finished["model.name"] == model], [])
+        shown = panels(trials[trials["model.name"] == model], [])
         if not shown:
             continue
         with style():
             figure = new_figure(4.5, 3.2 * len(shown))
             axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
             for axis, (title, group) in zip(axes, shown.items(), strict=True):
-                _panel(axis, tables.history, group, bound, theorem)
+                _panel(axis, points_after_start(tables, group), bound, theorem)
                 axis.set_title(title)
         figures[name] = figure
     return figures
 
 
-def _panel(
-    axis: Axes, history: pd.DataFrame, group: pd.DataFrame, bound: str, theorem: str
-) -> None:
-    points = history[history["trial_id"].isin(group["trial_id"]) & (history["step"] > 0)]
+def _panel(axis: Axes, points: pd.DataFrame, bound: str, theorem: str) -> None:
     axis.set_yscale("log")
     curve(axis, points, "step", bound, label=f"{theorem} (bound)", place=0)
     mean = points.groupby("step")["gap/loss"].mean()
-    seeds = group["seed"].nunique()
+    seeds = points["trial_id"].nunique()
     label = "|gap|" if seeds == 1 else f"|mean gap| ({seeds} seeds; each: thin)"
     axis.plot(mean.index, mean.abs(), color=COLOURS[1], label=label)
     hollow_below_zero(axis, points, "step", "gap/loss", place=1)

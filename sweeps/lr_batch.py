@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from gisgd_ray.claims import figure6
 from gisgd_ray.claims.figure6 import BATCH, FLATNESS, RATE, TRAJECTORY
+from gisgd_ray.claims.points import finished
 from gisgd_ray.panels import panels
 from gisgd_ray.reporting.figures import COLOURS, MARKERS, log_scale, new_figure, style
 from gisgd_ray.results import ResultTables
@@ -71,7 +72,7 @@ PAPER = {
 
 def plot(tables: ResultTables) -> dict[str, Figure]:
     """Figure 6: a row per model and dataset, trajectory factor left, flatness factor right."""
-    rows = panels(tables.trials.query("status == 'finished'"), [RATE, BATCH])
+    rows = panels(finished(tables), [RATE, BATCH])
     with style():
         figure = new_figure(6.5, 2.6 * len(rows))
         axes = figure.subplots(len(rows), 2, squeeze=False)

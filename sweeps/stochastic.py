@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gisgd_ray.claims.figure5 import claims
+from gisgd_ray.claims.points import NOISE_STDS, finished, noise_stds, points_after_start
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import panels
@@ -85,12 +86,11 @@ def check(config: TrialConfig) -> None:
 
 def plot(tables: ResultTables) -> dict[str, Figure]:
     """Figure 5 (a)-(d); one figure per model, dataset and other setting."""
-    finished = tables.trials.query("status == 'finished'")
+    shown = panels(finished(tables), [NOISE_STDS])
     figures = {}
-    for place, (title, group) in enumerate(panels(finished, ["measurement.noise_stds"]).items()):
-        stds = sorted({s for each in group["measurement.noise_stds"] for s in each}, reverse=True)
-        history = tables.history
-        history = history[history["trial_id"].isin(group["trial_id"]) & (history["step"] > 0)]
+    for place, (title, group) in enumerate(shown.items()):
+        stds = noise_stds(group)
+        history = points_after_start(tables, group)
         with style():
             figure = new_figure(6.8, 2.5 * ((len(stds) + 2) // 2))
             axes = figure.subplots((len(stds) + 2) // 2, 2, squeeze=False)

@@ -15,12 +15,12 @@ The bounds with all their constants are in every row and on the page (gisgd_ray.
 
 import sys
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gisgd_ray.claims.figure1 import claims
+from gisgd_ray.claims.figure1 import claims, figure_curves
+from gisgd_ray.claims.points import NOISE_STDS, finished, noise_stds, points_after_start
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import panels
@@ -32,13 +32,13 @@ from gisgd_ray.terms import at
 
 # The paper writes sigma = 1e-5 and 1e-6, and calls it both the std and "the variance parameter" of
 # the noise: both readings, the variances' stds first.
-NOISE_STDS = [1e-5**0.5, 1e-6**0.5, 1e-5, 1e-6]
+READINGS = [1e-5**0.5, 1e-6**0.5, 1e-5, 1e-6]
 
 COMMON = {
     "training.batch_size": 60,
     "training.stop_loss": None,
     "measurement.sensitivity": True,
-    "measurement.noise_stds": NOISE_STDS,
+    NOISE_STDS: READINGS,
 }
 
 LAPTOP = {
@@ -92,25 +92,19 @@ def check(config: TrialConfig) -> None:
 
 
 def points(tables: ResultTables, trials: pd.DataFrame, noise_std: float) -> pd.DataFrame:
-    """The measuring points of some trials at one noise std, with both curves of the figure."""
-    history = tables.history
-    history = history[history["trial_id"].isin(trials["trial_id"])]
-    known = history[history[at("measure/local_gradient_sensitivity", noise_std)].notna()]
-    dispersion, psi = known["sum/dispersion"], known[at("sum/sensitivity", noise_std)]
-    return known.assign(
-        ours=np.sqrt(dispersion),
-        neu=np.sqrt(2 * (psi + dispersion)),
-        psi=known[at("measure/local_gradient_sensitivity", noise_std)],
-    )
+    """The measuring points of Psi of some trials at one noise std, with both curves."""
+    history = points_after_start(tables, trials)
+    psi = at("measure/local_gradient_sensitivity", noise_std)
+    known = history[history[psi].notna()]
+    return known.join(figure_curves(known, noise_std)).assign(psi=known[psi])
 
 
 def plot(tables: ResultTables) -> dict[str, Figure]:
     """Figure 1, a panel per model, dataset and sigma; and below it what the curves are made of."""
-    finished = tables.trials.query("status == 'finished'")
     shown = [
         (f"{_sigma(noise_std)} ({title})", points(tables, group, noise_std))
-        for title, group in panels(finished, ["measurement.noise_stds"]).items()
-        for noise_std in sorted({s for stds in group["measurement.noise_stds"] for s in stds})[::-1]
+        for title, group in panels(finished(tables), [NOISE_STDS]).items()
+        for noise_std in noise_stds(group)
     ]
     with style():
         figure = new_figure(6.8, 5.2 * ((len(shown) + 1) // 2))
@@ -133,9 +127,8 @@ def _sigma(noise_std: float) -> str:
 
 def _terms(axis: Axes, frame: pd.DataFrame, title: str) -> None:
     axis.set_yscale("log")
-    after = frame[frame["step"] > 0]
-    curve(axis, after, "epoch", "neu", label="Neu et al. (Lemma 2)", place=1)
-    curve(axis, after, "epoch", "ours", label="ours (Theorem 2)", place=0)
+    curve(axis, frame, "epoch", "neu", label="Neu et al. (Lemma 2)", place=1)
+    curve(axis, frame, "epoch", "ours", label="ours (Theorem 2)", place=0)
     log_scale(axis)
     axis.set_title(title)
     axis.set_xlabel("epoch")
@@ -145,9 +138,8 @@ def _terms(axis: Axes, frame: pd.DataFrame, title: str) -> None:
 
 def _parts(axis: Axes, frame: pd.DataFrame) -> None:
     axis.set_yscale("log")
-    after = frame[frame["step"] > 0]
-    curve(axis, after, "epoch", "psi", label="sensitivity Ψ (Neu et al.)", place=4)
-    curve(axis, after, "epoch", "measure/gradient_dispersion", label="dispersion V", place=2)
+    curve(axis, frame, "epoch", "psi", label="sensitivity Ψ (Neu et al.)", place=4)
+    curve(axis, frame, "epoch", "measure/gradient_dispersion", label="dispersion V", place=2)
     log_scale(axis)
     axis.set_xlabel("epoch")
     axis.set_ylabel("per step")

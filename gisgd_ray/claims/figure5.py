@@ -21,10 +21,8 @@ from gisgd_ray.claims.points import finished, noise_stds, numbers, points_after_
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import panels
 from gisgd_ray.results import ResultTables
-from gisgd_ray.terms import at
+from gisgd_ray.terms import LEMMA2, THEOREM2, at
 
-LEMMA2, THEOREM2 = "term/lemma2_trajectory", "term/theorem2_trajectory"
-"""Of the history, at each noise std."""
 DISPERSION, DISPERSION_NEU = "gradient_dispersion", "gradient_dispersion_neu"
 """Of the steps: V_t and V~_t."""
 

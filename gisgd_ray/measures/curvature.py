@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from gisgd_ray.errors import UserError
 from gisgd_ray.losses import LossName, MeanLoss
+from gisgd_ray.measures.displaced import default_chunk
 from gisgd_ray.measures.invisible import invisible
 from gisgd_ray.measures.per_sample import LayerNorms, uncovered_layer
 from gisgd_ray.models import is_piecewise_linear
@@ -57,8 +58,7 @@ def hessian_trace(
     Raises:
         UserError: ``exact`` asked of a network that it does not cover.
     """
-    if chunk is None:
-        chunk = 200 if any(isinstance(m, nn.Conv2d) for m in model.modules()) else 1000
+    chunk = chunk or default_chunk(model)
     with invisible(model, seed=seed, purpose="hessian_trace"):
         if method == "exact" or (method == "auto" and _why_not_exact(model) is None):
             value = exact_trace(model, inputs, loss=loss, chunk=chunk)

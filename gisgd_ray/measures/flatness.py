@@ -29,8 +29,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gisgd_ray.losses import LossName, per_sample_loss
+from gisgd_ray.measures.displaced import (
+    DisplacedModel,
+    check_stds,
+    default_chunk,
+    native_dtype,
+)
 from gisgd_ray.measures.invisible import invisible
-from gisgd_ray.measures.sensitivity import DisplacedModel, check_stds, default_chunk
 
 PRECISION_TOLERANCE = 1e-3
 """Largest relative error of the float32 differences, ||d32 - d64|| / ||d64|| over samples, at which
@@ -194,7 +199,7 @@ def _chosen_precision(
     model: nn.Module, exact: _Pairs, u: Sequence[Tensor], stds: Sequence[float]
 ) -> list[_Pairs]:
     """What evaluates the losses at each std: float32 where it is as good, else float64."""
-    dtype = next(p.dtype for p in model.parameters() if p.requires_grad)
+    dtype = native_dtype(model)
     if dtype == torch.float64:
         return [exact for _ in stds]
     some = [sample.thinned() for sample in exact.samples]

@@ -28,14 +28,12 @@ from gisgd_ray.reporting.numbers import (
     format_noise_std,
     format_number,
 )
+from gisgd_ray.terms import LEMMA2, LEMMA2_FLOOR, THEOREM2
 
 OURS, NEU = "ours", "neu"
 TRAJECTORY, FLATNESS, BOUND = "Trajectory term", "Flatness", "Bound: trajectory + flatness"
 MEASURED = "Measured"
 
-EQ2 = "term/theorem2_trajectory"
-LEMMA2 = "term/lemma2_trajectory"
-LEMMA2_FLOOR = "term/lemma2_without_sensitivity"
 GAP, GAP_STDERR = "measure/flatness_gap", "measure/flatness_gap_stderr"
 SENSITIVITY = "measure/local_gradient_sensitivity"
 RATIO = "ratio"
@@ -57,7 +55,7 @@ class ComparedColumn:
 
 
 COLUMNS = (
-    ComparedColumn(EQ2, TRAJECTORY, f"Eq.{NBSP}2", "ours", OURS),
+    ComparedColumn(THEOREM2, TRAJECTORY, f"Eq.{NBSP}2", "ours", OURS),
     ComparedColumn(LEMMA2, TRAJECTORY, f"Lemma{NBSP}2", "Neu et al.", NEU),
     ComparedColumn(RATIO, TRAJECTORY, "ratio", "Neu ÷ ours"),
     ComparedColumn("term/theorem1_trajectory", TRAJECTORY, f"Thm.{NBSP}1"),
@@ -229,7 +227,7 @@ def _lemma2(row: Mapping[str, Any], at: str) -> Value | None:
 
 
 def _ratio(row: Mapping[str, Any], at: str) -> Value | None:
-    ours, neu = _plain(EQ2, row, at), _lemma2_trajectory(row, at)
+    ours, neu = _plain(THEOREM2, row, at), _lemma2_trajectory(row, at)
     if ours is None or neu is None or ours.number <= 0:
         return None
     return Value(neu.number / ours.number, neu.at_least)
@@ -271,7 +269,7 @@ def _block(
     else:
         status = "" if done else str(rows[0]["status"])
     first = rows[0]
-    unmeasured = not any(_plain(EQ2, first, at) for at in noise_stds)
+    unmeasured = not any(_plain(THEOREM2, first, at) for at in noise_stds)
     return Block(
         # A setting that the trial's model or scheme does not have is no setting of it.
         settings=[
@@ -299,7 +297,7 @@ def _cell(name: str, rows: Sequence[Mapping[str, Any]], at: str) -> str:
     """The mean over the rows; where only some have a value, with their number."""
     if name == RATIO:  # of the two cells beside it, which a reader can check
         both = [row for row in rows if _ratio(row, at)]
-        ours, neu = _mean(EQ2, both, at), _mean(LEMMA2, both, at)
+        ours, neu = _mean(THEOREM2, both, at), _mean(LEMMA2, both, at)
         mean = ours and neu and Value(neu.number / ours.number, neu.at_least)
         digits = 3
     else:
@@ -336,7 +334,7 @@ def _pairs(
     """The trajectory terms of every trial at every noise std: ours, and Neu et al.'s."""
     for row in rows:
         for at in noise_stds:
-            ours, neu = _plain(EQ2, row, at), _lemma2_trajectory(row, at)
+            ours, neu = _plain(THEOREM2, row, at), _lemma2_trajectory(row, at)
             if ours and neu:
                 yield ours.number, neu
 
