@@ -7,58 +7,67 @@ columns and the W&B config are all derived from these models.
 
 import hashlib
 import json
-import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator, model_validator
 
 from gisgd_ray.consistency import NETWORK_THEOREMS, check_consistency
+from gisgd_ray.frozen import Frozen, Schedule
+from gisgd_ray.model_config import (
+    AlexNetConfig,
+    LinearConfig,
+    MLPConfig,
+    ModelConfig,
+    PreActResNet18Config,
+    TwoLayerReLUConfig,
+    VGG16Config,
+)
+from gisgd_ray.scheme_config import (
+    AdversarialConfig,
+    AMPConfig,
+    ClippingConfig,
+    DropoutConfig,
+    FloodingConfig,
+    GMPConfig,
+    LabelSmoothingConfig,
+    MixUpConfig,
+    SAMConfig,
+    SchemeConfig,
+    SGDConfig,
+)
+from gisgd_ray.scheme_consistency import BATCHNORM_MODELS, SCALING_SCHEMES, check_scheme
+
+__all__ = [
+    "AMPConfig",
+    "AdversarialConfig",
+    "AlexNetConfig",
+    "ClippingConfig",
+    "DataConfig",
+    "DatasetName",
+    "DropoutConfig",
+    "FloodingConfig",
+    "Frozen",
+    "GMPConfig",
+    "LabelSmoothingConfig",
+    "LinearConfig",
+    "MLPConfig",
+    "MeasurementConfig",
+    "MixUpConfig",
+    "ModelConfig",
+    "PreActResNet18Config",
+    "SAMConfig",
+    "SGDConfig",
+    "Schedule",
+    "SchemeConfig",
+    "TrainingConfig",
+    "TrialConfig",
+    "TwoLayerReLUConfig",
+    "VGG16Config",
+    "flatten",
+    "unflatten",
+]
 
 DatasetName = Literal["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "teacher"]
-
-
-class Frozen(BaseModel):
-    """Base of every configuration model: immutable, no unknown fields, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*")
-    @classmethod
-    def _fits_a_table(cls, value: Any) -> Any:
-        """No integer beyond 64 bits: the tables could not be written once the trial is over."""
-        if isinstance(value, int) and value >= 2**63:
-            raise PydanticCustomError("too_large", "input should be less than 2**63")
-        return value
-
-
-class Schedule(Frozen):
-    """When something happens along training: every so many epochs or steps, or log-spaced."""
-
-    every: int = Field(
-        1,
-        ge=1,
-        description="how many epochs or steps lie between two points; with unit log, how many "
-        "points lie in a factor of ten of steps",
-    )
-    unit: Literal["epoch", "step", "log"] = Field(
-        "epoch", description="what `every` counts; log: points log-spaced in steps, from step 1"
-    )
-
-    def is_due(self, step: int, steps_per_epoch: int) -> bool:
-        """Whether it fires after update ``step``; it always does before the first (step 0)."""
-        if self.unit == "log":
-            # Points round(10^(j / every)); rounding makes neighbours coincide at the start.
-            j = round(self.every * math.log10(step)) if step else 0
-            near = {round(10 ** (i / self.every)) for i in range(j - 1, j + 2)}
-            return step == 0 or step in near
-        return step % self.period(steps_per_epoch) == 0
-
-    def period(self, steps_per_epoch: int) -> int:
-        """Steps up to the first point."""
-        if self.unit == "log":
-            return 1
-        return self.every * (steps_per_epoch if self.unit == "epoch" else 1)
 
 
 class DataConfig(Frozen):
@@ -79,57 +88,20 @@ class DataConfig(Frozen):
         description="fraction of train and of test labels redrawn uniformly over the K classes, "
         "once per seed and split",
     )
-
-
-class MLPConfig(Frozen):
-    """One hidden ReLU layer (paper, section 5 and appendix E.1)."""
-
-    name: Literal["mlp"] = Field("mlp", description="model family")
-    width: int = Field(512, ge=1, description="hidden units")
-
-
-class AlexNetConfig(Frozen):
-    """AlexNet for 32x32 (or 28x28) images, without dropout or BatchNorm (appendix E.1)."""
-
-    name: Literal["alexnet"] = Field("alexnet", description="model family")
-    filters: int = Field(
-        64, ge=1, description="filters F of the first layer; then 3F, 6F, 256, 256"
+    crop_padding: int = Field(
+        0,
+        ge=0,
+        description="augmentation: training images are padded with black by so many pixels and "
+        "cropped back at random, anew in every step (paper: 4 for CIFAR, 2 for SVHN); 0: never",
     )
-    hidden: int = Field(4096, ge=1, description="units of each of the two fully connected layers")
+    flip: bool = Field(
+        False, description="augmentation: half of the training images of a batch are mirrored"
+    )
 
-
-class LinearConfig(Frozen):
-    """f(w, x) = w.x, of Theorem 3 and Figure 7; one real output."""
-
-    name: Literal["linear"] = Field("linear", description="model family")
-
-
-class TwoLayerReLUConfig(Frozen):
-    """f(w, x) = m^(-1/2) sum_r A_r ReLU(w_r.x), A_r = +-1 fixed; of Theorem 4 and Figure 8."""
-
-    name: Literal["two_layer_relu"] = Field("two_layer_relu", description="model family")
-    width: int = Field(100, ge=1, description="hidden units m")
-
-
-ModelConfig = Annotated[
-    MLPConfig | AlexNetConfig | LinearConfig | TwoLayerReLUConfig, Field(discriminator="name")
-]
-
-
-class SGDConfig(Frozen):
-    """Empirical risk minimisation: the gradient of the mean batch loss."""
-
-    name: Literal["sgd"] = Field("sgd", description="training scheme")
-
-
-class FloodingConfig(Frozen):
-    """Flooding (Ishida et al. 2020): descend on |L - level| + level, so ascend below the level."""
-
-    name: Literal["flooding"] = Field("flooding", description="training scheme")
-    level: float = Field(0.02, ge=0, description="loss (nats) below which the batch step ascends")
-
-
-SchemeConfig = Annotated[SGDConfig | FloodingConfig, Field(discriminator="name")]
+    @property
+    def augmented(self) -> bool:
+        """Whether training images are cropped or mirrored."""
+        return self.crop_padding > 0 or self.flip
 
 
 class TrainingConfig(Frozen):
@@ -146,10 +118,11 @@ class TrainingConfig(Frozen):
         "cross_entropy",
         description="cross-entropy (nats), or half the squared error to one-hot or to the target",
     )
-    initialization: Literal["pytorch", "xavier"] = Field(
+    initialization: Literal["pytorch", "xavier", "kaiming"] = Field(
         "pytorch",
-        description="PyTorch's default, or Xavier-normal weights with N(0,1) linear biases as in "
-        "the authors' code",
+        description="PyTorch's default; Xavier-normal weights with N(0,1) linear biases as in the "
+        "authors' code; or Kaiming-normal weights by fan-out with zero biases as in the AMP "
+        "paper's code (Tables 1-3)",
     )
     momentum: float = Field(
         0.0, ge=0, lt=1, description="of the SGD step; outside the theorem when not 0"
@@ -158,10 +131,21 @@ class TrainingConfig(Frozen):
     weight_decay: float = Field(
         0.0, ge=0, description="L2 penalty of the SGD step; outside the theorem when not 0"
     )
+    max_gradient_norm: float | None = Field(
+        None,
+        gt=0,
+        description="the scheme's gradient is scaled down to this norm where it is longer (Tables "
+        "1-3: 50); null: never",
+    )
     lr_milestones: tuple[int, ...] = Field(
         (), description="epochs after which the learning rate is multiplied by lr_factor"
     )
     lr_factor: float = Field(0.1, gt=0, description="factor applied at every milestone")
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32",
+        description="of the training passes: tf32 and bfloat16 (mixed precision) are for speed on "
+        "a GPU; what is measured in them is then rounded alike",
+    )
     stop_loss: float | None = Field(
         1e-4, gt=0, description="stop once the mean training loss is below this; null: never"
     )
@@ -205,6 +189,18 @@ class MeasurementConfig(Frozen):
     dispersion: bool = Field(
         True, description="gradient dispersion and gradient norm at every step"
     )
+    dispersion_of: Literal["plain", "applied"] = Field(
+        "plain",
+        description="of which gradient: that of the mean batch loss, whatever the scheme makes of "
+        "it; or that which the scheme hands to the optimizer",
+    )
+    dispersion_estimator: Literal["auto", "per_sample", "groups"] = Field(
+        "auto",
+        description="per_sample: from per-sample gradient norms (BackPACK's quantity); groups: "
+        "between independent groups of the batch, also with BatchNorm in train mode and twice as "
+        "dear; auto: per_sample where it applies",
+    )
+    dispersion_groups: int = Field(2, ge=2, description="groups of a batch (estimator groups)")
     hessian_trace: Literal["auto", "exact", "pyhessian", "off"] = Field(
         "auto",
         description="auto: exact where the network is piecewise linear, else PyHessian's estimate",
@@ -297,6 +293,20 @@ class TrialConfig(Frozen):
         return None if asked == "off" else own
 
     @property
+    def dispersion_estimator(self) -> Literal["per_sample", "groups"]:
+        """How the dispersion of a step is measured.
+
+        Per-sample gradients do not exist in BatchNorm's train mode. Of a gradient that is not a
+        multiple of the plain one the norms by sample are not known either.
+        """
+        m = self.measurement
+        if m.dispersion_estimator != "auto":
+            return m.dispersion_estimator
+        mixing = self.model.name in BATCHNORM_MODELS
+        composite = m.dispersion_of == "applied" and self.scheme.name not in SCALING_SCHEMES
+        return "groups" if mixing or composite else "per_sample"
+
+    @property
     def trial_id(self) -> str:
         """Stable name of this configuration: 12 hex digits of SHA-256 over its sorted JSON."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -312,6 +322,14 @@ class TrialConfig(Frozen):
             reasons.append(f"momentum {self.training.momentum:g}")
         if self.training.weight_decay:
             reasons.append(f"weight decay {self.training.weight_decay:g}")
+        if self.training.max_gradient_norm is not None:
+            reasons.append(f"gradient norm limited to {self.training.max_gradient_norm:g}")
+        if self.training.precision != "float32":
+            reasons.append(f"passes in {self.training.precision}")
+        if self.data.augmented:
+            reasons.append("augmented data")
+        if self.model.name in BATCHNORM_MODELS:
+            reasons.append("batch normalisation")
         if self.scheme.name != "sgd":
             reasons.append(f"scheme {self.scheme.name}")
         return ", ".join(reasons) or None
@@ -333,6 +351,7 @@ class TrialConfig(Frozen):
     @model_validator(mode="after")
     def _check(self) -> "TrialConfig":
         check_consistency(self)
+        check_scheme(self)
         return self
 
 

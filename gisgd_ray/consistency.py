@@ -44,6 +44,19 @@ def num_train_samples(data: "DataConfig") -> int:
     return max(1, round(TRAIN_SIZES[data.dataset] * data.train_fraction))
 
 
+def planned_epoch_steps(config: "TrialConfig") -> int:
+    """m: updates in an epoch."""
+    t = config.training
+    full, rest = divmod(num_train_samples(config.data), t.batch_size)
+    return full + (rest > 0 and t.last_batch == "keep")
+
+
+def planned_steps(config: "TrialConfig") -> int:
+    """T at most: updates up to the first of the limits on epochs and steps."""
+    t = config.training
+    return int(min(t.max_epochs * planned_epoch_steps(config), t.max_steps or math.inf))
+
+
 def check_consistency(config: "TrialConfig") -> None:
     """Refuse a trial whose fields contradict one another.
 
@@ -87,10 +100,7 @@ def _check_sizes(config: "TrialConfig") -> None:
 
 
 def _check_schedules(config: "TrialConfig") -> None:
-    t, n = config.training, num_train_samples(config.data)
-    full, rest = divmod(n, t.batch_size)
-    per_epoch = full + (rest > 0 and t.last_batch == "keep")
-    last = min(t.max_epochs * per_epoch, t.max_steps or math.inf)
+    per_epoch, last = planned_epoch_steps(config), planned_steps(config)
     m = config.measurement
     schedules = {
         "hessian_schedule": m.hessian_schedule if m.hessian_trace != "off" else None,
@@ -99,10 +109,10 @@ def _check_schedules(config: "TrialConfig") -> None:
     for name, schedule in schedules.items():
         if schedule is None or (first := schedule.period(per_epoch)) <= last:
             continue
-        largest = int(last) // (per_epoch if schedule.unit == "epoch" else 1)
+        largest = last // (per_epoch if schedule.unit == "epoch" else 1)
         remedy = f"measurement.{name}.every = {largest} or less"
         if largest == 0:
-            remedy = f"measurement.{name}.unit = 'step' with .every = {int(last)} or less"
+            remedy = f"measurement.{name}.unit = 'step' with .every = {last} or less"
         raise ValueError(
             f"measurement.{name}.every = {schedule.every} {schedule.unit}(s) never fires during "
             f"training: its first point would be step {first:,}, and the last step is {last:,}; "

@@ -26,10 +26,11 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
+from gisgd_ray.batchnorm import mixes_samples
 from gisgd_ray.errors import UserError
 from gisgd_ray.losses import LossName, per_sample_loss
 from gisgd_ray.measures.dispersion import StepSeries
-from gisgd_ray.measures.per_sample import mixes_samples, uncovered_layer
+from gisgd_ray.measures.per_sample import uncovered_layer
 from gisgd_ray.measures.taps import Taps, Tensors, gradients, squared_norms
 
 GROUP_BYTES = 8_000_000
@@ -162,6 +163,8 @@ class Lockstep:
             mean_squared_norm=mean_squared,
             replica_dispersion=dispersion,
             active_loss=np.full(len(loss), np.nan),
+            group_dispersion=np.full(len(loss), np.nan),
+            gradient_factor=np.ones(len(loss)),
         )
         self._rates, self._batch_sizes, self._rows = [], [], []
         return series

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gisgd_ray import bounds
-from gisgd_ray.config import TwoLayerReLUConfig
+from gisgd_ray.config import TrialConfig, TwoLayerReLUConfig
 from gisgd_ray.evaluation import evaluate_splits
 from gisgd_ray.measures.activation import mean_active_units
 from gisgd_ray.measures.curvature import hessian_trace
@@ -35,14 +35,37 @@ def losses_and_gap(state: TrainState) -> Point:
 
 
 def step_means(steps: StepSeries) -> Point:
-    """The per-step measures, each its mean over ``steps``; NaN without any."""
+    """The per-step measures, each its mean over ``steps``; NaN without any.
+
+    s2 between groups of the batch has a name of its own: with BatchNorm in train mode there is no
+    gradient by sample that it could be the dispersion of.
+    """
+    by_groups = bool((~np.isnan(steps.group_dispersion)).any())
+    s2 = "between_group_dispersion" if by_groups else "per_sample_dispersion"
     columns = {
         "measure/gradient_dispersion": steps.gradient_dispersion,
         "measure/gradient_dispersion_neu": steps.gradient_dispersion_neu,
-        "measure/per_sample_dispersion": steps.per_sample_dispersion,
+        f"measure/{s2}": steps.per_sample_dispersion,
         "measure/gradient_norm": steps.squared_gradient_norm**0.5,
     }
-    return {name: float(v.mean()) if len(v) else math.nan for name, v in columns.items()}
+    means: Point = {name: float(v.mean()) if len(v) else math.nan for name, v in columns.items()}
+    if (steps.gradient_factor < 1).any():
+        means["measure/gradient_factor"] = float(steps.gradient_factor.mean())
+    return means
+
+
+def dispersion_estimator(config: TrialConfig) -> Point:
+    """How and of which gradient the dispersion was measured, in words; empty if it was not."""
+    m = config.measurement
+    if not m.dispersion:
+        return {}
+    by_groups = config.dispersion_estimator == "groups"
+    return {
+        "measure/gradient_dispersion_estimator": f"between {m.dispersion_groups} groups"
+        if by_groups
+        else "per-sample norms",
+        "measure/gradient_dispersion_of": f"{m.dispersion_of} gradient",
+    }
 
 
 def trace(state: TrainState) -> Point:

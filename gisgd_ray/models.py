@@ -9,15 +9,18 @@ from typing import assert_never
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.config import (
+from gisgd_ray.errors import UserError
+from gisgd_ray.model_config import (
     AlexNetConfig,
     LinearConfig,
     MLPConfig,
     ModelConfig,
+    PreActResNet18Config,
     TwoLayerReLUConfig,
+    VGG16Config,
 )
-from gisgd_ray.errors import UserError
 from gisgd_ray.randomness import isolated_rng
+from gisgd_ray.residual import PreActBlock, preactresnet18
 
 
 class FixedReadout(nn.Module):
@@ -121,6 +124,44 @@ def alexnet(
     return nn.Sequential(*features, *classifier)
 
 
+def vgg16(
+    input_shape: tuple[int, ...], num_classes: int, *, filters: int = 64, hidden: int = 4096
+) -> nn.Sequential:
+    """VGG16 with BatchNorm (Simonyan & Zisserman 2015, D): (b, C, H, W) -> (b, num_classes).
+
+    H and W at least 32. Thirteen 3x3 convolutions with F, F; 2F, 2F; 4F x 3; 8F x 3; 8F x 3
+    filters, each with BatchNorm and ReLU, a 2x2 max-pool after every block, then 8F-hidden-hidden-K
+    without dropout.
+
+    Raises:
+        UserError: the images are too small for the five pooling layers.
+    """
+    channels, height, width = input_shape
+    if min(height, width) < 32:
+        raise UserError(
+            f"model.name = 'vgg16' needs images of at least 32x32 pixels, not {height}x{width}; "
+            "choose another data.dataset, or model.name = 'preactresnet18' or 'mlp'"
+        )
+    layers: list[nn.Module] = []
+    inputs = channels
+    for convolutions, multiple in ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8)):
+        for _ in range(convolutions):
+            outputs = multiple * filters
+            convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
+            layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+            inputs = outputs
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(
+        *layers,
+        nn.Flatten(),
+        nn.Linear(inputs * (height // 32) * (width // 32), hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, num_classes),
+    )
+
+
 def build_model(
     config: ModelConfig,
     input_shape: tuple[int, ...],
@@ -148,10 +189,18 @@ def build_model(
                 model = linear(input_shape)
             case TwoLayerReLUConfig():
                 model = two_layer_relu(input_shape, width=config.width)
+            case VGG16Config():
+                model = vgg16(
+                    input_shape, num_classes, filters=config.filters, hidden=config.hidden
+                )
+            case PreActResNet18Config():
+                model = preactresnet18(input_shape, num_classes, filters=config.filters)
             case _:
                 assert_never(config)
         if initialization == "xavier":
             initialize_xavier(model)
+        elif initialization == "kaiming":
+            initialize_kaiming(model)
     return model
 
 
@@ -165,6 +214,16 @@ def initialize_xavier(model: nn.Module) -> None:
             nn.init.normal_(module.bias)
 
 
+@torch.no_grad()
+def initialize_kaiming(model: nn.Module) -> None:
+    """Kaiming-normal weights by fan-out (He et al. 2015) and zero biases, as in AMP's code."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def is_piecewise_linear(model: nn.Module) -> bool:
     """Whether every layer is affine in its input and in its own weights at a fixed pattern.
 
@@ -172,6 +231,11 @@ def is_piecewise_linear(model: nn.Module) -> bool:
     counts in evaluation mode only, when its statistics are constants.
     """
     leaves = [module for module in model.modules() if not list(module.children())]
+    # What another container does with its parts is not known.
+    if not all(
+        isinstance(m, nn.Sequential | PreActBlock) for m in model.modules() if m not in leaves
+    ):
+        return False
     return all(
         isinstance(leaf, PIECEWISE_LINEAR)
         or (

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from gisgd_ray.reporting.numbers import format_setting
+from gisgd_ray.reporting.numbers import field_name, format_setting
 from gisgd_ray.results import varying_fields
 
 MODELS = {
@@ -13,6 +13,8 @@ MODELS = {
     "alexnet": "AlexNet",
     "linear": "linear network",
     "two_layer_relu": "two-layer ReLU network",
+    "vgg16": "VGG16",
+    "preactresnet18": "PreActResNet18",
 }
 """Model families as the paper calls them; any other goes by its own name."""
 
@@ -56,9 +58,8 @@ def setting_text(path: str, value: Any) -> str:
     >>> setting_text("model.width", 512.0), setting_text("scheme.name", "sgd")
     ('width = 512', 'scheme = sgd')
     """
-    section, _, name = path.rpartition(".")
     value = list(value) if isinstance(value, tuple) else value
-    return f"{section if name == 'name' else name} = {format_setting(value)}"
+    return f"{field_name(path)} = {format_setting(value)}"
 
 
 def _hashable(value: Any) -> Hashable:

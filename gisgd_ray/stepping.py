@@ -11,13 +11,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gisgd_ray.augmentation import Augmentation, pixel_range
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.data import Dataset, epoch_batches, steps_per_epoch
 from gisgd_ray.lockstep import Lockstep
-from gisgd_ray.losses import per_sample_loss
 from gisgd_ray.measures.dispersion import StepMeter, StepSeries
+from gisgd_ray.measures.groups import GroupDispersion
 from gisgd_ray.models import trainable
-from gisgd_ray.schemes import Batch, build_scheme
+from gisgd_ray.scheme_consistency import SCALING_SCHEMES
+from gisgd_ray.schemes import Batch, Meter, Setting, Step, build_scheme
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,9 @@ class SingleRun:
     """The deterministic setting: one run, by any scheme and PyTorch's SGD."""
 
     def __init__(self, config: TrialConfig, replica: Replica):
-        t = config.training
+        t, m = config.training, config.measurement
         self.replicas: Sequence[Replica] = (replica,)
-        self._loss = t.loss
+        self._training = t
         self.optimizer = torch.optim.SGD(
             trainable(replica.model),
             lr=t.learning_rate,
@@ -86,40 +88,54 @@ class SingleRun:
             nesterov=t.nesterov,
             weight_decay=t.weight_decay,
         )
-        self.scheme = build_scheme(config.scheme)
+        self.scheme = build_scheme(config.scheme, replica.model, setting(config, replica))
+        self._groups = None
+        if m.dispersion and config.dispersion_estimator == "groups":
+            # Of a multiple of the plain gradient the meter knows the factor.
+            composite = m.dispersion_of == "applied" and config.scheme.name not in SCALING_SCHEMES
+            self._groups = GroupDispersion(m.dispersion_groups, applied=composite)
         self.meter = StepMeter(
             replica.model,
             batch_size=t.batch_size,
-            dispersion=config.measurement.dispersion,
+            dispersion=m.dispersion,
+            estimator=config.dispersion_estimator,
+            applied=m.dispersion_of == "applied",
             activation=config.network_theorem == "theorem4",
         )
         data = replica.dataset
+        self._augmentation = Augmentation.of(config.data, data, seed=replica.seed)
         self._trajectory = BatchingTrajectory(
             config, replica.seed, num_samples=data.num_samples, device=data.train_x.device
         )
 
     def step(self, step: int, *, learning_rate: float) -> None:
-        self.train_on(self._trajectory.batch(step), learning_rate=learning_rate)
+        self.train_on(self._trajectory.batch(step), step=step, learning_rate=learning_rate)
 
-    def train_on(self, indices: Tensor, *, learning_rate: float) -> None:
-        """W_t = W_{t-1} - lambda_t * the scheme's gradient on batch B_t = S[indices]."""
+    def train_on(self, indices: Tensor, *, learning_rate: float, step: int = 0) -> None:
+        """W_t = W_{t-1} - lambda_t * the scheme's gradient on batch B_t = S[indices].
+
+        ``step`` = t - 1 names the augmentation's draw.
+        """
         (replica,) = self.replicas
         model, data = replica.model, replica.dataset
         batch = Batch(data.train_x[indices], data.train_y[indices])
+        if self._augmentation is not None:
+            batch = Batch(self._augmentation(batch.inputs, step), batch.targets)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-
-        def plain(batch: Batch) -> Tensor:
-            self.optimizer.zero_grad(set_to_none=True)
-            losses = per_sample_loss(self._loss, model(batch.inputs), batch.targets)
-            with self.meter.watch():
-                losses.mean().backward()
-            losses = losses.detach()
-            self.meter.record(losses, learning_rate=learning_rate)
-            return losses
-
-        self.scheme.gradient(model, batch, plain)
+        dispersion = None
+        if self._groups is not None:
+            dispersion = self._groups.measure(self._step(batch), self.scheme)
+        factor = self.scheme.gradient(self._step(batch, meter=self.meter))
+        self.meter.close(learning_rate=learning_rate, factor=factor, group_dispersion=dispersion)
+        limit = self._training.max_gradient_norm
+        if limit is not None:
+            nn.utils.clip_grad_norm_(trainable(model), limit)
         self.optimizer.step()
+
+    def _step(self, batch: Batch, meter: Meter | None = None) -> Step:
+        t, (replica,) = self._training, self.replicas
+        return Step(replica.model, batch, loss=t.loss, precision=t.precision, meter=meter)
 
     def drain(self) -> StepSeries:
         return self.meter.drain()
@@ -170,6 +186,25 @@ class ReplicatedRun:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         del state
+
+
+def setting(config: TrialConfig, replica: Replica) -> Setting:
+    """What the scheme of a run is told about it."""
+    data, t = replica.dataset, config.training
+    # Of the data trained on, which need not be the configured set.
+    per_epoch = steps_per_epoch(data.num_samples, t.batch_size, t.last_batch)
+    limit = t.max_epochs * per_epoch
+    black = white = None
+    if len(data.input_shape) == 3:
+        black, white = pixel_range(data)
+    return Setting(
+        seed=replica.seed,
+        device=trainable(replica.model)[0].device,
+        steps_per_epoch=per_epoch,
+        planned_steps=min(limit, t.max_steps or limit),
+        black=black,
+        white=white,
+    )
 
 
 def build_stepper(config: TrialConfig, replicas: Sequence[Replica]) -> Stepper:

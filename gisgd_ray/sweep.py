@@ -4,23 +4,26 @@ import errno
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from gisgd_ray import cli
 from gisgd_ray.claims import Claim
 from gisgd_ray.cluster import cluster_gpus, connect, largest_memory, require_room
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config import TrialConfig, flatten
 from gisgd_ray.errors import UserError
 from gisgd_ray.launch import Outcome, Resources, finished_ids, launch
 from gisgd_ray.memory import machine_memory, require_memory
 from gisgd_ray.reporting.figures import save_figures
 from gisgd_ray.reporting.page import write_page
 from gisgd_ray.reporting.progress import trial_label
+from gisgd_ray.reporting.tables import Table, for_terminal, save_tables
 from gisgd_ray.results import ResultTables, results_folder, varying_fields
 from gisgd_ray.search_space import SearchSpace
 
@@ -50,6 +53,8 @@ class Sweep:
         claims: result tables -> the paper's claims with this run's verdicts, from the finished
             trials alone; asked once any has finished.
         captions: what the page says under a figure, by its file name.
+        tables: result tables -> tables as the paper prints them; on the page, in the terminal and
+            in ``tables.md``.
         check: raises :class:`UserError` for a trial that does not suit the figure; asked for every
             trial before anything starts.
     """
@@ -62,6 +67,7 @@ class Sweep:
     claims: Callable[[ResultTables], list[Claim]]
     captions: Mapping[str, str] = field(default_factory=dict)
     check: Callable[[TrialConfig], None] | None = None
+    tables: Callable[[ResultTables], list[Table]] | None = None
 
 
 def main(sweep: Sweep, argv: Sequence[str] | None = None) -> int:
@@ -141,6 +147,8 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
         "Ray": connection,
     }
     page = report(sweep, outcome, plan, facts=facts, seconds=seconds)
+    for table in paper_tables(sweep, outcome.tables):
+        Console().print(for_terminal(table))
     _print_closing(outcome, page, seconds)
     if outcome.interrupted:
         return 130
@@ -160,9 +168,21 @@ def make_plan(sweep: Sweep, options: cli.Options, scale: str) -> Plan:
             sweep.check(config)
     swept = list(dict.fromkeys(p for space in spaces.values() for p in space.swept_fields()))
     if len(spaces) > 1:
-        swept = ["data.dataset", "model.name", *swept]
+        swept = ["data.dataset", "model.name", *_schemes_apart(trials.values()), *swept]
+        swept = list(dict.fromkeys(swept))
     labels = {trial_id: trial_label(config, swept) for trial_id, config in trials.items()}
     return Plan(list(trials.values()), labels, swept)
+
+
+def _schemes_apart(trials: Iterable[TrialConfig]) -> list[str]:
+    """``scheme.name`` if there are several, and what tells trials of one scheme apart."""
+    found: dict[str, dict[str, set[Any]]] = {}
+    for config in trials:
+        for path, value in flatten(config.scheme.model_dump(), "scheme.").items():
+            found.setdefault(path, {}).setdefault(config.scheme.name, set()).add(value)
+    names = found.pop("scheme.name")
+    within = [path for path, by in found.items() if any(len(values) > 1 for values in by.values())]
+    return (["scheme.name"] if len(names) > 1 else []) + within
 
 
 def report(
@@ -179,6 +199,8 @@ def report(
     figures = sweep.plot(outcome.tables) if len(done) else {}
     claims = sweep.claims(outcome.tables) if len(done) else []
     paths = save_figures(figures, outcome.tables.folder / "figures")
+    shown = paper_tables(sweep, outcome.tables)
+    save_tables(shown, outcome.tables.folder / "tables.md")
     return write_page(
         outcome.tables,
         item=sweep.item,
@@ -188,9 +210,17 @@ def report(
         figures=paths,
         captions=sweep.captions,
         claims=claims,
+        paper_tables=shown,
         swept=swept,
         planned=len(planned | set(trials["trial_id"])),
     )
+
+
+def paper_tables(sweep: Sweep, tables: ResultTables) -> list[Table]:
+    """The sweep's tables as the paper prints them, once a trial has finished."""
+    if sweep.tables is None or not (tables.trials["status"] == "finished").any():
+        return []
+    return sweep.tables(tables)
 
 
 def _time_facts(trials: pd.DataFrame, seconds: float) -> dict[str, str]:

@@ -17,6 +17,7 @@ from gisgd_ray.data import Dataset, load_dataset, steps_per_epoch
 from gisgd_ray.evaluation import EVALUATED
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.models import build_model, num_parameters
+from gisgd_ray.precision import set_float32_arithmetic
 from gisgd_ray.sensitivity_terms import SensitivityTerms
 from gisgd_ray.state import Point, TrainState
 from gisgd_ray.stepping import Replica, build_stepper
@@ -37,6 +38,7 @@ def start(
         DataError: the dataset cannot be read.
         UserError: the model does not suit the data or the measurements.
     """
+    set_float32_arithmetic(config.training.precision, device)
     replicas = [_replica(config, seed, device, dataset) for seed in config.replica_seeds]
     data, model = replicas[0].dataset, replicas[0].model
     t, noise_stds = config.training, config.measurement.noise_stds
@@ -213,6 +215,7 @@ def summary(state: TrainState) -> dict[str, Any]:
         **{k: v for k, v in state.last_point.items() if k not in ("step", "epoch")},
         **bound_metrics(series, **sizes, hessian_trace=trace),
         **measuring.step_means(series),
+        **measuring.dispersion_estimator(state.config),
         "measure/ill_conditioned_steps": series.ill_conditioned_steps,
         UNDEFINED_REASON: "the run diverged, so that no Hessian trace was measured at its end"
         if state.diverged

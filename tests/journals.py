@@ -18,11 +18,13 @@ def add_steps(journal: Journal, trial_id: str, first_step: int, steps: StepSerie
 
 
 def series(steps: int, *, start: float = 0.0) -> StepSeries:
-    """Steps whose every value is different; gradients spread enough for a dispersion."""
+    """Plain SGD's steps, every other value different; gradients spread enough for a dispersion."""
     names = [f.name for f in dataclasses.fields(StepSeries)]
     columns: dict[str, Any] = {
         name: start + i / 7 + np.arange(steps) for i, name in enumerate(names)
     }
     columns["batch_size"] = np.full(steps, 20.0)
     columns["mean_squared_norm"] = columns["squared_gradient_norm"] + 3
+    columns["group_dispersion"] = np.full(steps, np.nan)
+    columns["gradient_factor"] = np.ones(steps)
     return StepSeries(**columns)

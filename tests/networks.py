@@ -35,6 +35,12 @@ def small_batchnorm() -> nn.Sequential:
     return nn.Sequential(*features, nn.Linear(27, 4))
 
 
+def small_groupnorm() -> nn.Sequential:
+    """Treats its samples one by one, by a layer whose norms by sample nobody knows here."""
+    features = [nn.Conv2d(1, 4, 3, stride=2), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*features, nn.Linear(36, 4))
+
+
 def small_tanh() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(9, 6), nn.Tanh(), nn.Linear(6, 4))
 
@@ -47,7 +53,7 @@ def small_in_place() -> nn.Sequential:
 Builder = Callable[[], nn.Sequential]
 _SIZES: dict[Builder, int] = {
     **dict.fromkeys((small_mlp, small_tanh, small_in_place), 3),
-    **dict.fromkeys((small_conv, small_batchnorm), 8),
+    **dict.fromkeys((small_conv, small_batchnorm, small_groupnorm), 8),
 }
 
 

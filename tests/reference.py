@@ -161,11 +161,13 @@ def sgd(
         x, y = inputs[indices], labels[indices]
         values = losses(current, x, y, loss)
         moments = batch_moments(current, x, y, loss)
+        loss_of_batch = math.fsum(values) / len(values)
+        flooded = flooding_level is not None and loss_of_batch < flooding_level
         run.losses.append(values)
         run.note(
             learning_rate=rate,
             batch_size=len(indices),
-            loss=math.fsum(values) / len(values),
+            loss=loss_of_batch,
             loss_min=min(values),
             loss_max=max(values),
             squared_gradient_norm=moments.squared_gradient_norm,
@@ -176,6 +178,8 @@ def sgd(
             gradient_dispersion_neu=moments.gradient_dispersion,
             replica_dispersion=math.nan,
             active_loss=math.nan,
+            group_dispersion=math.nan,  # by sample, not by group
+            gradient_factor=-1.0 if flooded else 1.0,
         )
         if flooding_level is None:
             step = mean_gradient(current, x, y, loss)

@@ -156,5 +156,19 @@ def test_counts_stay_integers_beside_a_failed_trial(tmp_path: Path) -> None:
     assert "training samples n 4,000 parameters d 407,050" in Document(text).text
 
 
+def test_a_trial_is_named_by_the_settings_it_has() -> None:
+    paths = ["scheme.name", "scheme.rho", "model.width", "training.stop_loss"]
+    row = {"trial_id": "abc", "scheme.name": "gmp", "scheme.rho": 0.5, "model.width": 16}
+    row["training.stop_loss"] = 1e-4
+    assert bounds_table.trial_label(row, paths) == "scheme=gmp rho=0.5 width=16 stop_loss=0.0001"
+    # In a table of several schemes and models, what a trial has no such setting for is missing.
+    other = row | {"scheme.name": "sgd", "scheme.rho": NAN, "model.width": None}
+    assert bounds_table.trial_label(other, paths) == "scheme=sgd stop_loss=0.0001"
+    assert bounds_table.trial_label(other, ["scheme.rho"]) == "abc"
+    # Of other sections nothing that is missing means a setting: null is one.
+    never = bounds_table.trial_label(row | {"training.stop_loss": None}, paths[3:])
+    assert never.startswith("stop_loss=")
+
+
 def test_docstring_examples() -> None:
     assert doctest.testmod(bounds_table).failed == 0

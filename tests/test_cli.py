@@ -53,8 +53,14 @@ def test_help_shows_descriptions_bounds_and_defaults(capsys: pytest.CaptureFixtu
         "[> 0, <= 1, default 1.0]",
         "of the SGD step; outside the theorem when not 0 [>= 0, < 1, default 0.0]",
         "[default mnist5k] (mnist5k, mnist, fashion_mnist, cifar10, cifar100, svhn, teacher)",
-        "model family [mlp, alexnet, linear, two_layer_relu]",
-        "training scheme [sgd, flooding]",
+        "model family [mlp, alexnet, linear, two_layer_relu, vgg16, preactresnet18]",
+        "training scheme [sgd, flooding, clipping, gmp, amp, sam, dropout, label_smoothing, mixup, "
+        "adversarial]",
+        "(variant average) or 1 (absolute) [>= 0, <= 1, default 0.5]",
+        "(weights, local)",
+        "fraction of units set to zero [>= 0, < 1, default 0.1]",
+        "(1/255) [>= 0, <= 255, default 1.0]",
+        "(Tables 1-3: 50); null: never [> 0, default null]",
         "Nesterov's form of the momentum [default false]",
         "stop at 100 % training accuracy; null: exactly when there is label noise [default null]",
         "[default []]",
@@ -232,6 +238,8 @@ def test_one_panel() -> None:
 
 
 FOREIGN = {
+    "--scheme.name sam,gmp --scheme.level 1": "--scheme.level: at scale laptop scheme.name is gmp, "
+    "sam, which has no field level",
     "--model.name mlp --model.filters 3": "--model.filters: at scale laptop model.name is mlp, "
     "which has no field filters",
     "--model.name linear --model.width 3": "--model.width: at scale laptop model.name is linear, "
@@ -252,14 +260,16 @@ def test_a_field_that_no_panel_has(argv: str) -> None:
 
 
 def test_the_defaults_that_help_shows_can_be_given_back() -> None:
-    owner = {
-        "model.filters": {"model.name": "alexnet"},
-        "model.hidden": {"model.name": "alexnet"},
-        "scheme.level": {"scheme.name": "flooding"},
-    }
+    needed = {"linear": {"data.dataset": "teacher", "training.loss": "squared"}}
+    needed |= {"two_layer_relu": needed["linear"], "vgg16": {"data.dataset": "cifar10"}}
     for path, owners in field_paths().items():
-        default = owners[0][1].default
-        text = default if isinstance(default, str) else json.dumps(default)
-        fields = {path: cli.parse_values(path, text)} | owner.get(path, {})
-        shown = make_space(fields).trials()[0].flat().get(path)
-        assert shown == (list(default) if isinstance(default, tuple) else default), path
+        section = path.partition(".")[0]
+        for model, info in owners:
+            text = info.default if isinstance(info.default, str) else json.dumps(info.default)
+            fields = {path: cli.parse_values(path, text)}
+            if section in ("model", "scheme"):
+                tag = model.model_fields["name"].default
+                fields |= {f"{section}.name": tag} | needed.get(tag, {})
+            shown = make_space(fields).trials()[0].flat().get(path)
+            default = list(info.default) if isinstance(info.default, tuple) else info.default
+            assert shown == default, (path, model)

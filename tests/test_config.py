@@ -1,4 +1,7 @@
-"""Every field of a trial at and beyond its bounds, the variants of a section, the trial's name."""
+"""Every field of a trial at and beyond its bounds, the variants of a section, the trial's name.
+
+The fields of single models and schemes are in test_scheme_config.py.
+"""
 
 import json
 import math
@@ -11,8 +14,10 @@ from gisgd_ray.config import (
     FloodingConfig,
     LinearConfig,
     MLPConfig,
+    SAMConfig,
     TrialConfig,
     TwoLayerReLUConfig,
+    VGG16Config,
     flatten,
     unflatten,
 )
@@ -23,28 +28,31 @@ TINY = 5e-324  # the smallest positive float
 ABOVE_ONE = math.nextafter(1, 2)
 BELOW_ONE = math.nextafter(1, 0)
 BIGGEST = 2**63 - 1  # what a table's column holds
+MODELS = ["mlp", "alexnet", "linear", "two_layer_relu", "vgg16", "preactresnet18"]
+SCHEMES = ["sgd", "flooding", "clipping", "gmp", "amp", "sam", "dropout", "label_smoothing"]
+SCHEMES += ["mixup", "adversarial"]
 
 # Written by hand: of every field, values at its very edge and the nearest ones beyond it.
 FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "data.dataset": (DATASETS, ["MNIST", "imagenet", "", 1, None]),
     "data.train_fraction": ([0.02, 1, 1.0], [0, -TINY, ABOVE_ONE, None, "all"]),
     "data.label_noise": ([0, TINY, 1], [-TINY, ABOVE_ONE, None]),
-    "model.name": (["mlp", "alexnet", "linear", "two_layer_relu"], ["cnn", "MLP", None, 0]),
-    "model.width": ([1, 10_000, BIGGEST], [0, -1, 1.5, 2**63, None, "wide"]),
-    "model.filters": ([1, 64, BIGGEST], [0, -1, 1.5, 2**63, None]),
-    "model.hidden": ([1, 4096, BIGGEST], [0, -1, 1.5, 2**63, None]),
-    "scheme.name": (["sgd", "flooding"], ["gmp", "SGD", None, 0]),
-    "scheme.level": ([0, TINY, 1e3], [-TINY, None, "low"]),
+    "data.crop_padding": ([0, 1, 27], [-1, 28, 1.5, 2**63, None]),
+    "data.flip": ([True, False], ["left", 2, None]),
+    "model.name": (MODELS, ["cnn", "MLP", "vgg", None, 0]),
+    "scheme.name": (SCHEMES, ["erm", "SGD", "label smoothing", None, 0]),
     "training.learning_rate": ([TINY, 1e308], [0, -0.1, None, "fast", [0.1]]),
     "training.batch_size": ([2, 20.0, "20", 4000], [0, -1, 1.5, 4001, None]),
     "training.last_batch": (["keep", "drop"], ["pad", True, None]),
     "training.loss": (["cross_entropy", "squared"], ["mse", None]),
-    "training.initialization": (["pytorch", "xavier"], ["kaiming", None]),
+    "training.initialization": (["pytorch", "xavier", "kaiming"], ["he", None]),
     "training.momentum": ([0, TINY, BELOW_ONE], [-TINY, 1, None]),
     "training.nesterov": ([False], [2, "maybe", None]),
     "training.weight_decay": ([0, TINY, 10], [-TINY, None]),
+    "training.max_gradient_norm": ([None, TINY, 50], [0, -TINY, "never"]),
     "training.lr_milestones": ([[], [1], [1, 2, 400]], [[0], [2, 1], [3, 3], [1.5], 5, None]),
     "training.lr_factor": ([TINY, 1, 2], [0, -1, None]),
+    "training.precision": (["float32", "bfloat16"], ["float16", "float64", 32, None]),
     "training.stop_loss": ([None, TINY, 5], [0, -1, "never"]),
     "training.stop_at_full_accuracy": ([None, True, False], ["sometimes", 2]),
     "training.max_epochs": ([1, BIGGEST], [0, 1.5, 2**63, None]),
@@ -53,6 +61,12 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "training.evaluation.every": ([1, BIGGEST], [0, 1.5, 2**63, None]),
     "training.evaluation.unit": (["epoch", "step", "log"], ["second", None]),
     "measurement.dispersion": ([True, False], ["often", 2, None]),
+    "measurement.dispersion_of": (["plain", "applied"], ["both", True, None]),
+    "measurement.dispersion_estimator": (
+        ["auto", "per_sample", "groups"],
+        ["backpack", False, None],
+    ),
+    "measurement.dispersion_groups": ([2, BIGGEST], [1, 2.5, 2**63, None]),
     "measurement.hessian_trace": (["auto", "exact", "pyhessian", "off"], ["on", False, None]),
     "measurement.hessian_schedule": ([None, {"every": 2}], [1, "epoch", {"each": 2}]),
     "measurement.hessian_schedule.every": ([1, 500], [0, 1.5, 501, 2**63, None]),
@@ -75,28 +89,24 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "seed": ([0, 1, BIGGEST], [-1, 0.5, 2**63, None]),
     "replicas": ([None, 2, BIGGEST], [0, 1, 2.5, 2**63]),
 }
-VARIANT = {
-    "model.filters": ("model.name", "alexnet"),
-    "model.hidden": ("model.name", "alexnet"),
-    "scheme.level": ("scheme.name", "flooding"),
-}
 REGRESSION = {"data.dataset": "teacher", "training.loss": "squared"}
 NEEDS: dict[str, dict[str, Any]] = {
     "teacher": {"training.loss": "squared"},
     "linear": REGRESSION,
     "two_layer_relu": REGRESSION,
+    "vgg16": {"data.dataset": "cifar10"},
     "theorem3": {"model.name": "linear", **REGRESSION},
     "theorem4": {"model.name": "two_layer_relu", **REGRESSION},
 }
 """What other fields have to be where a field is this."""
-TAGS = ["mlp", "alexnet", "linear", "two_layer_relu", "sgd", "flooding"]
+TAGS = [*MODELS, *SCHEMES]
 NUMBERS = [p for p, (_, bad) in FIELDS.items() if any(v in bad for v in (-TINY, 0, 1.5))]
 NUMBERS += ["training.lr_milestones", "measurement.noise_stds"]
 
 
 def trial(fields: dict[str, Any]) -> TrialConfig:
     """A trial from fields under dotted paths; what they need of other fields is chosen."""
-    chosen: dict[str, Any] = dict(VARIANT[path] for path in fields if path in VARIANT)
+    chosen: dict[str, Any] = {}
     for value in fields.values():
         chosen |= NEEDS.get(str(value), {})
     nested = unflatten(chosen | fields)
@@ -115,7 +125,9 @@ def submodels() -> list[type[BaseModel]]:
 
 
 def test_the_table_names_every_field() -> None:
-    assert list(FIELDS) == list(field_paths())
+    of_one_variant = {p for p in field_paths() if p.startswith(("model.", "scheme."))}
+    of_one_variant -= {"model.name", "scheme.name"}
+    assert list(FIELDS) == [path for path in field_paths() if path not in of_one_variant]
 
 
 @pytest.mark.parametrize(
@@ -155,6 +167,11 @@ def test_mnist5k_is_the_default_and_needs_nothing() -> None:
     assert config == trial({}) == TrialConfig.model_validate({})
     assert (config.data.dataset, config.model.name, config.scheme.name) == ("mnist5k", "mlp", "sgd")
     assert config.outside_theorem() is None
+    assert (config.data.crop_padding, config.data.flip, config.data.augmented) == (0, False, False)
+    assert config.training.max_gradient_norm is None
+    assert config.training.precision == "float32"
+    m = config.measurement
+    assert (m.dispersion_of, m.dispersion_estimator, m.dispersion_groups) == ("plain", "auto", 2)
 
 
 @pytest.mark.parametrize("model", submodels(), ids=lambda model: model.__name__)
@@ -175,12 +192,24 @@ def test_every_model_is_frozen_closed_and_described(model: type[BaseModel]) -> N
 
 
 def test_what_leaves_the_theorem_is_named() -> None:
-    both = trial({"training.momentum": 0.9, "training.weight_decay": 5e-4})
-    assert both.outside_theorem() == "momentum 0.9, weight decay 0.0005"
-    assert trial({"training.momentum": 0.5}).outside_theorem() == "momentum 0.5"
-    assert trial({"scheme.name": "flooding"}).outside_theorem() == "scheme flooding"
-    # The theorems take any sequence of learning rates.
-    assert trial({"training.lr_milestones": [3]}).outside_theorem() is None
+    leaves = {
+        "momentum 0.5": {"training.momentum": 0.5},
+        "weight decay 0.0005": {"training.weight_decay": 5e-4},
+        "gradient norm limited to 50": {"training.max_gradient_norm": 50},
+        "passes in bfloat16": {"training.precision": "bfloat16"},
+        "augmented data": {"data.crop_padding": 1},
+        "batch normalisation": {"model.name": "vgg16"},
+        **{f"scheme {name}": {"scheme.name": name} for name in SCHEMES[1:]},
+    }
+    for said, fields in leaves.items():
+        assert trial(fields).outside_theorem() == said
+    assert trial({"data.flip": True}).outside_theorem() == "augmented data"
+    assert trial({"model.name": "preactresnet18"}).outside_theorem() == "batch normalisation"
+    every = {path: value for fields in leaves.values() for path, value in fields.items()}
+    assert trial(every).outside_theorem() == ", ".join([*list(leaves)[:6], list(leaves)[-1]])
+    # The theorems take any sequence of learning rates, and any W_0.
+    for fields in ({"training.lr_milestones": [3]}, {"training.initialization": "kaiming"}):
+        assert trial(fields).outside_theorem() is None
 
 
 @pytest.mark.parametrize(
@@ -191,7 +220,11 @@ def test_what_leaves_the_theorem_is_named() -> None:
         ("model", {"name": "alexnet", "width": 3}),
         ("model", {"name": "linear", "width": 3}),
         ("model", {"name": "two_layer_relu", "filters": 3}),
+        ("model", {"name": "preactresnet18", "hidden": 3}),
         ("scheme", {"name": "sgd", "level": 0.1}),
+        ("scheme", {"name": "amp", "rho": 0.1}),
+        ("scheme", {"name": "sam", "inner_learning_rate": 0.1}),
+        ("scheme", {"name": "dropout", "alpha": 0.1}),
     ],
 )
 def test_a_variant_has_no_field_of_another(section: str, foreign: dict[str, Any]) -> None:
@@ -202,11 +235,10 @@ def test_a_variant_has_no_field_of_another(section: str, foreign: dict[str, Any]
 
 def test_the_tag_chooses_the_variant() -> None:
     assert isinstance(trial({"model.width": 7}).model, MLPConfig)
-    assert trial({"model.name": "alexnet", "model.filters": 7}).model.model_dump() == {
-        "name": "alexnet",
-        "filters": 7,
-        "hidden": 4096,
-    }
+    alexnet = trial({"model.name": "alexnet", "model.filters": 7}).model
+    assert alexnet.model_dump() == {"name": "alexnet", "filters": 7, "hidden": 4096}
+    assert trial({"model.name": "vgg16", "model.filters": 7}).model == VGG16Config(filters=7)
+    assert trial({"scheme.name": "sam", "scheme.radius": 0.5}).scheme == SAMConfig(radius=0.5)
     assert trial({"model.name": "linear"}).model == LinearConfig()
     assert trial({"model.name": "two_layer_relu"}).model == TwoLayerReLUConfig(width=100)
     assert trial({"scheme.name": "flooding"}).scheme == FloodingConfig(level=0.02)
@@ -216,7 +248,7 @@ def test_the_tag_chooses_the_variant() -> None:
 
 def test_which_of_theorems_3_and_4_applies() -> None:
     for model, own in (
-        *[("mlp", None), ("alexnet", None)],
+        *[("mlp", None), ("alexnet", None), ("vgg16", None), ("preactresnet18", None)],
         *[("linear", "theorem3"), ("two_layer_relu", "theorem4")],
     ):
         assert trial({"model.name": model}).network_theorem == own
@@ -225,6 +257,26 @@ def test_which_of_theorems_3_and_4_applies() -> None:
         if own is not None:
             asked = trial({"model.name": model, "measurement.network_theorem": own})
             assert asked.network_theorem == own
+
+
+@pytest.mark.parametrize("asked", ["auto", "per_sample", "groups"])
+def test_how_the_dispersion_is_estimated(asked: str) -> None:
+    """auto: by sample wherever samples have gradients of their own that are known."""
+    estimator = {"measurement.dispersion_estimator": asked}
+    by_sample = "per_sample" if asked == "auto" else asked
+    for name in SCHEMES:
+        plain = trial({**estimator, "scheme.name": name})
+        assert plain.dispersion_estimator == by_sample
+        if name in ("sgd", "flooding", "clipping") or asked != "per_sample":  # else refused
+            applied = {"measurement.dispersion_of": "applied", "scheme.name": name}
+            known = name in ("sgd", "flooding", "clipping")
+            expected = by_sample if known else "groups"
+            assert trial({**estimator, **applied}).dispersion_estimator == expected
+    for name in MODELS:
+        mixes = name in ("vgg16", "preactresnet18")
+        if not mixes or asked != "per_sample":
+            found = trial({**estimator, "model.name": name}).dispersion_estimator
+            assert found == ("groups" if mixes else by_sample)
 
 
 def test_the_seeds_of_replicas() -> None:
@@ -238,7 +290,7 @@ def test_the_seeds_of_replicas() -> None:
 # ---------------------------------------------------------------- the trial's name
 
 PINNED = {
-    "default": (TrialConfig(), "5afb46152a32"),
+    "default": (TrialConfig(), "6c1174b8f794"),
     "every kind of value": (
         TrialConfig.model_validate(
             {
@@ -250,7 +302,7 @@ PINNED = {
                 "seed": 7,
             }
         ),
-        "b0cccddaeaa4",
+        "035fe79bfab5",
     ),
     "stochastic, in regression": (
         TrialConfig.model_validate(
@@ -262,7 +314,7 @@ PINNED = {
                 "replicas": 4,
             }
         ),
-        "67e6bc14e322",
+        "163f4f19ce60",
     ),
 }
 
@@ -298,8 +350,6 @@ def test_any_changed_field_changes_the_id(path: str) -> None:
     base: dict[str, Any] = dict(NEEDS.get(str(value), {}))
     if path == "training.nesterov":
         base["training.momentum"] = 0.5
-    if path in VARIANT:
-        base |= dict([VARIANT[path]])
     if path.startswith("measurement.hessian_schedule."):
         base["measurement.hessian_schedule.every"] = 5
     changed = trial(base | {path: value})
@@ -333,7 +383,7 @@ def test_flatten_and_unflatten(nested: dict[str, Any], flat: dict[str, Any]) -> 
 
 def test_flat_names_every_field_of_the_trial_and_nothing_else() -> None:
     expected = {p for p in FIELDS if not p.startswith("measurement.hessian_schedule.")}
-    assert set(TrialConfig().flat()) == expected - set(VARIANT)
+    assert set(TrialConfig().flat()) == expected | {"model.width"}
     scheduled = trial({"measurement.hessian_schedule.every": 2}).flat()
     assert scheduled["measurement.hessian_schedule.unit"] == "epoch"
     for config, _ in PINNED.values():

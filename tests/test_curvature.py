@@ -17,6 +17,7 @@ from tests.networks import (
     case,
     small_batchnorm,
     small_conv,
+    small_groupnorm,
     small_in_place,
     small_mlp,
     small_tanh,
@@ -29,7 +30,7 @@ LOSSES: tuple[LossName, ...] = ("cross_entropy", "squared")
 
 class TestExact:
     @pytest.mark.parametrize("loss", LOSSES)
-    @pytest.mark.parametrize("build", [small_mlp, small_conv])
+    @pytest.mark.parametrize("build", [small_mlp, small_conv, small_batchnorm])
     def test_equals_the_dense_hessian(self, build, loss):
         model, x, y = case(build)
         found = hessian_trace(model, x, y, loss=loss)
@@ -39,8 +40,9 @@ class TestExact:
         assert hessian_trace(model, x, y, loss=loss, method="exact") == found
 
     @pytest.mark.parametrize("loss", LOSSES)
-    def test_in_float32(self, loss):
-        model, x, y = case(small_conv, double=False)
+    @pytest.mark.parametrize("build", [small_conv, small_batchnorm])
+    def test_in_float32(self, build, loss):
+        model, x, y = case(build, double=False)
         found = hessian_trace(model, x, y, loss=loss)
         assert found.value == pytest.approx(reference.hessian_trace(model, x, y, loss), rel=1e-5)
 
@@ -68,7 +70,7 @@ class TestExact:
         # p = 3/4 and 1/2, so (2 * 3/16 * 1 + 2 * 1/4 * 4) / 2.
         assert hessian_trace(model, x, y, loss="cross_entropy").value == pytest.approx(1.1875)
 
-    @pytest.mark.parametrize("build", [small_mlp, small_conv])
+    @pytest.mark.parametrize("build", [small_mlp, small_conv, small_batchnorm])
     def test_chunks_change_nothing_a_ragged_last_one_included(self, build):
         model, x, y = case(build)
         whole = hessian_trace(model, x, y, loss="cross_entropy", chunk=100)
@@ -86,12 +88,17 @@ class TestExact:
         other = reference.hessian_trace(model, x, others, loss)
         assert found.value == pytest.approx(other, rel=1e-6)
 
-    def test_batchnorm_without_weights_counts_as_it_is_in_evaluation_mode(self):
+    @pytest.mark.parametrize("affine", [True, False])
+    def test_batchnorm_counts_as_it_is_in_evaluation_mode(self, affine):
         """The model trains, the trace is of the network that evaluates."""
         model, x, y = case(small_batchnorm)
-        frozen = nn.BatchNorm2d(3, affine=False).double()
-        frozen.load_state_dict(model[1].state_dict(), strict=False)
-        model[1] = frozen
+        norm = nn.BatchNorm2d(3, affine=affine).double()
+        norm.load_state_dict(model[1].state_dict(), strict=affine)
+        if affine:  # a scale and shift of training, not the initial 1 and 0
+            with torch.no_grad():
+                norm.weight.copy_(torch.tensor([0.5, -2.0, 3.0]))
+                norm.bias.copy_(torch.tensor([0.1, 0.4, -0.2]))
+        model[1] = norm
         assert model[1].training
         found = hessian_trace(model, x, y, loss="squared")
         assert found.estimator == "exact"
@@ -99,11 +106,16 @@ class TestExact:
         assert found.value == pytest.approx(truth, rel=1e-6)
 
     def test_refuses_what_it_does_not_cover(self):
-        refused = [(small_tanh, "another kind"), (small_batchnorm, "BatchNorm2d")]
+        refused = [(small_tanh, "another kind"), (small_groupnorm, "GroupNorm")]
         for build, obstacle in [*refused, (small_in_place, "overwrites")]:
             model, x, y = case(build)
             with pytest.raises(UserError, match=rf"'exact' needs .*{obstacle}.*'pyhessian'"):
                 hessian_trace(model, x, y, loss="squared", method="exact")
+        # BatchNorm without running statistics takes the batch's, also in evaluation mode.
+        model, x, y = case(small_batchnorm)
+        model[1] = nn.BatchNorm2d(3, track_running_stats=False).double()
+        with pytest.raises(UserError, match=r"'exact' needs .*BatchNorm2d.*'pyhessian'"):
+            hessian_trace(model, x, y, loss="squared", method="exact")
 
 
 class TestEstimated:
@@ -145,7 +157,7 @@ class TestEstimated:
         assert hessian_trace(model, x, y, **settings, seed=0) == first
         assert hessian_trace(model, x, y, **settings, seed=1) != first
 
-    @pytest.mark.parametrize("build", [small_tanh, small_batchnorm, small_in_place])
+    @pytest.mark.parametrize("build", [small_tanh, small_groupnorm, small_in_place])
     def test_auto_falls_back_to_it(self, build):
         model, x, y = case(build)
         found = hessian_trace(model, x, y, loss="squared", method="auto", probes=5)

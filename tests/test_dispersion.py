@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.losses import LossName, per_sample_loss
+from gisgd_ray.losses import LossName
 from gisgd_ray.measures.dispersion import (
     ILL_CONDITIONED,
     StepMeter,
@@ -15,7 +15,7 @@ from gisgd_ray.measures.dispersion import (
     subgaussian_constant,
 )
 from gisgd_ray.models import alexnet, mlp
-from gisgd_ray.schemes import SGD, Batch, Flooding, Scheme
+from gisgd_ray.schemes import SGD, Batch, Flooding, Scheme, Step
 from tests import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
@@ -37,14 +37,10 @@ def conv_net(convolution: nn.Conv2d, size: int, *, classes: int = 3) -> nn.Seque
     return nn.Sequential(*features, nn.Linear(outputs.shape[1], classes, bias=False))
 
 
-def plain_pass(meter: StepMeter, model: nn.Module, x: Tensor, y: Tensor, loss: LossName) -> Tensor:
-    """Forward, watched backward, record: what a training step does before it applies anything."""
-    model.zero_grad(set_to_none=True)
-    losses = per_sample_loss(loss, model(x), y)
-    with meter.watch():
-        losses.mean().backward()
-    meter.record(losses.detach(), learning_rate=0.1)
-    return losses.detach()
+def plain_pass(meter: StepMeter, model: nn.Module, x: Tensor, y: Tensor, loss: LossName) -> None:
+    """What a training step of plain SGD does before it applies anything."""
+    factor = SGD().gradient(Step(model, Batch(x, y), loss=loss, meter=meter))
+    meter.close(learning_rate=0.1, factor=factor)
 
 
 def measured(
@@ -83,6 +79,8 @@ def assert_equals_brute_force(
         s2 = truth.per_sample_dispersion
         assert series.per_sample_dispersion[t] == pytest.approx(s2, rel=rel)
         assert series.gradient_dispersion[t] == pytest.approx(s2 / (stop - start), rel=rel)
+        assert series.gradient_factor[t] == 1
+        assert np.isnan(series.group_dispersion[t])
     assert series.ill_conditioned_steps == 0
 
 
@@ -183,6 +181,7 @@ class TestIdenticalSamples:
         series = StepSeries(
             **{
                 **{name: np.full(5, 2.0) for name in StepSeries.empty().columns()},
+                "group_dispersion": np.full(5, np.nan),
                 "mean_squared_norm": mean,
                 "squared_gradient_norm": mean * (1 - share),
             }
@@ -190,6 +189,22 @@ class TestIdenticalSamples:
         assert series.ill_conditioned_steps == 2
         assert series.per_sample_dispersion[2] == 0
         assert np.isnan(series.per_sample_dispersion[4])
+
+    def test_the_dispersion_between_groups_stands_where_it_was_taken(self):
+        two = np.full(3, 2.0)
+        series = StepSeries(
+            **{
+                **{name: np.full(3, np.nan) for name in StepSeries.empty().columns()},
+                "batch_size": 4 * two,
+                "squared_gradient_norm": two,
+                "mean_squared_norm": np.array([np.nan, 5.5, 5.5]),
+                "group_dispersion": np.array([3.0, np.nan, 0.0]),
+            }
+        )
+        # By sample: 8/7 (5.5 - 2).
+        assert series.per_sample_dispersion.tolist() == [3.0, pytest.approx(4.0), 0.0]
+        assert series.gradient_dispersion.tolist() == [0.375, pytest.approx(0.5), 0.0]
+        assert series.ill_conditioned_steps == 0
 
 
 class TestSeries:
@@ -210,6 +225,22 @@ class TestSeries:
         assert len(narrow.drain()) == 0
         plain_pass(narrow, model, x[:3], y[:3], "cross_entropy")
         assert narrow.drain().batch_size.tolist() == [3.0]
+
+    def test_what_a_step_is_told_stays_its_own_when_the_buffers_are_used_again(self):
+        torch.manual_seed(0)
+        model = mlp((1, 4, 4), 3, width=5)
+        x, y = data(2, 1, 4, 4, classes=3)
+        meter = StepMeter(model, batch_size=2, dispersion=True, estimator="groups", capacity=3)
+        told = torch.arange(11.0)
+        parts = []
+        for t in range(11):
+            SGD().gradient(Step(model, Batch(x, y), loss="squared", meter=meter))
+            meter.close(learning_rate=0.1, factor=-told[t], group_dispersion=told[t])
+            if t in (7, 10):  # after two buffers and a part of one, and after the rest
+                parts.append(meter.drain())
+        series = StepSeries.concatenate(parts)
+        assert series.group_dispersion.tolist() == told.tolist()
+        assert series.gradient_factor.tolist() == (-told).tolist()
 
     def test_without_dispersion_only_the_losses_are_known(self):
         torch.manual_seed(0)
@@ -257,17 +288,11 @@ def train(
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     meter = StepMeter(model, batch_size=6, dispersion=dispersion, capacity=5)
 
-    def plain(batch: Batch) -> Tensor:
-        model.zero_grad(set_to_none=True)
-        losses = per_sample_loss(loss, model(batch.inputs), batch.targets)
-        with meter.watch():
-            losses.mean().backward()
-        meter.record(losses.detach(), learning_rate=optimizer.param_groups[0]["lr"])
-        return losses.detach()
-
     for indices, rate in zip(batches, rates, strict=True):
         optimizer.param_groups[0]["lr"] = rate
-        scheme.gradient(model, Batch(x[indices], y[indices]), plain)
+        batch = Batch(x[indices], y[indices])
+        factor = scheme.gradient(Step(model, batch, loss=loss, meter=meter))
+        meter.close(learning_rate=rate, factor=factor)
         optimizer.step()
     final = torch.cat([p.detach().flatten() for p in model.parameters()])
     return meter.drain(), final, before, (x, y, batches)
@@ -324,9 +349,15 @@ def test_flooding_gradient_is_that_of_its_objective(level):
     model = mlp((1, 4, 4), 3, width=5)
     x, y = data(6, 1, 4, 4, classes=3)
     meter = StepMeter(model, batch_size=6, dispersion=True)
-    Flooding(level=level).gradient(
-        model, Batch(x, y), lambda batch: plain_pass(meter, model, *batch, "cross_entropy")
-    )
+    step = Step(model, Batch(x, y), loss="cross_entropy", meter=meter)
+    factor = Flooding(level=level).gradient(step)
+    meter.close(learning_rate=0.1, factor=factor)
     found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     expected = reference.flooding_gradient(model, x, y, "cross_entropy", level=level)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
+    plain = reference.mean_gradient(model, x, y, "cross_entropy")
+    torch.testing.assert_close(factor.double() * plain, expected, rtol=1e-5, atol=1e-7)
+    series = meter.drain()
+    assert series.gradient_factor.tolist() == [1.0 if level == 0.5 else -1.0]
+    norm = float(plain.square().sum())
+    assert series.squared_gradient_norm[0] == pytest.approx(norm, rel=1e-5)

@@ -101,7 +101,8 @@ class TestInvisible:
             losses = per_sample_loss("cross_entropy", model(x), y)
             with meter.watch():
                 losses.mean().backward()
-            meter.record(losses.detach(), learning_rate=0.1)
+            meter.see(losses.detach())
+            meter.close(learning_rate=0.1)
 
         step()
         with nothing_changes(model, optimizer):
@@ -142,7 +143,8 @@ class TestInvisible:
         with meter.watch():
             losses.mean().backward()
         watched = [p.grad.clone() for p in model.parameters()]
-        meter.record(losses.detach(), learning_rate=0.1)
+        meter.see(losses.detach())
+        meter.close(learning_rate=0.1)
         with nothing_changes(model, optimizer):
             meter.drain()
         plain, _, _ = case(build, double=False)

@@ -72,6 +72,8 @@ def assert_equals_brute_force(
     assert series.batch_size.tolist() == [x.shape[1] for x, _ in steps]
     assert series.learning_rate.tolist() == [0.1] * len(steps)
     assert np.isnan(series.active_loss).all()
+    assert np.isnan(series.group_dispersion).all()
+    assert series.gradient_factor.tolist() == [1.0] * len(steps)
     for name in vars(truths[0]).keys() - {"mean_gradients"}:
         expected = [getattr(truth, name) for truth in truths]
         np.testing.assert_allclose(getattr(series, name), expected, rtol=1e-5, err_msg=name)
@@ -295,7 +297,8 @@ class TestViews:
         losses = nn.functional.cross_entropy(models[0](x[0]), y[0], reduction="none")
         with meter.watch():
             losses.mean().backward()
-        meter.record(losses.detach(), learning_rate=0.1)
+        meter.see(losses.detach())
+        meter.close(learning_rate=0.1)
         truth = reference.batch_moments(models[0], x[0], y[0], "cross_entropy").mean_squared_norm
         assert meter.drain().mean_squared_norm[0] == pytest.approx(truth, rel=1e-5)
 

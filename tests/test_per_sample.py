@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gisgd_ray.errors import UserError
 from gisgd_ray.measures import per_sample
@@ -23,11 +24,20 @@ def network(*layers: nn.Module, channels: int = 4) -> nn.Sequential:
     return nn.Sequential(*features, nn.Linear(size, 3))
 
 
-def evaluating(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
-    """BatchNorm with running statistics of its own, in evaluation mode."""
+def evaluating(norm: _BatchNorm) -> _BatchNorm:
+    """BatchNorm with statistics, scale and shift of its own, in evaluation mode."""
     norm.eval()
-    norm.running_mean.copy_(torch.linspace(-0.5, 0.5, 4))
-    norm.running_var.copy_(torch.linspace(0.5, 2, 4))
+    norm.running_mean.copy_(torch.linspace(-0.5, 0.5, norm.num_features))
+    norm.running_var.copy_(torch.linspace(0.5, 2, norm.num_features))
+    with torch.no_grad():
+        for parameter, low in zip(norm.parameters(), (-1.5, -0.3), strict=False):
+            parameter.copy_(torch.linspace(low, 1, norm.num_features))
+    return norm
+
+
+def without_shift(norm: _BatchNorm) -> _BatchNorm:
+    """BatchNorm with a scale alone."""
+    norm.register_parameter("bias", None)
     return norm
 
 
@@ -38,7 +48,14 @@ class TestCovered:
         [
             ([nn.ReLU(inplace=True), nn.Conv2d(4, 3, 2)], per_sample.LayerNorms),
             ([evaluating(nn.BatchNorm2d(4, affine=False))], per_sample.LayerNorms),
-            ([evaluating(nn.BatchNorm2d(4)), nn.ReLU()], per_sample.BackpackNorms),
+            ([evaluating(nn.BatchNorm2d(4)), nn.ReLU()], per_sample.LayerNorms),
+            ([evaluating(without_shift(nn.BatchNorm2d(4)))], per_sample.LayerNorms),
+            ([nn.Flatten(2), evaluating(nn.BatchNorm1d(4, eps=0.1))], per_sample.LayerNorms),
+            ([nn.Flatten(), evaluating(nn.BatchNorm1d(64)), nn.ReLU()], per_sample.LayerNorms),
+            (
+                [nn.Unflatten(1, (2, 2)), evaluating(nn.BatchNorm3d(2)), nn.ReLU()],
+                per_sample.BackpackNorms,
+            ),
             ([nn.ConvTranspose2d(4, 3, 3, stride=2, padding=1)], per_sample.BackpackNorms),
             ([nn.Flatten(2), nn.Conv1d(4, 3, 3, stride=2, bias=False)], per_sample.BackpackNorms),
             (
@@ -56,7 +73,8 @@ class TestCovered:
 
     def test_both_estimators_agree_where_both_apply(self):
         torch.manual_seed(0)
-        model = network(nn.ReLU(), nn.Conv2d(4, 3, 2, stride=2, padding=1))
+        norm = evaluating(nn.BatchNorm2d(4))
+        model = network(norm, nn.ReLU(), nn.Conv2d(4, 3, 2, stride=2, padding=1))
         x, y = data(5, 1, 6, 6, classes=3)
         found = []
         for build in (per_sample.LayerNorms, per_sample.BackpackNorms):

@@ -270,7 +270,9 @@ def test_a_label_is_the_fields_in_which_trials_differ() -> None:
         "learning_rate=0.001 batch_size=60 lr_milestones=[5, 9] seed=2"
     )
     assert trial_label(config, []) == "seed=2"
-    assert trial_label(config, ["seed", "model.name", "model.name"]) == "seed=2 name=mlp"
+    assert trial_label(config, ["seed", "model.name", "model.name"]) == "seed=2 model=mlp"
+    names = ["scheme.name", "scheme.rho", "model.name"]  # two sections have a name
+    assert trial_label(config, names) == "scheme=sgd model=mlp seed=2"
     assert trial_label(config, ["model.filters"]) == "seed=2"  # another panel's field
 
 

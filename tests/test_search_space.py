@@ -245,12 +245,10 @@ FAULTS: dict[str, dict[str, Any]] = {
         "model.width": 3,
     },
     "scheme.level = 0.1: scheme 'sgd' has no field 'level'; it has name": {"scheme.level": 0.1},
-    "model.name = 'mpl': expected one of 'mlp', 'alexnet', 'linear', 'two_layer_relu'": {
-        "model.name": "mpl"
-    },
-    "model.name = None: expected one of 'mlp', 'alexnet', 'linear', 'two_layer_relu'": {
-        "model.name": None
-    },
+    "model.name = 'mpl': expected one of 'mlp', 'alexnet', 'linear', 'two_layer_relu', 'vgg16', "
+    "'preactresnet18'": {"model.name": "mpl"},
+    "model.name = None: expected one of 'mlp', 'alexnet', 'linear', 'two_layer_relu', 'vgg16', "
+    "'preactresnet18'": {"model.name": None},
     "training.lr_milestones = [20, 10] must be epochs from 1, ascending": {MILESTONES: [20, 10]},
     "measurement.noise_stds = [0.1, -1.0] has -1; a noise std must be above 0": {STDS: [0.1, -1]},
     "training.nesterov = true needs training.momentum > 0, but it is 0": {

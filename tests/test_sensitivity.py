@@ -13,7 +13,15 @@ from gisgd_ray.measures import sensitivity
 from gisgd_ray.measures.sensitivity import Sensitivity, local_gradient_sensitivity
 from gisgd_ray.randomness import derived_seed
 from tests import reference_sensitivity as reference
-from tests.networks import case, small_batchnorm, small_conv, small_in_place, small_mlp, small_tanh
+from tests.networks import (
+    case,
+    small_batchnorm,
+    small_conv,
+    small_groupnorm,
+    small_in_place,
+    small_mlp,
+    small_tanh,
+)
 from tests.test_invisible import in_mid_training, nothing_changes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
@@ -63,7 +71,9 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
 
 class TestAgainstLoops:
     @pytest.mark.parametrize("loss", LOSSES)
-    @pytest.mark.parametrize("build", [small_mlp, small_conv, small_tanh, small_in_place])
+    @pytest.mark.parametrize(
+        "build", [small_mlp, small_conv, small_batchnorm, small_tanh, small_in_place]
+    )
     @pytest.mark.parametrize("std", [0.3, 1e-4])
     def test_in_float64(self, build, loss, std):
         model, x, y = case(build)
@@ -78,7 +88,7 @@ class TestAgainstLoops:
         assert found.perturbed_dispersion(5) == pytest.approx(dispersion, rel=1e-9, abs=0)
 
     @pytest.mark.parametrize("loss", LOSSES)
-    @pytest.mark.parametrize("build", [small_mlp, small_conv, small_tanh])
+    @pytest.mark.parametrize("build", [small_mlp, small_conv, small_batchnorm, small_tanh])
     def test_in_float32(self, build, loss):
         model, x, y = case(build, double=False)
         (found,) = measure(model, x, y, 0.1, loss=loss)
@@ -88,8 +98,17 @@ class TestAgainstLoops:
         assert found.value == pytest.approx(sum(squares) / 4, rel=1e-4)
         assert found.perturbed_dispersion(5) == pytest.approx(dispersion, rel=1e-5)
 
-    def test_batchnorm_evaluates_and_has_no_per_sample_norms_here(self):
+    def test_batchnorm_counts_as_it_is_in_evaluation_mode(self):
+        """The measure is of the network that evaluates, and leaves the one that trains."""
         model, x, y = case(small_batchnorm)
+        (training,) = measure(model, x, y, 0.1)
+        assert all(module.training for module in model.modules())
+        (evaluating,) = measure(model.eval(), x, y, 0.1)
+        assert training == evaluating
+        assert training.value > 0
+
+    def test_a_layer_without_per_sample_norms_has_no_perturbed_dispersion(self):
+        model, x, y = case(small_groupnorm)
         (found, still) = measure(model, x, y, 0.1, 0.0)
         squares = reference.squared_changes(model, x, y, "cross_entropy", zetas(model, 0.1))
         assert found.value == pytest.approx(sum(squares) / 4, rel=1e-7, abs=0)

@@ -26,6 +26,7 @@ NAMES = [
     *("num_samples", "num_parameters", "data/normalization_mean", "data/normalization_std"),
     *("train/loss", "train/accuracy", "test/loss", "test/accuracy", "gap/loss", "gap/accuracy"),
     *STEP_MEANS,
+    *("measure/gradient_dispersion_estimator", "measure/gradient_dispersion_of"),
     *("measure/hessian_trace", "measure/hessian_trace_stderr", "measure/hessian_trace_estimator"),
     *("measure/subgaussian_constant", "measure/ill_conditioned_steps"),
     *("measure/smoothness", "measure/smoothness_residual"),
@@ -57,6 +58,7 @@ def at_stds(names: list[str]) -> list[str]:
     return [f"{name}@{noise_std}" for name in names for noise_std in STDS]
 
 
+GROUPS = {"measurement.dispersion_estimator": "groups", "measurement.dispersion_groups": 3}
 RAGGED = {"training.lr_milestones": [2], "training.lr_factor": 0.5}
 
 
@@ -100,6 +102,10 @@ class TestNumbers:
         ("changes", "gone"),
         [
             (
+                {"measurement.dispersion": False},
+                ["measure/gradient_dispersion_estimator", "measure/gradient_dispersion_of"],
+            ),
+            (
                 {"measurement.flatness": False},
                 at_stds(["measure/flatness_gap", "measure/flatness_gap_stderr"]),
             ),
@@ -116,6 +122,46 @@ class TestNumbers:
     def test_names_of_what_is_turned_off(self, changes, gone):
         """Nothing that was not measured has a column; the bounds that need it keep theirs."""
         assert set(run(changes).row) == set(run().row) - set(gone)
+
+    @pytest.mark.parametrize(
+        ("changes", "estimator", "of"),
+        [
+            ({}, "per-sample norms", "plain gradient"),
+            ({"replicas": 2}, "per-sample norms", "plain gradient"),
+            ({"measurement.dispersion_of": "applied"}, "per-sample norms", "applied gradient"),
+            (GROUPS, "between 3 groups", "plain gradient"),
+            (
+                {"scheme.name": "sam", "measurement.dispersion_of": "applied"},
+                "between 2 groups",
+                "applied gradient",
+            ),
+        ],
+    )
+    def test_the_row_says_which_dispersion_it_holds(self, changes, estimator, of):
+        """What comes from groups of the batch does not bear the name of what comes from samples."""
+        finished = run(changes | {"training.max_steps": 5})
+        row, point = finished.row, finished.points[-1]
+        assert row["measure/gradient_dispersion_estimator"] == estimator
+        assert row["measure/gradient_dispersion_of"] == of
+        names = ["measure/per_sample_dispersion", "measure/between_group_dispersion"]
+        here, elsewhere = names[:: -1 if "groups" in estimator else 1]
+        assert row[here] == pytest.approx(finished.series.per_sample_dispersion.mean(), rel=1e-12)
+        assert elsewhere not in row
+        assert here in point
+        assert elsewhere not in point
+        assert "measure/gradient_factor" not in row
+
+    def test_the_factor_of_a_scheme_that_scales_is_in_the_row(self):
+        """Clipped from the second epoch on: the first point after an epoch has no factor yet."""
+        clipping = {"scheme.name": "clipping", "scheme.start_epoch": 1, "scheme.factor": 0.5}
+        finished = run(RAGGED | clipping | {"scheme.initial_threshold": 1e-3})
+        factor = finished.series.gradient_factor
+        assert factor[:4].tolist() == [1.0] * 4
+        assert (factor[4:] < 1).all()
+        assert finished.row["measure/gradient_factor"] == pytest.approx(factor.mean(), rel=1e-12)
+        told = [point.get("measure/gradient_factor") for point in finished.points]
+        assert told == [None, None, *(pytest.approx(factor[i : i + 4].mean()) for i in (4, 8))]
+        assert set(finished.row) == set(run(RAGGED).row) | {"measure/gradient_factor"}
 
     def test_closed_form_bounds(self):
         finished = run(RAGGED)

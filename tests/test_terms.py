@@ -27,6 +27,8 @@ def series(steps: int, *, dispersion: bool = True) -> StepSeries:
         else np.full(steps, np.nan),
         replica_dispersion=np.full(steps, np.nan),
         active_loss=np.full(steps, np.nan),
+        group_dispersion=np.full(steps, np.nan),
+        gradient_factor=np.ones(steps),
     )
 
 

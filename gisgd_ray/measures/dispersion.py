@@ -10,7 +10,11 @@ V_t estimates E||g(w, B_t) - E_Z grad l(w, Z)||^2 about the population mean (Wan
 deterministic setting; about the *empirical* mean there would be a further factor (n-b)/n). It is
 the dispersion of the batch mean: what every bound takes. s2 is close to what the authors' code
 logs as "Grad-Var" (which divides by b, not b-1). Both are of the plain gradient of the loss,
-whatever the training scheme makes of it.
+whatever the training scheme makes of it, unless ``measurement.dispersion_of`` asks for the applied
+one: then of the plain gradient times the factor of the step, the factor held.
+
+Where samples have no gradients of their own (BatchNorm in train mode), s2 is estimated between
+groups of the batch instead: :mod:`gisgd_ray.measures.groups`.
 
 In the stochastic setting, with R replicas W^(r) of the run, the inner mean of Eq. 1 is over W and
 Z, that of Neu et al. over Z alone, and the two part::
@@ -22,9 +26,11 @@ both unbiased, since (W^(r), B^(r)) are independent; V_t exceeds V~_t by the dis
 E_Z grad l(W, Z).
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 import torch
@@ -64,6 +70,10 @@ class StepSeries:
     """V_t of Eq. 1 across the replicas; NaN in the deterministic setting, where it is s2 / b."""
     active_loss: Array
     """(1/b) sum_i l(W_{t-1}, z_i) sum_r 1{w_{t-1,r}.x_i >= 0}, for Theorem 4; else NaN."""
+    group_dispersion: Array
+    """s2 between groups of the batch; NaN where it comes from per-sample norms."""
+    gradient_factor: Array
+    """What the scheme multiplied the plain gradient by; NaN where it did something else."""
 
     def __len__(self) -> int:
         return len(self.learning_rate)
@@ -74,7 +84,8 @@ class StepSeries:
         b = self.batch_size
         with np.errstate(divide="ignore", invalid="ignore"):
             s2 = b / (b - 1) * (self.mean_squared_norm - self.squared_gradient_norm)
-        return np.where(s2 < 0, 0.0, s2)
+        s2 = np.where(s2 < 0, 0.0, s2)
+        return np.where(np.isnan(self.group_dispersion), s2, self.group_dispersion)
 
     @property
     def gradient_dispersion(self) -> Array:
@@ -137,20 +148,28 @@ class StepMeter:
         *,
         batch_size: int,
         dispersion: bool,
+        estimator: Literal["per_sample", "groups"] = "per_sample",
+        applied: bool = False,
         activation: bool = False,
         capacity: int = 256,
     ):
         self._parameters = trainable(model)
-        self._norms = per_sample_norms(model) if dispersion else None
+        by_sample = dispersion and estimator == "per_sample"
+        self._norms = per_sample_norms(model) if by_sample else None
+        self._dispersion, self._applied, self._by_sample = dispersion, applied, by_sample
         self._active = ActiveUnits(model) if activation else None
         device = self._parameters[0].device
         dtype = self._parameters[0].dtype
         self._capacity = capacity
         self._losses = torch.empty(capacity, batch_size, device=device, dtype=dtype)
-        self._squared = torch.empty_like(self._losses) if dispersion else None
+        self._squared = torch.empty_like(self._losses) if by_sample else None
         self._counts = torch.empty_like(self._losses) if activation else None
         parts = num_norm_parts(self._parameters)
         self._grad_parts = torch.empty(capacity, parts, device=device, dtype=dtype)
+        # By groups s2 and by every scheme its factor, one number each.
+        self._numbers = torch.empty(capacity, 2, device=device, dtype=torch.float64)
+        self._size = 0
+        self._norm_known = False
         self._sizes: list[int] = []
         self._learning_rates: list[float] = []
         self._drained: list[StepSeries] = []
@@ -159,20 +178,61 @@ class StepMeter:
         """Context in which the plain batch-mean loss is differentiated."""
         return nullcontext() if self._norms is None else self._norms.watch()
 
+    @property
+    def measures_gradients(self) -> bool:
+        """Whether the plain gradient is needed: not if the dispersion is of the applied one."""
+        return self._dispersion and not self._applied
+
     @torch.no_grad()
-    def record(self, losses: Tensor, *, learning_rate: float) -> None:
-        """Note one step: per-sample losses (b,), with the plain gradient still in ``.grad``."""
+    def see(self, losses: Tensor) -> None:
+        """Note the per-sample losses (b,), and the plain gradient if it is still in ``.grad``."""
         row, b = len(self._sizes), len(losses)
+        self._size = b
         self._losses[row, :b] = losses
         if self._norms is not None and self._squared is not None:
             self._squared[row, :b] = self._norms.squared(b)
+        self._norm_known = self.measures_gradients or self._by_sample
+        if self._norm_known:
             self._grad_parts[row] = gradient_norm_parts(self._parameters)
         if self._active is not None and self._counts is not None:
             self._counts[row, :b] = self._active.counts()
-        self._sizes.append(b)
+
+    def gradient_norm(self) -> Tensor | None:
+        """||g||, shape (), of the plain gradient seen last; None if it is not measured."""
+        if not self._norm_known:
+            return None
+        norm: Tensor = torch.linalg.vector_norm(self._grad_parts[len(self._sizes)])
+        return norm
+
+    @torch.no_grad()
+    def close(
+        self,
+        *,
+        learning_rate: float,
+        factor: Tensor | None = None,
+        group_dispersion: Tensor | None = None,
+    ) -> None:
+        """End the step seen last, the scheme's gradient being in ``.grad``.
+
+        Args:
+            learning_rate: lambda_t.
+            factor: of the scheme's gradient to the plain one, (); None if it is no multiple of it.
+            group_dispersion: s2 between groups, (); None if it comes from per-sample norms.
+        """
+        row = len(self._sizes)
+        if self._dispersion and not self._norm_known:  # of the applied gradient, by groups
+            self._grad_parts[row] = gradient_norm_parts(self._parameters)
+        self._numbers[row, 0] = math.nan if group_dispersion is None else group_dispersion
+        self._numbers[row, 1] = math.nan if factor is None else factor
+        self._sizes.append(self._size)
         self._learning_rates.append(learning_rate)
         if len(self._sizes) == self._capacity:
             self._flush()
+
+    def record(self, losses: Tensor, *, learning_rate: float) -> None:
+        """A step of plain SGD: :meth:`see` and :meth:`close`."""
+        self.see(losses)
+        self.close(learning_rate=learning_rate)
 
     def drain(self) -> StepSeries:
         """The steps recorded since the last call."""
@@ -191,9 +251,17 @@ class StepMeter:
         losses = _to_float64(self._losses[:rows])
         nothing = np.full(rows, np.nan)
         mean_squared = gradient = active_loss = nothing
+        group_dispersion, factor = _to_float64(self._numbers[:rows].T)
         if self._squared is not None:
             mean_squared = _to_float64(self._squared[:rows]).sum(axis=1, where=used) / sizes
+        if self._dispersion:
             gradient = np.square(_to_float64(self._grad_parts[:rows])).sum(axis=1)
+        if self._applied:
+            squared_factor = np.where(np.isnan(factor), 1.0, factor**2)
+            mean_squared = mean_squared * squared_factor
+            group_dispersion = group_dispersion * squared_factor
+            if self._by_sample:  # else it was taken of the applied gradient itself
+                gradient = gradient * squared_factor
         if self._counts is not None:
             counts = _to_float64(self._counts[:rows])
             active_loss = (counts * losses).sum(axis=1, where=used) / sizes
@@ -208,6 +276,8 @@ class StepMeter:
                 mean_squared_norm=mean_squared,
                 replica_dispersion=nothing,
                 active_loss=active_loss,
+                group_dispersion=group_dispersion,
+                gradient_factor=factor,
             )
         )
         self._sizes, self._learning_rates = [], []

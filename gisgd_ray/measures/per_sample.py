@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from gisgd_ray.batchnorm import mixes_samples
 from gisgd_ray.errors import UserError
 
 # The first layer's input needs no gradient, and BackPACK does not ask for it.
@@ -190,6 +191,11 @@ def squared_norm(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> Tensor:
     ``inputs`` of the layer, and ``gradient`` at its output, of the samples' own losses or scaled
     alike.
     """
+    if inputs.dtype == torch.bfloat16:  # squares of mixed precision are summed in full
+        inputs = inputs.float()
+    gradient = gradient.to(inputs.dtype)
+    if isinstance(layer, _BatchNorm):
+        return _batchnorm_squares(layer, inputs, gradient)
     if type(layer) is nn.Linear:
         # vector_norm makes no copy of the squares: three times as fast as square().sum().
         squares: Tensor = torch.linalg.vector_norm(inputs, dim=1).square()
@@ -217,14 +223,28 @@ def squared_norm(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> Tensor:
     return squares
 
 
+def _batchnorm_squares(layer: _BatchNorm, inputs: Tensor, gradient: Tensor) -> Tensor:
+    """Of scale and shift in evaluation mode, where the normalised input is a constant."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    shape = (1, -1, *[1] * (inputs.dim() - 2))
+    centred = inputs - layer.running_mean.view(shape)
+    normalised = centred * (layer.running_var + layer.eps).rsqrt().view(shape)
+    places = list(range(2, inputs.dim()))
+    by_channel = torch.stack([gradient * normalised, gradient])
+    if places:
+        by_channel = by_channel.sum(dim=[place + 1 for place in places])
+    return by_channel.square().sum(dim=(0, 2))
+
+
 def uncovered_layer(
     model: nn.Module, *, covered: Callable[[nn.Module], bool] | None = None
 ) -> str | None:
     """The first layer, in words, that keeps :class:`LayerNorms` from the model, or None.
 
-    Covered are linear and plain convolution layers. BatchNorm in train mode, with or without
-    weights, mixes the samples of a batch; a layer or weight in two places has gradients whose
-    norms do not add up by place.
+    Covered are linear, plain convolution and, in evaluation mode, BatchNorm layers. In train mode
+    BatchNorm, with or without weights, mixes the samples of a batch; a layer or weight in two
+    places has gradients whose norms do not add up by place.
     """
     covered = covered or _is_supported
     seen: set[nn.Parameter] = set()
@@ -248,6 +268,8 @@ def _is_supported(layer: nn.Module) -> bool:
             and layer.padding_mode == "zeros"
             and not isinstance(layer.padding, str)
         )
+    if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d):
+        return True  # where its mode mixes samples it is refused before
     return type(layer) is nn.Linear
 
 
@@ -273,11 +295,6 @@ def _refusal(what: str, uncovered: str) -> str:
     )
 
 
-def mixes_samples(layer: nn.Module) -> bool:
-    """Whether the layer's output for one sample depends on the others of the batch."""
-    return isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None)
-
-
 def gradient_norm_parts(parameters: list[Tensor]) -> Tensor:
     """Norms of disjoint parts of the ``.grad``, shape (:func:`num_norm_parts`,).
 
@@ -285,8 +302,12 @@ def gradient_norm_parts(parameters: list[Tensor]) -> Tensor:
     on the CPU a float32 norm adds up in few accumulators, and over AlexNet's 4096 x 4096 layer at
     once ||g||^2 is off by up to 1e-3; over rows, summed in float64 by the caller, by 1e-8.
     """
-    grads = [p.grad for p in parameters if p.grad is not None]
-    rows = [g.flatten(1) if g.dim() > 1 else g.unsqueeze(0) for g in grads]
+    return norm_parts([p.grad for p in parameters if p.grad is not None])
+
+
+def norm_parts(tensors: list[Tensor]) -> Tensor:
+    """The same of any tensors shaped like parameters."""
+    rows = [t.flatten(1) if t.dim() > 1 else t.unsqueeze(0) for t in tensors]
     return torch.cat([torch.linalg.vector_norm(r, dim=1) for r in rows])
 
 

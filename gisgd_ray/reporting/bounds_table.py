@@ -12,6 +12,7 @@ import pandas as pd
 
 from gisgd_ray.reporting.numbers import (
     DASH,
+    field_name,
     format_mean_std,
     format_number,
     format_setting,
@@ -177,7 +178,12 @@ def key_text(value: Any) -> str:
 
 def trial_label(row: Mapping[str, Any], paths: Sequence[str]) -> str:
     """A trial in words: ``learning_rate=0.1 batch_size=60``, or its id where nothing is swept."""
-    parts = [f"{path.rpartition('.')[2]}={key_text(row[path])}" for path in paths]
+    parts = [
+        f"{field_name(path)}={key_text(row[path])}"
+        for path in paths
+        # A setting that only some schemes or models have is none of the others'.
+        if not (path.startswith(("scheme.", "model.")) and is_missing(row[path]))
+    ]
     return " ".join(parts) or str(row["trial_id"])
 
 

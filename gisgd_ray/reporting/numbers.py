@@ -58,6 +58,16 @@ def format_mean_std(mean: float, std: float) -> str:
     return _true_minus(f"{mean:,.{decimals}f} ± {std:,.{decimals}f}")
 
 
+def field_name(path: str) -> str:
+    """A dotted field's name in a list of settings.
+
+    >>> field_name("training.batch_size"), field_name("scheme.name")
+    ('batch_size', 'scheme')
+    """
+    section, _, name = path.rpartition(".")
+    return section if name == "name" else name
+
+
 def format_setting(value: Any) -> str:
     """A configuration value in full, as it would be typed.
 

@@ -34,6 +34,7 @@ from gisgd_ray.reporting.bounds_table import (
 )
 from gisgd_ray.reporting.comparison import compare
 from gisgd_ray.reporting.numbers import format_number, format_setting, is_missing
+from gisgd_ray.reporting.tables import Table
 from gisgd_ray.results import ResultTables
 
 PACKAGES = ("torch", "ray", "numpy", "backpack-for-pytorch", "pyhessian")
@@ -52,6 +53,7 @@ def write_page(
     swept: Sequence[str],
     planned: int,
     captions: Mapping[str, str] | None = None,
+    paper_tables: Sequence[Table] = (),
 ) -> Path:
     """Write ``report.html`` beside the tables, replacing it as a whole; returns its path.
 
@@ -66,6 +68,7 @@ def write_page(
         swept: dotted fields in which the trials differ, ``seed`` aside.
         planned: how many trials the sweep has.
         captions: what a figure shows, by its name.
+        paper_tables: tables as the paper prints them, shown before the figures.
     """
     trials = tables.trials
     lead = description.removeprefix(f"{item}:").strip()
@@ -96,6 +99,7 @@ def write_page(
             {"name": key, "uri": _data_uri(path), "caption": (captions or {}).get(key, caption)}
             for key, path in figures.items()
         ],
+        paper_tables=paper_tables,
         claims=claims,
         level=f"{LEVEL * 100:g} %",
         columns=columns,

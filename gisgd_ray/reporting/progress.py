@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gisgd_ray.config import TrialConfig
+from gisgd_ray.reporting.numbers import field_name
 
 MAX_RUNNING_SHOWN = 12
 
@@ -159,5 +160,5 @@ def trial_label(config: TrialConfig, swept: Sequence[str]) -> str:
         for name in (n for n in flat if n == path or n.startswith(f"{path}.")):
             value = flat[name]
             text = f"{value:g}" if isinstance(value, float) else str(value)
-            parts.append(f"{name.rpartition('.')[2]}={text}")
+            parts.append(f"{field_name(name)}={text}")
     return " ".join(parts)

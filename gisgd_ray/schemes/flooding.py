@@ -1,10 +1,10 @@
 """Flooding (Ishida et al., ICML 2020), a baseline of the paper's Tables 1-2."""
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from gisgd_ray.models import trainable
-from gisgd_ray.schemes.base import Batch, PlainGradient, Stateless
+from gisgd_ray.schemes.base import Stateless, Step
 
 
 class Flooding(Stateless):
@@ -16,11 +16,9 @@ class Flooding(Stateless):
     def __init__(self, *, level: float):
         self.level = level
 
-    @torch.no_grad()
-    def gradient(self, model: nn.Module, batch: Batch, plain: PlainGradient) -> None:
-        with torch.enable_grad():
-            losses = plain(batch)
+    def gradient(self, step: Step) -> Tensor:
+        losses = step.plain()
         # A tensor, not a float: the sign is taken on the device without waiting for it.
         sign = torch.sign(losses.mean() - self.level)
-        grads = [p.grad for p in trainable(model) if p.grad is not None]
-        torch._foreach_mul_(grads, sign)
+        torch._foreach_mul_([p.grad for p in trainable(step.model) if p.grad is not None], sign)
+        return sign

@@ -1,0 +1,164 @@
+"""What the paper reads off Tables 1-3 (section 6, appendix E.7): accuracy and time by scheme.
+
+A scheme's accuracy is that of the whole test split after the last step, and its mean and standard
+deviation (n - 1) are over seeds. Two schemes are compared seed by seed: the same initial weights,
+batches and noisy labels, so that the difference has less chance in it than either.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from gisgd_ray.claims import (
+    Claim,
+    Interval,
+    Verdict,
+    interval_verdict,
+    mean_interval,
+    ratio_interval,
+)
+from gisgd_ray.claims.paper_tables import GMP3_TIME
+from gisgd_ray.claims.points import finished
+from gisgd_ray.panels import panels
+from gisgd_ray.reporting.bounds_table import records
+from gisgd_ray.results import ResultTables
+
+NAMES = {
+    "sgd": "ERM",
+    "dropout": "Dropout",
+    "label_smoothing": "Label smoothing",
+    "flooding": "Flooding",
+    "mixup": "MixUp",
+    "adversarial": "Adv. training",
+    "amp": "AMP",
+    "sam": "SAM",
+    "clipping": "Dynamic clipping",
+}
+ERM, GMP3, ABSOLUTE = "ERM", "GMP3", "GMP3 absolute"
+TOLERANCE = 1.25
+"""A time "about" the paper's is within this factor of it."""
+TOP = 3
+
+
+def scheme_label(row: Mapping[str, Any]) -> str:
+    """The scheme of a trial's row as the paper's tables call it.
+
+    >>> scheme_label({"scheme.name": "gmp", "scheme.draws": 3.0, "scheme.variant": "average"})
+    'GMP3'
+    """
+    name = row["scheme.name"]
+    if name != "gmp":
+        return NAMES[name]
+    label = f"GMP{int(row['scheme.draws'])}"
+    if row.get("scheme.variant") == "absolute":
+        label += " absolute"
+    if row.get("scheme.estimator") == "local":
+        label = "GMP local"  # its one pass has no number of draws
+    return label
+
+
+def by_panel(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The trials of each model, dataset and other setting, with columns ``scheme``, ``accuracy``
+    (%), and ``step_time`` (s)."""
+    if trials.empty:
+        return {}
+    axes = [str(column) for column in trials.columns if str(column).startswith("scheme.")]
+    prepared = trials.assign(
+        scheme=[scheme_label(row) for row in records(trials)],
+        accuracy=100 * trials["test/accuracy"].astype(float),
+        step_time=trials["time/training_s"].astype(float) / trials["steps"].astype(float),
+    )
+    return panels(prepared, axes)
+
+
+def differences(panel: pd.DataFrame, scheme: str, other: str) -> Interval:
+    """Accuracy of one scheme minus another's, in points, over the seeds that have both."""
+    table = panel.pivot_table(index="seed", columns="scheme", values="accuracy")
+    if not {scheme, other} <= set(table.columns):
+        return mean_interval([])
+    return mean_interval((table[scheme] - table[other]).dropna())
+
+
+def relative_time(panel: pd.DataFrame, scheme: str) -> Interval:
+    """Training time of a step relative to ERM's, geometric mean over seeds."""
+    table = panel.pivot_table(index="seed", columns="scheme", values="step_time")
+    if not {scheme, ERM} <= set(table.columns):
+        return ratio_interval([], [])
+    return ratio_interval(table[scheme], table[ERM])
+
+
+def claims(tables: ResultTables) -> list[Claim]:
+    """Tables 1-3, for each panel that has the schemes a claim is about."""
+    found = []
+    for where, panel in by_panel(finished(tables)).items():
+        schemes = set(panel["scheme"])
+        ours = sorted(s for s in schemes if s.startswith("GMP"))
+        if ours:
+            best = max(ours, key=lambda s: panel.loc[panel["scheme"] == s, "accuracy"].mean())
+            found.append(_top(panel, best, where))
+            if ERM in schemes:
+                found.append(_beats(panel, best, ERM, f"GMP improves on ERM ({where})."))
+        if {ABSOLUTE, GMP3} <= schemes:
+            text = f"The absolute variant of GMP beats GMP3 ({where}; the paper: on CIFAR-100)."
+            found.append(_beats(panel, ABSOLUTE, GMP3, text))
+        if {GMP3, ERM} <= schemes:
+            found.append(_time(panel, where))
+    return found
+
+
+def _top(panel: pd.DataFrame, best: str, where: str) -> Claim:
+    """Statistic: how many schemes that are not GMP are better, seed by seed. n: those schemes."""
+    others = sorted(s for s in set(panel["scheme"]) if not s.startswith("GMP"))
+    found = {other: differences(panel, best, other) for other in others}
+    better = [s for s, d in found.items() if interval_verdict(d, 0, side="below") == "holds"]
+    open_ = [s for s, d in found.items() if interval_verdict(d, 0, side="above") == "undecided"]
+    ahead = [s for s, d in found.items() if d.center < 0]
+    verdict: Verdict = "undecided"
+    if len(better) >= TOP:
+        verdict = "fails"
+    elif len(better) + len(open_) < TOP and len(others) >= TOP:
+        verdict = "holds"
+    evidence = (
+        f"{best}, the best GMP here, has place {1 + len(ahead)} of {1 + len(others)} by its mean; "
+        f"established as better: {', '.join(better) or 'none'}; not told apart: "
+        f"{', '.join(open_) or 'none'} (n = {panel['seed'].nunique()} seeds)"
+    )
+    return Claim(
+        text=f"GMP is among the top three schemes ({where}).",
+        test="the differences in test accuracy from the best GMP, paired by seed; holds if at most "
+        "two other schemes are better or not told apart at 5 %, fails if three are better",
+        evidence=evidence,
+        verdict=verdict,
+    )
+
+
+def _beats(panel: pd.DataFrame, scheme: str, other: str, text: str) -> Claim:
+    """Statistic: mean difference of test accuracies in points, paired by seed. n: seeds."""
+    difference = differences(panel, scheme, other)
+    return Claim(
+        text=text,
+        test="mean difference of their test accuracies, paired by seed, above 0 at 5 %",
+        evidence=f"{scheme} − {other}: {difference} percentage points",
+        verdict=interval_verdict(difference, 0, side="above"),
+    )
+
+
+def _time(panel: pd.DataFrame, where: str) -> Claim:
+    """Statistic: geometric mean over seeds of the ratio of step times. n: seeds."""
+    ratio = relative_time(panel, GMP3)
+    low, high = GMP3_TIME / TOLERANCE, GMP3_TIME * TOLERANCE
+    verdict: Verdict = "undecided"
+    if not math.isnan(ratio.low):
+        if low <= ratio.low and ratio.high <= high:
+            verdict = "holds"
+        elif ratio.high < low or ratio.low > high:
+            verdict = "fails"
+    return Claim(
+        text=f"GMP3 takes about {GMP3_TIME} times ERM’s time ({where}).",
+        test=f"time per training step relative to ERM’s, within {low:.2f} to {high:.2f} (a factor "
+        f"of {TOLERANCE} either way) at 5 %; the paper’s ratio is of VGG16 on a GPU",
+        evidence=str(ratio),
+        verdict=verdict,
+    )

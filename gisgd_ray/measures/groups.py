@@ -1,0 +1,72 @@
+"""Gradient dispersion between independent groups of a batch.
+
+Where samples have no gradients of their own (BatchNorm in train mode normalises by the batch), or
+the gradient is no sum over samples, batch B of size b is split into G groups of sizes m_1 .. m_G
+and each is differentiated as a batch by itself. With g_j the gradient of group j and
+gbar = (1/b) sum_j m_j g_j::
+
+    s2 = 1/(G-1) sum_j m_j || g_j - gbar ||^2          (mean square between groups)
+
+For a gradient that is a mean over samples, E[s2] is the per-sample dispersion (the mean square
+within and between groups have one expectation: analysis of variance), so that s2 / b estimates V_t
+without bias like the estimator by sample, with which it coincides at G = b; its variance is
+larger, the fewer the groups. With BatchNorm it is the dispersion of a network that normalises by
+groups of b/G samples.
+"""
+
+import torch
+from torch import Tensor
+
+from gisgd_ray.measures.per_sample import norm_parts
+from gisgd_ray.models import trainable
+from gisgd_ray.schemes.base import Batch, Scheme, Step
+
+
+class GroupDispersion:
+    """s2 between groups, of the plain gradient or of the one that the scheme applies.
+
+    Takes one more pass over the batch, and two more copies of the gradient while it lasts. An
+    ``applied`` gradient is the scheme's with each group as the batch, its state and random draws
+    those of the step: in expectation that of the whole batch where the scheme is linear in the
+    batch (GMP's average, dropout, label smoothing, adversarial); elsewhere a group's own ascent,
+    mixing or absolute difference.
+    """
+
+    def __init__(self, groups: int, *, applied: bool):
+        self._groups, self._applied = groups, applied
+
+    def measure(self, step: Step, scheme: Scheme) -> Tensor:
+        """s2 (float64, ()) at the current weights; the scheme and the model stay as they are.
+
+        ``step`` must be without a meter.
+        """
+        state = scheme.state_dict()
+        mean: list[Tensor] = []
+        count, total = 0, torch.zeros((), dtype=torch.float64, device=step.batch.inputs.device)
+        for inputs, targets in zip(
+            step.batch.inputs.tensor_split(self._groups),
+            step.batch.targets.tensor_split(self._groups),
+            strict=True,
+        ):
+            group = Step(
+                step.model, Batch(inputs, targets), loss=step.loss, precision=step.precision
+            )
+            with group.aside():
+                if self._applied:
+                    scheme.gradient(group)
+                    scheme.load_state_dict(state)
+                else:
+                    group.plain()
+            gradient = [p.grad for p in trainable(step.model) if p.grad is not None]
+            size = len(inputs)
+            if not mean:
+                mean, count = gradient, size
+                continue
+            # Centred at every step (Chan et al. 1979): no cancellation when the groups agree.
+            torch._foreach_sub_(gradient, mean)
+            squares = norm_parts(gradient).double().square().sum()
+            total = total + squares * (count * size / (count + size))
+            torch._foreach_add_(mean, gradient, alpha=size / (count + size))
+            count += size
+        step.zero_grad()
+        return total / (self._groups - 1)

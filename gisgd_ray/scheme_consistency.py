@@ -1,0 +1,145 @@
+"""Which schemes, networks, images and ways of measuring go together; a sentence each.
+
+Called from :mod:`gisgd_ray.config` once the sizes are known to be right.
+"""
+
+import json
+from typing import TYPE_CHECKING
+
+from gisgd_ray.consistency import INPUTS_AND_OUTPUTS, num_train_samples, planned_steps
+
+if TYPE_CHECKING:
+    from gisgd_ray.config import TrialConfig
+
+BATCHNORM_MODELS = ("vgg16", "preactresnet18")
+"""In training a sample's output depends on the others of its batch."""
+
+SCALING_SCHEMES = ("sgd", "flooding", "clipping")
+"""Their gradient is a multiple of the plain one, the factor known at every step."""
+
+SMALLEST_IMAGES = {"alexnet": 27, "vgg16": 32, "preactresnet18": 1}
+"""Pixels along the shorter side that a convolutional network needs."""
+
+
+def check_scheme(config: "TrialConfig") -> None:
+    """Refuse a scheme, network or way of measuring that does not suit the rest of the trial.
+
+    Raises:
+        ValueError: the first contradiction found.
+    """
+    _check_images(config)
+    _check_targets(config)
+    _check_lag(config)
+    _check_dispersion(config)
+    if config.replicas is not None:
+        _check_replicas(config, config.replicas)
+
+
+def _check_images(config: "TrialConfig") -> None:
+    shape, _ = INPUTS_AND_OUTPUTS[config.data.dataset]
+    name = config.data.dataset
+    if len(shape) != 3:
+        for field, asked in (
+            (f"model.name = {config.model.name!r}", config.model.name in SMALLEST_IMAGES),
+            (f"data.crop_padding = {config.data.crop_padding}", config.data.crop_padding > 0),
+            ("data.flip = true", config.data.flip),
+            ("scheme.name = 'adversarial'", config.scheme.name == "adversarial"),
+        ):
+            if asked:
+                raise ValueError(
+                    f"{field} needs images, and data.dataset = {name!r} has vectors; choose "
+                    "another data.dataset or leave it out"
+                )
+        return
+    side = min(shape[1:])
+    needed = SMALLEST_IMAGES.get(config.model.name, 1)
+    if side < needed:
+        raise ValueError(
+            f"model.name = {config.model.name!r} needs images of at least {needed}x{needed} "
+            f"pixels, and those of data.dataset = {name!r} are {side}x{side}; choose another "
+            "data.dataset, or model.name = 'preactresnet18' or 'mlp'"
+        )
+    if config.data.crop_padding > side:
+        raise ValueError(
+            f"data.crop_padding = {config.data.crop_padding} leaves crops without any of the "
+            f"{side}x{side} image; choose at most {side}"
+        )
+
+
+def _check_targets(config: "TrialConfig") -> None:
+    if config.data.dataset == "teacher" and config.scheme.name == "label_smoothing":
+        raise ValueError(
+            "scheme.name = 'label_smoothing' needs classes, and data.dataset = 'teacher' has real "
+            "targets; choose another scheme"
+        )
+    if config.model.name == "linear" and config.scheme.name == "dropout":
+        raise ValueError(
+            "scheme.name = 'dropout' drops units between layers, and model.name = 'linear' has one "
+            "layer; choose another scheme"
+        )
+
+
+def _check_lag(config: "TrialConfig") -> None:
+    scheme = config.scheme
+    if scheme.name != "clipping":
+        return
+    steps = planned_steps(config)
+    if scheme.variant == "lag" and scheme.lag >= steps:
+        raise ValueError(
+            f"scheme.lag = {scheme.lag} leaves no step with a norm that much earlier: training "
+            f"has {steps:,} steps at most; choose scheme.lag = {max(steps - 1, 1):,} or less"
+        )
+    epochs = config.training.max_epochs
+    if scheme.start_epoch is not None and scheme.start_epoch >= epochs:
+        raise ValueError(
+            f"scheme.start_epoch = {scheme.start_epoch} starts no clipping within "
+            f"training.max_epochs = {epochs}; choose at most {epochs - 1}, or null"
+        )
+
+
+def _check_dispersion(config: "TrialConfig") -> None:
+    m, t = config.measurement, config.training
+    if not m.dispersion:
+        return
+    if m.dispersion_estimator == "per_sample":
+        if config.model.name in BATCHNORM_MODELS:
+            raise ValueError(
+                "measurement.dispersion_estimator = 'per_sample' (BackPACK's) needs gradients by "
+                f"sample, and the BatchNorm of model.name = {config.model.name!r} mixes the "
+                "samples of a batch in training; choose 'groups' or 'auto'"
+            )
+        if m.dispersion_of == "applied" and config.scheme.name not in SCALING_SCHEMES:
+            raise ValueError(
+                "measurement.dispersion_estimator = 'per_sample' with dispersion_of = 'applied' "
+                "needs a scheme whose gradient is a multiple of the plain one, not scheme.name = "
+                f"{config.scheme.name!r}; choose 'groups' or 'auto'"
+            )
+    if config.dispersion_estimator != "groups":
+        return
+    groups, n, b = m.dispersion_groups, num_train_samples(config.data), t.batch_size
+    rest = n % b if t.last_batch == "keep" else 0
+    smallest = min(b, rest or b)
+    if groups > smallest:
+        which = "training.batch_size" if smallest == b else f"the last batch (n = {n}) of size"
+        remedy = f"measurement.dispersion_groups = {smallest} or less, " if smallest > 1 else ""
+        raise ValueError(
+            f"measurement.dispersion_groups = {groups} is more than {which} = {smallest}; choose "
+            f"{remedy}another batch size, or training.last_batch = 'drop'"
+        )
+
+
+def _check_replicas(config: "TrialConfig", replicas: int) -> None:
+    t = config.training
+    for name, value, plain in (
+        ("data.crop_padding", config.data.crop_padding, 0),
+        ("data.flip", config.data.flip, False),
+        ("training.max_gradient_norm", t.max_gradient_norm, None),
+        ("training.precision", t.precision, "float32"),
+        ("measurement.dispersion_estimator", config.dispersion_estimator, "per_sample"),
+    ):
+        if value != plain:
+            raise ValueError(
+                f"replicas = {replicas} needs plain SGD on networks without BatchNorm, measured "
+                f"by sample, but {name} = {json.dumps(value)}; choose {name} = "
+                f"{json.dumps(plain)}, or replicas = null"
+            )

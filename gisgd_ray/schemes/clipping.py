@@ -1,0 +1,120 @@
+"""Dynamic gradient clipping (Wang & Mao, section 5 and Algorithm 1), both variants.
+
+With ||g_t|| the norm of the plain gradient of step t, alpha the factor, and T_c the start::
+
+    running minimum   for t > T_c:  ||g_t|| > G  ->  scale g_t to norm alpha * G,  else G <- ||g_t||
+    lag K             for t > T_c:  ||g_t|| > ||g_{t-K}||  ->  scale g_t to norm alpha ||g_{t-K}||
+
+T_c is given, or found: clipping begins after the first epoch whose mean ||g_t|| exceeds that of the
+epoch before (appendix E.5), and then stays on. Norms remembered are those before clipping.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gisgd_ray.models import trainable
+from gisgd_ray.schemes.base import Step
+
+
+def clip_factor(norm: Tensor, threshold: Tensor, *, factor: float) -> Tensor:
+    """What a gradient of this norm is multiplied by: 1 up to the threshold, beyond it
+    ``factor * threshold / norm``. All shapes (); an infinite threshold never clips."""
+    return torch.where(norm > threshold, factor * threshold / norm, torch.ones_like(norm))
+
+
+class Clipping:
+    """Scales the plain gradient; the factor of the step is what :meth:`gradient` returns.
+
+    Everything remembered is a tensor on the device: no step waits for a norm.
+
+    Args:
+        start_step: T_c, 0 from the first step on; None: found by itself.
+        initial_threshold: G of the running minimum before its first comparison.
+    """
+
+    def __init__(
+        self,
+        *,
+        variant: Literal["running_minimum", "lag"],
+        factor: float,
+        start_step: int | None,
+        initial_threshold: float = math.inf,
+        lag: int = 50,
+        steps_per_epoch: int,
+        device: torch.device | str = "cpu",
+    ):
+        self._variant, self._factor = variant, factor
+        self._start_step, self._steps_per_epoch = start_step, steps_per_epoch
+        self._step = 0
+
+        def number(value: float) -> Tensor:
+            return torch.tensor(value, device=device)
+
+        self._threshold = number(initial_threshold)
+        remembered = lag if variant == "lag" else 0
+        self._last_norms = torch.full((remembered,), math.inf, device=device)
+        self._epoch_total, self._epoch_before = number(0.0), number(math.inf)
+        self._started = number(0.0).bool()
+
+    def gradient(self, step: Step) -> Tensor:
+        step.plain()
+        scale = self.scale(step.gradient_norm())
+        if scale.is_cuda or scale != 1:  # on a CPU a look costs less than a pass over the gradient
+            gradients = [p.grad for p in trainable(step.model) if p.grad is not None]
+            torch._foreach_mul_(gradients, scale)
+        return scale
+
+    @torch.no_grad()
+    def scale(self, norm: Tensor) -> Tensor:
+        """The factor of the next step, whose gradient has this norm; remembers the norm."""
+        started = self._has_started()
+        if self._variant == "lag":
+            # The oldest of the last K norms is overwritten by the newest.
+            oldest = self._step % len(self._last_norms)
+            threshold = self._last_norms[oldest].clone()
+            self._last_norms[oldest] = norm
+        else:
+            threshold = self._threshold
+            lower = torch.where(norm > threshold, threshold, norm)
+            self._threshold = torch.where(started, lower, threshold)
+        scale = clip_factor(norm, threshold, factor=self._factor)
+        self._step += 1
+        self._end_of_epoch(norm)
+        return torch.where(started, scale, torch.ones_like(scale))
+
+    def _has_started(self) -> Tensor:
+        """Whether t > T_c in the step to come."""
+        if self._start_step is None:
+            return self._started
+        return torch.full_like(self._started, self._step >= self._start_step)
+
+    def _end_of_epoch(self, norm: Tensor) -> None:
+        if self._start_step is not None:
+            return
+        self._epoch_total = self._epoch_total + norm
+        if self._step % self._steps_per_epoch == 0:
+            mean = self._epoch_total / self._steps_per_epoch
+            self._started = self._started | (mean > self._epoch_before)
+            self._epoch_before, self._epoch_total = mean, torch.zeros_like(mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self._step,
+            "threshold": self._threshold.clone(),
+            "last_norms": self._last_norms.clone(),
+            "epoch_total": self._epoch_total.clone(),
+            "epoch_before": self._epoch_before.clone(),
+            "started": self._started.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._step = int(state["step"])
+        device = self._threshold.device
+        self._threshold = state["threshold"].to(device)
+        self._last_norms = state["last_norms"].to(device, copy=True)
+        self._epoch_total = state["epoch_total"].to(device)
+        self._epoch_before = state["epoch_before"].to(device)
+        self._started = state["started"].to(device)
