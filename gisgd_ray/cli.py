@@ -279,17 +279,28 @@ def _scalar(text: str) -> Any:
 
 
 def _help(path: str, owners: Sequence[tuple[Any, Any]]) -> str:
-    _, info = owners[0]
-    text = info.description or ""
-    if not path.endswith(".name"):
-        shown = info.default if isinstance(info.default, str) else json.dumps(info.default)
-        text += f" [{', '.join([*_bounds(info), f'default {shown}'])}]"
-    else:
-        text += f" [{', '.join(str(model.model_fields['name'].default) for model, _ in owners)}]"
-    if "Literal" in str(info.annotation) and not path.endswith(".name"):
+    if path.endswith(".name"):
+        names = ", ".join(str(model.model_fields["name"].default) for model, _ in owners)
+        return f"{owners[0][1].description or ''} [{names}]".replace("%", "%%")
+    # A field that several models or schemes have may mean something else in each.
+    meanings: dict[str, list[str]] = {}
+    for model, info in owners:
+        name = model.model_fields["name"].default if "name" in model.model_fields else ""
+        meanings.setdefault(_meaning(info), []).append(str(name))
+    if len(meanings) == 1:
+        return next(iter(meanings)).replace("%", "%%")
+    parts = [f"{', '.join(names)}: {meaning}" for meaning, names in meanings.items()]
+    return "; ".join(parts).replace("%", "%%")
+
+
+def _meaning(info: Any) -> str:
+    """What a field is, its bounds, default and options."""
+    shown = info.default if isinstance(info.default, str) else json.dumps(info.default)
+    text = f"{info.description or ''} [{', '.join([*_bounds(info), f'default {shown}'])}]"
+    if "Literal" in str(info.annotation):
         options = ", ".join(str(o) for o in getattr(info.annotation, "__args__", ()))
         text += f" ({options})"
-    return text.replace("%", "%%")
+    return text
 
 
 def _bounds(info: Any) -> list[str]:

@@ -6,7 +6,13 @@ Called from :mod:`gisgd_ray.config` once the sizes are known to be right.
 import json
 from typing import TYPE_CHECKING
 
-from gisgd_ray.consistency import INPUTS_AND_OUTPUTS, num_train_samples, planned_steps
+from gisgd_ray.consistency import (
+    INPUTS_AND_OUTPUTS,
+    NETWORK_THEOREMS,
+    num_train_samples,
+    planned_epoch_steps,
+    planned_steps,
+)
 
 if TYPE_CHECKING:
     from gisgd_ray.config import TrialConfig
@@ -39,16 +45,21 @@ def _check_images(config: "TrialConfig") -> None:
     shape, _ = INPUTS_AND_OUTPUTS[config.data.dataset]
     name = config.data.dataset
     if len(shape) != 3:
-        for field, asked in (
-            (f"model.name = {config.model.name!r}", config.model.name in SMALLEST_IMAGES),
-            (f"data.crop_padding = {config.data.crop_padding}", config.data.crop_padding > 0),
-            ("data.flip = true", config.data.flip),
-            ("scheme.name = 'adversarial'", config.scheme.name == "adversarial"),
+        model, padding = config.model.name, config.data.crop_padding
+        for field, asked, instead in (
+            (f"model.name = {model!r}", model in SMALLEST_IMAGES, "model.name = 'mlp'"),
+            (f"data.crop_padding = {padding}", padding > 0, "data.crop_padding = 0"),
+            ("data.flip = true", config.data.flip, "data.flip = false"),
+            (
+                "scheme.name = 'adversarial'",
+                config.scheme.name == "adversarial",
+                "scheme.name = 'sgd'",
+            ),
         ):
             if asked:
                 raise ValueError(
                     f"{field} needs images, and data.dataset = {name!r} has vectors; choose "
-                    "another data.dataset or leave it out"
+                    f"another data.dataset, or {instead}"
                 )
         return
     side = min(shape[1:])
@@ -59,10 +70,10 @@ def _check_images(config: "TrialConfig") -> None:
             f"pixels, and those of data.dataset = {name!r} are {side}x{side}; choose another "
             "data.dataset, or model.name = 'preactresnet18' or 'mlp'"
         )
-    if config.data.crop_padding > side:
+    if config.data.crop_padding >= side:
         raise ValueError(
             f"data.crop_padding = {config.data.crop_padding} leaves crops without any of the "
-            f"{side}x{side} image; choose at most {side}"
+            f"{side}x{side} image; choose at most {side - 1}"
         )
 
 
@@ -72,10 +83,10 @@ def _check_targets(config: "TrialConfig") -> None:
             "scheme.name = 'label_smoothing' needs classes, and data.dataset = 'teacher' has real "
             "targets; choose another scheme"
         )
-    if config.model.name == "linear" and config.scheme.name == "dropout":
+    if config.model.name in NETWORK_THEOREMS and config.scheme.name == "dropout":
         raise ValueError(
-            "scheme.name = 'dropout' drops units between layers, and model.name = 'linear' has one "
-            "layer; choose another scheme"
+            "scheme.name = 'dropout' drops units between layers, and model.name = "
+            f"{config.model.name!r} has one trained layer; choose another scheme"
         )
 
 
@@ -85,15 +96,23 @@ def _check_lag(config: "TrialConfig") -> None:
         return
     steps = planned_steps(config)
     if scheme.variant == "lag" and scheme.lag >= steps:
+        remedy = f"scheme.lag = {steps - 1} or less" if steps > 1 else "another variant"
         raise ValueError(
             f"scheme.lag = {scheme.lag} leaves no step with a norm that much earlier: training "
-            f"has {steps:,} steps at most; choose scheme.lag = {max(steps - 1, 1):,} or less"
+            f"has {steps:,} steps at most; choose {remedy}"
         )
-    epochs = config.training.max_epochs
-    if scheme.start_epoch is not None and scheme.start_epoch >= epochs:
+    epochs, start = config.training.max_epochs, scheme.start_epoch
+    if start is not None and start >= epochs:
         raise ValueError(
-            f"scheme.start_epoch = {scheme.start_epoch} starts no clipping within "
+            f"scheme.start_epoch = {start} starts no clipping within "
             f"training.max_epochs = {epochs}; choose at most {epochs - 1}, or null"
+        )
+    per_epoch = planned_epoch_steps(config)
+    if start is not None and start * per_epoch >= steps:
+        raise ValueError(
+            f"scheme.start_epoch = {start} starts no clipping within training.max_steps = "
+            f"{steps}, an epoch having {per_epoch}; choose at most {(steps - 1) // per_epoch}, "
+            "or null"
         )
 
 
@@ -120,16 +139,24 @@ def _check_dispersion(config: "TrialConfig") -> None:
     rest = n % b if t.last_batch == "keep" else 0
     smallest = min(b, rest or b)
     if groups > smallest:
-        which = "training.batch_size" if smallest == b else f"the last batch (n = {n}) of size"
-        remedy = f"measurement.dispersion_groups = {smallest} or less, " if smallest > 1 else ""
+        which, remedy = "training.batch_size", "or a larger batch size"
+        if smallest < b:
+            which = f"the last batch (n = {n}) of size"
+            remedy = "another batch size, or training.last_batch = 'drop'"
         raise ValueError(
             f"measurement.dispersion_groups = {groups} is more than {which} = {smallest}; choose "
-            f"{remedy}another batch size, or training.last_batch = 'drop'"
+            f"measurement.dispersion_groups = {smallest} or less, {remedy}"
         )
 
 
 def _check_replicas(config: "TrialConfig", replicas: int) -> None:
     t = config.training
+    if config.model.name in BATCHNORM_MODELS:
+        raise ValueError(
+            f"replicas = {replicas} needs a network that treats the samples of a batch one by one, "
+            f"and the BatchNorm of model.name = {config.model.name!r} mixes them; choose another "
+            "model, or replicas = null"
+        )
     for name, value, plain in (
         ("data.crop_padding", config.data.crop_padding, 0),
         ("data.flip", config.data.flip, False),

@@ -39,7 +39,7 @@ def test_without_tables_the_page_has_no_such_section(tmp_path: Path) -> None:
 
 
 def test_without_dispersion_the_page_says_why_there_are_no_bounds(tmp_path: Path) -> None:
-    row: dict[str, Any] = pages.finished("a")
+    row: dict[str, Any] = pages.finished("a", measurement__dispersion=False)
     row = {k: v for k, v in row.items() if not k.startswith(("bound/", "term/", "measure/"))}
     text = pages.write(tmp_path, [row])
     assert "This run measured no gradient dispersion, and so has no bounds." in text

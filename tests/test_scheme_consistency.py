@@ -181,19 +181,19 @@ def test_vgg16_is_not_built_for_small_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "shown", "fine"),
+    ("path", "value", "shown", "fine", "instead"),
     [
-        ("model.name", "vgg16", "'vgg16'", "mlp"),
-        ("model.name", "preactresnet18", "'preactresnet18'", "mlp"),
-        ("data.crop_padding", 1, "1", 0),
-        ("data.flip", True, "true", False),
-        ("scheme.name", "adversarial", "'adversarial'", "sgd"),
+        ("model.name", "vgg16", "'vgg16'", "mlp", "'mlp'"),
+        ("model.name", "preactresnet18", "'preactresnet18'", "mlp", "'mlp'"),
+        ("data.crop_padding", 1, "1", 0, "0"),
+        ("data.flip", True, "true", False, "false"),
+        ("scheme.name", "adversarial", "'adversarial'", "sgd", "'sgd'"),
     ],
 )
-def test_vectors_are_no_images(path: str, value: Any, shown: str, fine: Any) -> None:
+def test_vectors_are_no_images(path: str, value: Any, shown: str, fine: Any, instead: str) -> None:
     assert told({**TEACHER, path: value}) == (
         f"{path} = {shown} needs images, and data.dataset = 'teacher' has vectors; choose another "
-        "data.dataset or leave it out"
+        f"data.dataset, or {path} = {instead}"
     )
     assert validated({path: value, **IMAGES})
     assert validated({**TEACHER, path: fine})

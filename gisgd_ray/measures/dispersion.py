@@ -229,11 +229,6 @@ class StepMeter:
         if len(self._sizes) == self._capacity:
             self._flush()
 
-    def record(self, losses: Tensor, *, learning_rate: float) -> None:
-        """A step of plain SGD: :meth:`see` and :meth:`close`."""
-        self.see(losses)
-        self.close(learning_rate=learning_rate)
-
     def drain(self) -> StepSeries:
         """The steps recorded since the last call."""
         self._flush()
@@ -284,7 +279,8 @@ class StepMeter:
 
 
 def _to_float64(values: Tensor) -> Array:
-    return values.to("cpu", torch.float64).numpy()
+    # Always a copy: the buffers are written again, and the series must not change with them.
+    return values.to("cpu", torch.float64, copy=True).numpy()
 
 
 def subgaussian_constant(series: StepSeries) -> float:

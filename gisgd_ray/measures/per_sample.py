@@ -231,7 +231,9 @@ def _batchnorm_squares(layer: _BatchNorm, inputs: Tensor, gradient: Tensor) -> T
     centred = inputs - layer.running_mean.view(shape)
     normalised = centred * (layer.running_var + layer.eps).rsqrt().view(shape)
     places = list(range(2, inputs.dim()))
-    by_channel = torch.stack([gradient * normalised, gradient])
+    by_weight = [gradient * normalised] if layer.weight is not None else []
+    by_weight += [gradient] if layer.bias is not None else []
+    by_channel = torch.stack(by_weight)
     if places:
         by_channel = by_channel.sum(dim=[place + 1 for place in places])
     return by_channel.square().sum(dim=(0, 2))

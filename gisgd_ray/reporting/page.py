@@ -100,6 +100,7 @@ def write_page(
             for key, path in figures.items()
         ],
         paper_tables=paper_tables,
+        dispersion_off=_nowhere(trials, "measurement.dispersion"),
         claims=claims,
         level=f"{LEVEL * 100:g} %",
         columns=columns,
@@ -260,6 +261,13 @@ def _present(trials: pd.DataFrame) -> set[str]:
     """Names of the columns that have a value in some trial, without their noise stds."""
     filled = trials.columns[trials.notna().any()]
     return {str(name).partition("@")[0] for name in filled}
+
+
+def _nowhere(trials: pd.DataFrame, switch: str) -> bool:
+    """Whether a switch is off in every trial, and there is one."""
+    if switch not in trials.columns or trials.empty:
+        return False
+    return not trials[switch].fillna(True).astype(bool).any()
 
 
 def _data_facts(trials: pd.DataFrame) -> dict[str, str]:

@@ -112,5 +112,7 @@ def _affine_noise(
         eps=layer.eps,
     )
     shape = (*inputs.shape[:2], *[1] * (inputs.dim() - 2))
-    scale, shift = (normal_like(inputs.new_empty(shape)) for _ in range(2))
-    return normalised * scale + shift
+    noise = torch.zeros_like(normalised)
+    if layer.weight is not None:
+        noise = normalised * normal_like(inputs.new_empty(shape))
+    return noise if layer.bias is None else noise + normal_like(inputs.new_empty(shape))

@@ -1,7 +1,7 @@
 """Ratios measured side by side in one run; ``python -m tests.benchmarks [name ...]``.
 
-Every timing is the least of several repetitions that take turns, so that a busy moment of the
-machine hits all of them alike. The data are random, of MNIST's shape and size.
+Every timing is the least or the median of several repetitions that take turns, so that a busy
+moment of the machine hits all of them alike. The data are random, of MNIST's or CIFAR's shape.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 import ray
 import torch
 
-from tests.benchmarks import epoch, lockstep, memory, sensitivity, sweep_overhead, trace
+from tests.benchmarks import epoch, lockstep, memory, schemes, sensitivity, sweep_overhead, trace
 
 BENCHMARKS = {
     "epoch": epoch.run,
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "sensitivity": sensitivity.run,
     "lockstep": lockstep.run,
     "memory": memory.run,
+    "schemes": schemes.run,
     "sweep": sweep_overhead.run,
 }
 

@@ -1,0 +1,300 @@
+"""What the paper reads off Figures 4 and 9: dynamic gradient clipping under label noise.
+
+From the history of each trial, per seed (accuracies are fractions):
+
+    best     largest test accuracy of any measured epoch
+    final    test (or train) accuracy, the mean over the last tenth of the measured epochs
+    reached  first measured epoch at which the test accuracy is 95 % of the best without clipping
+    begun    last measured epoch before any gradient was clipped; infinite if none ever was
+
+A run with clipping is compared with the run without of the same seed: up to ``begun`` they are one.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gisgd_ray.claims import (
+    Claim,
+    count_below,
+    count_verdict,
+    interval_verdict,
+    joint_verdict,
+    mean_interval,
+)
+from gisgd_ray.claims.points import finished, numbers, points_after_start
+from gisgd_ray.panels import panels, setting_text
+from gisgd_ray.results import ResultTables, varying_fields
+
+TEST, TRAIN, FACTOR = "test/accuracy", "train/accuracy", "measure/gradient_factor"
+TOLERANCE = 2.0
+"""How many percentage points below its best a test accuracy still is near it."""
+CONVERGED = 0.95
+"""Share of the best test accuracy at which it counts as converged."""
+SLOWER = 1.25
+"""Up to this ratio of epochs one run converges as fast as another."""
+NO_PAIR = "no finished run without clipping of the same seed (n = 0)"
+
+Facts = pd.DataFrame
+"""One row per seed with a run with and one without clipping; columns end in _with, _without."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The trials of one panel that were trained by one scheme; they differ in the seed alone."""
+
+    label: str
+    trials: pd.DataFrame = field(repr=False)
+
+    @property
+    def setting(self) -> "pd.Series[Any]":
+        """A row of it, for what its trials have in common."""
+        return self.trials.iloc[0]
+
+    @property
+    def clips(self) -> bool:
+        return bool(self.setting["scheme.name"] == "clipping")
+
+    @property
+    def starts_by_itself(self) -> bool:
+        return self.clips and _start_epoch(self.setting) is None
+
+
+def figure_panels(trials: pd.DataFrame) -> dict[str, list[Variant]]:
+    """The figures' panels by title, one per model, dataset and noise level: their schemes."""
+    schemes = [column for column in trials.columns if column.startswith("scheme.")]
+    return {title: variants(group) for title, group in panels(trials, schemes).items()}
+
+
+def variants(panel: pd.DataFrame) -> list[Variant]:
+    """The schemes of one panel, those without clipping first, each under a label of its own."""
+    schemes = [column for column in panel.columns if column.startswith("scheme.")]
+    groups = [group for _, group in panel.groupby(schemes, sort=False, dropna=False)]
+    labels = [_label(group.iloc[0]) for group in groups]
+    found = []
+    for label, group in zip(labels, groups, strict=True):
+        alike = [g for name, g in zip(labels, groups, strict=True) if name == label]
+        differing = varying_fields(pd.concat(alike), besides=["seed"])
+        named = [label, *(setting_text(path, group[path].iloc[0]) for path in differing)]
+        found.append(Variant(", ".join(named), group))
+    return sorted(found, key=lambda variant: variant.clips)
+
+
+def _label(trial: "pd.Series[Any]") -> str:
+    if trial["scheme.name"] == "sgd":
+        return "SGD"
+    if trial["scheme.name"] != "clipping":
+        return str(trial["scheme.name"])
+    lag = trial["scheme.variant"] == "lag"
+    variant = f"lag of {trial['scheme.lag']:.0f} steps" if lag else "running minimum"
+    start = _start_epoch(trial)
+    return f"{variant}, {'automatic start' if start is None else f'from epoch {start:.0f}'}"
+
+
+def _start_epoch(trial: "pd.Series[Any]") -> float | None:
+    start = trial.get("scheme.start_epoch")
+    return None if start is None or pd.isna(start) else float(start)
+
+
+def begun(points: pd.DataFrame) -> float:
+    """Last measured epoch of a run before it clipped a gradient; infinite if it never did.
+
+    A point's factor is the mean over the steps since the point before, below 1 if any was scaled.
+    """
+    clipped = np.flatnonzero(numbers(points, FACTOR) < 1)
+    if len(clipped) == 0:
+        return math.inf
+    return float(points["epoch"].iloc[clipped[0] - 1]) if clipped[0] else 0.0
+
+
+def pairs(tables: ResultTables, with_clipping: Variant, without: Variant) -> Facts:
+    """What the claims compare, one row per seed of which there are both runs."""
+    runs = {
+        name: {
+            seed: points_after_start(tables, trials).dropna(subset=[TEST, TRAIN])
+            for seed, trials in variant.trials.groupby("seed")
+        }
+        for name, variant in (("with", with_clipping), ("without", without))
+    }
+    rows = []
+    for seed in runs["with"]:
+        both = {name: mine[seed] for name, mine in runs.items() if seed in mine}
+        if len(both) < 2 or any(points.empty for points in both.values()):
+            continue
+        level = CONVERGED * both["without"][TEST].max()
+        row = {"seed": seed, "begun": begun(both["with"]), "near": _last_near(both["without"])}
+        for name, points in both.items():
+            row[f"best_{name}"] = points[TEST].max()
+            row[f"final_{name}"] = _final(points[TEST])
+            row[f"gap_{name}"] = _final(points[TRAIN]) - _final(points[TEST])
+            row[f"reached_{name}"] = _first_at(points, level)
+        rows.append(row)
+    columns = ["seed", "begun", "near"]
+    columns += [f"{c}_{n}" for c in ("best", "final", "gap", "reached") for n in runs]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _final(values: "pd.Series[float]") -> float:
+    return float(values.iloc[-max(1, len(values) // 10) :].mean())
+
+
+def _first_at(points: pd.DataFrame, level: float) -> float:
+    above = points["epoch"][points[TEST] >= level]
+    return float(above.iloc[0]) if len(above) else math.inf
+
+
+def _last_near(points: pd.DataFrame) -> float:
+    near = points["epoch"][points[TEST] >= points[TEST].max() - TOLERANCE / 100]
+    return float(near.iloc[-1])
+
+
+def claims(tables: ResultTables) -> list[Claim]:
+    """Figures 4 and 9, for each panel and way of clipping: three claims, and one on its start."""
+    found = []
+    for title, schemes in figure_panels(finished(tables)).items():
+        plain = next((v for v in schemes if v.setting["scheme.name"] == "sgd"), None)
+        for variant in schemes:
+            if not variant.clips:
+                continue
+            facts = pairs(tables, variant, plain) if plain else None
+            asked = [_holds_accuracy, _smaller_gap, _converges_alike]
+            asked += [_starts_in_time] if variant.starts_by_itself else []
+            found += [claim(facts, f"{title}; {variant.label}") for claim in asked]
+    return found
+
+
+def _claim(facts: Facts | None, verdict: Callable[[Facts], tuple[str, Any]], **words: str) -> Claim:
+    """A claim whose ``verdict`` gives evidence and verdict; undecided without any pair."""
+    if facts is None or facts.empty:
+        return Claim(**words, evidence=NO_PAIR, verdict="undecided")
+    evidence, found = verdict(facts)
+    never = int(np.isinf(facts["begun"]).sum())
+    if never:
+        evidence += f"; clipping never began with {never} of {len(facts)} seeds"
+    return Claim(**words, evidence=evidence, verdict=found)
+
+
+def _holds_accuracy(facts: Facts | None, where: str) -> Claim:
+    """Statistic: best minus final test accuracy, with and without clipping. n: seeds.
+
+    Both are asked for: where plain SGD loses nothing there is nothing to hold. The best is one
+    epoch's, chosen for being largest, which makes every drop look larger than it is.
+    """
+
+    def verdict(facts: Facts) -> tuple[str, Any]:
+        best = facts[["best_with", "best_without"]].max(axis=1)
+        held = mean_interval(100 * (best - facts["final_with"]))
+        lost = mean_interval(100 * (facts["best_without"] - facts["final_without"]))
+        evidence = (
+            f"points below the best at the end: with clipping {held}, without {lost}; test "
+            f"accuracy {_percent(facts['final_with'])} with, {_percent(facts['final_without'])} "
+            f"without, best {_percent(best)}"
+        )
+        near = interval_verdict(held, TOLERANCE, side="below", deterministic=True)
+        drops = interval_verdict(lost, TOLERANCE, side="above", deterministic=True)
+        return evidence, joint_verdict(near, drops)
+
+    return _claim(
+        facts,
+        verdict,
+        text="Clipping holds the test accuracy near its best, while without it the accuracy "
+        f"drops ({where}).",
+        test=f"mean test accuracy of the last tenth of the epochs: with clipping under "
+        f"{TOLERANCE:g} percentage points below the best epoch of either run of the seed, without "
+        f"over {TOLERANCE:g} below its own best; the 95 % intervals over seeds whole on their "
+        "sides, one seed taken as it is",
+    )
+
+
+def _smaller_gap(facts: Facts | None, where: str) -> Claim:
+    """Statistic: final gap in accuracy with minus without clipping, by seed. n: seeds."""
+
+    def verdict(facts: Facts) -> tuple[str, Any]:
+        difference = mean_interval(100 * (facts["gap_with"] - facts["gap_without"]))
+        evidence = (
+            f"difference {difference} points; gap {_percent(facts['gap_with'])} with, "
+            f"{_percent(facts['gap_without'])} without"
+        )
+        return evidence, interval_verdict(difference, 0.0, side="below", deterministic=True)
+
+    return _claim(
+        facts,
+        verdict,
+        text=f"The train-test accuracy gap at the end is smaller with clipping ({where}).",
+        test="train − test accuracy, mean of the last tenth of the epochs, with minus without "
+        "clipping, paired by seed: below 0, with several seeds the whole 95 % interval; one seed "
+        "is taken as it is",
+    )
+
+
+def _converges_alike(facts: Facts | None, where: str) -> Claim:
+    """Statistic: count of seeds, ratio of epochs. n: seeds in which clipping could slow anything.
+
+    Until clipping begins the two runs are the same to the bit, so that a run which has converged by
+    then says nothing.
+    """
+
+    def verdict(facts: Facts) -> tuple[str, Any]:
+        early = facts[facts["begun"] < facts["reached_without"]]
+        evidence = (
+            f"reached at epoch {_listed(facts['reached_with'])} with clipping and "
+            f"{_listed(facts['reached_without'])} without; clipping began after epoch "
+            f"{_listed(facts['begun'])}"
+        )
+        if early.empty:
+            evidence += ": too late to change it, whatever clipping does (n = 0)"
+            return evidence, "undecided"
+        alike = count_below(early["reached_with"], SLOWER * early["reached_without"], strict=False)
+        evidence += f"; as fast with {alike.k} of the {alike.n} seeds in which it began before"
+        return evidence, count_verdict(alike)
+
+    return _claim(
+        facts,
+        verdict,
+        text=f"Clipping does not change the speed at which test accuracy converges ({where}).",
+        test=f"epochs to {100 * CONVERGED:g} % of the best test accuracy without clipping: with it "
+        f"at most {SLOWER:g} times as many, at every seed in which clipping began before; a count",
+    )
+
+
+def _starts_in_time(facts: Facts | None, where: str) -> Claim:
+    """Statistic: count of seeds whose start lies in the window. n: seeds.
+
+    The window opens when plain SGD has converged and closes when it is near its best for the last
+    time: clipping before it stops learning, clipping after it comes too late.
+    """
+
+    def verdict(facts: Facts) -> tuple[str, Any]:
+        early = int((facts["begun"] < facts["reached_without"]).sum())
+        late = int((facts["begun"] > facts["near"]).sum())
+        in_time = len(facts) - early - late
+        evidence = (
+            f"in time with {in_time} of {len(facts)} seeds, too early with {early}, too late or "
+            f"never with {late}; started after epoch {_listed(facts['begun'])}, SGD converged at "
+            f"epoch {_listed(facts['reached_without'])} and near its best until "
+            f"{_listed(facts['near'])}"
+        )
+        return evidence, "holds" if in_time == len(facts) else "fails"
+
+    return _claim(
+        facts,
+        verdict,
+        text="The growth of an epoch's mean gradient norm tells when clipping is to start "
+        f"({where}).",
+        test=f"the start lies between the epoch at which SGD reaches {100 * CONVERGED:g} % of its "
+        f"best test accuracy and the last at which it is within {TOLERANCE:g} percentage points "
+        "of its best, at every seed; a count",
+    )
+
+
+def _percent(fractions: "pd.Series[float]") -> str:
+    return f"{100 * fractions.mean():.1f} %"
+
+
+def _listed(epochs: "pd.Series[float]") -> str:
+    """Epochs of the seeds in order, as in "4, 5, never"."""
+    return ", ".join("never" if math.isinf(e) else f"{e:g}" for e in epochs)

@@ -1,0 +1,240 @@
+"""Figures 4 and 9: does dynamic gradient clipping stop the memorising of noisy labels?
+
+    python sweeps/clipping.py --scale laptop     # bundled digits: 7 minutes on 2 cores
+    python sweeps/clipping.py --scale paper      # MNIST and CIFAR-10
+
+Train and test accuracy along training with a fraction 0.2 or 0.4 of the train and test labels
+redrawn at random, for the MLP (Wang & Mao, ICLR 2022, Figure 4) and AlexNet (Figure 9), by
+
+    SGD
+    clipping, running minimum    Algorithm 1      gisgd_ray.schemes.clipping
+    clipping, lag of K steps     section 5        gisgd_ray.schemes.clipping
+
+each with the mean and the std over seeds; a triangle shows after which epoch clipping began
+(gisgd_ray.claims.figure4.begun). Clipping starts where the gradient norm first grows from one epoch
+to the next (appendix E.5), or at the epoch T_c of the authors' commands: 15 for the MLP, 20 for
+AlexNet, with K or the initial threshold G = 50. Those commands also have momentum 0.9 and Xavier
+initialisation, which the paper's text does not: --training.momentum 0.9
+--training.initialization xavier.
+"""
+
+import sys
+import textwrap
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from gisgd_ray.claims.figure4 import TEST, TRAIN, Variant, begun, claims, figure_panels
+from gisgd_ray.claims.points import finished, points_after_start
+from gisgd_ray.config import TrialConfig
+from gisgd_ray.errors import UserError
+from gisgd_ray.reporting.figures import COLOURS, curve, new_figure, style
+from gisgd_ray.reporting.numbers import format_setting
+from gisgd_ray.results import ResultTables
+from gisgd_ray.search_space import SearchSpace
+from gisgd_ray.sweep import Sweep, main
+
+COMMON = {
+    "data.label_noise": [0.2, 0.4],
+    # Every run goes on to the last epoch, memorised or not: curves end alike.
+    "training.stop_loss": None,
+    "training.stop_at_full_accuracy": False,
+}
+SGD = {"scheme.name": "sgd"}
+CLIPPING = {"scheme.name": "clipping", "scheme.factor": 0.1}
+AUTOMATIC = {**CLIPPING, "scheme.variant": "running_minimum", "scheme.start_epoch": None}
+
+
+def running_minimum(start_epoch: int) -> dict[str, object]:
+    """Algorithm 1 as in the authors' commands."""
+    return {**AUTOMATIC, "scheme.start_epoch": start_epoch, "scheme.initial_threshold": 50.0}
+
+
+def lag(start_epoch: int) -> dict[str, object]:
+    """Section 5's variant as in the authors' commands."""
+    start = {"scheme.start_epoch": start_epoch}
+    return {**CLIPPING, "scheme.variant": "lag", "scheme.lag": 50, **start}
+
+
+LAPTOP_MLP = {
+    **COMMON,
+    "data.dataset": "mnist5k",
+    "model.name": "mlp",
+    "training.learning_rate": 0.1,
+    "training.max_epochs": 60,
+}
+# 4,000 digits are memorised sooner than 60,000: SGD is at its best after two to five epochs, and
+# T_c = 15 would be too late. There the running minimum's automatic start is no other than T_c.
+LAPTOP_MLP_START = 5
+# 1,000 digits and 256 units before the output: AlexNet's convolutions are slow without a GPU. From
+# Xavier's and PyTorch's initialisation SGD stays at chance for many epochs, where the automatic
+# start makes it stay for good. Nothing but the accuracies is measured.
+LAPTOP_ALEXNET = {
+    **COMMON,
+    "data.dataset": "mnist5k",
+    "data.train_fraction": 0.25,
+    "model.name": "alexnet",
+    "model.filters": 8,
+    "model.hidden": 256,
+    "training.initialization": "kaiming",
+    "training.learning_rate": 0.02,
+    "training.batch_size": 50,
+    "training.max_epochs": 40,
+    "training.evaluation.every": 2,
+    "measurement.dispersion": False,
+    "measurement.hessian_trace": "off",
+    "measurement.flatness": False,
+    "measurement.smoothness": False,
+}
+LAPTOP = {
+    "mlp_sgd": SearchSpace(fields={**LAPTOP_MLP, **SGD}, seeds=4),
+    "mlp_running_minimum": SearchSpace(fields={**LAPTOP_MLP, **AUTOMATIC}, seeds=4),
+    "mlp_lag": SearchSpace(fields={**LAPTOP_MLP, **lag(LAPTOP_MLP_START)}, seeds=4),
+    "alexnet_sgd": SearchSpace(fields={**LAPTOP_ALEXNET, **SGD}, seeds=3),
+    "alexnet_running_minimum": SearchSpace(fields={**LAPTOP_ALEXNET, **AUTOMATIC}, seeds=3),
+    "alexnet_running_minimum_20": SearchSpace(
+        fields={**LAPTOP_ALEXNET, **running_minimum(20)}, seeds=3
+    ),
+    "alexnet_lag": SearchSpace(fields={**LAPTOP_ALEXNET, **lag(20)}, seeds=3),
+}
+
+PAPER_MLP = {
+    **COMMON,
+    "data.dataset": "mnist",
+    "model.name": "mlp",
+    "training.learning_rate": 0.01,
+    "training.max_epochs": 500,
+}
+PAPER_ALEXNET = {
+    **COMMON,
+    "data.dataset": "cifar10",
+    "model.name": "alexnet",
+    "training.learning_rate": 0.001,
+    "training.max_epochs": 200,
+}
+PAPER = {
+    "mlp_sgd": SearchSpace(fields={**PAPER_MLP, **SGD}),
+    "mlp_running_minimum": SearchSpace(fields={**PAPER_MLP, **AUTOMATIC}),
+    "mlp_running_minimum_15": SearchSpace(fields={**PAPER_MLP, **running_minimum(15)}),
+    "mlp_lag": SearchSpace(fields={**PAPER_MLP, **lag(15)}),
+    "alexnet_sgd": SearchSpace(fields={**PAPER_ALEXNET, **SGD}),
+    "alexnet_running_minimum": SearchSpace(fields={**PAPER_ALEXNET, **AUTOMATIC}),
+    "alexnet_running_minimum_20": SearchSpace(fields={**PAPER_ALEXNET, **running_minimum(20)}),
+    "alexnet_lag": SearchSpace(fields={**PAPER_ALEXNET, **lag(20)}),
+}
+
+
+def check(config: TrialConfig) -> None:
+    """The runs of a panel are compared at their last epoch, which must be the same."""
+    t = config.training
+    for name, value, off in (
+        ("stop_loss", t.stop_loss, None),
+        ("stop_at_full_accuracy", t.stop_at_full_accuracy, False),
+    ):
+        if value is not off:
+            raise UserError(
+                f"training.{name} = {format_setting(value)} may end runs with and without clipping "
+                "at different epochs, and Figures 4 and 9 compare them at their end; choose "
+                f"{format_setting(off)}"
+            )
+
+
+def plot(tables: ResultTables) -> dict[str, Figure]:
+    """Figure 4 (MLP) and Figure 9 (AlexNet), each with a panel per dataset and noise level."""
+    found = figure_panels(finished(tables))
+    figures = {
+        name: {
+            title: schemes
+            for title, schemes in found.items()
+            if (schemes[0].setting["model.name"] == "alexnet") == (name == "figure9")
+        }
+        for name in ("figure4", "figure9")
+    }
+    return {name: _figure(tables, shown) for name, shown in figures.items() if shown}
+
+
+def _figure(tables: ResultTables, shown: dict[str, list[Variant]]) -> Figure:
+    places = _places([variant for schemes in shown.values() for variant in schemes])
+    rows = (len(shown) + 1) // 2
+    with style():
+        figure = new_figure(6.8, 2.7 * rows + 0.5)
+        axes = figure.subplots(rows, 2, squeeze=False, sharey=True)
+        for axis in axes.flat[len(shown) :]:
+            axis.set_visible(False)
+        for i, (axis, (title, schemes)) in enumerate(zip(axes.flat, shown.items(), strict=False)):
+            for variant in schemes:
+                points = points_after_start(tables, variant.trials)
+                _curves(axis, points, places[variant.label])
+            axis.set_title(textwrap.fill(f"({chr(ord('a') + i)}) {title}", 44))
+            axis.set_xlabel("epoch")
+            axis.set_ylabel("accuracy")
+        handles = [Line2D([], [], color=_colour(at), label=name) for name, at in places.items()]
+        figure.legend(handles=handles + KEY, loc="outside lower center", ncols=2)
+    return figure
+
+
+GREY = "#555555"
+KEY = [
+    Line2D([], [], color=GREY, label="test accuracy"),
+    Line2D([], [], color=GREY, linestyle="--", label="train accuracy"),
+    Line2D([], [], color=GREY, linestyle="none", marker="^", label="clipping begins (each seed)"),
+]
+
+
+def _places(variants: list[Variant]) -> dict[str, int]:
+    """Colours by label: black without clipping, then the same for the same way of clipping."""
+    preferred = {("running_minimum", True): 0, ("lag", False): 1, ("running_minimum", False): 2}
+    places: dict[str, int] = {}
+    for variant in variants:
+        way = (str(variant.setting.get("scheme.variant")), variant.starts_by_itself)
+        wanted = preferred.get(way, 3) if variant.clips else len(COLOURS) - 1
+        free = [i for i in range(len(COLOURS)) if i not in places.values()]
+        place = wanted if wanted in free or not free else free[0]
+        places.setdefault(variant.label, place)
+    return places
+
+
+def _colour(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]
+
+
+def _curves(axis: Axes, points: pd.DataFrame, place: int) -> None:
+    """One scheme: test accuracy, train accuracy dashed, and where it began to clip."""
+    curve(axis, points, "epoch", TEST, label="", place=place, marked=False)
+    before = len(axis.lines)
+    curve(axis, points, "epoch", TRAIN, label="", place=place, marked=False)
+    for line in axis.lines[before:]:
+        line.set_linestyle("--")
+    for _, run in points.groupby("trial_id"):
+        axis.plot(
+            begun(run),
+            0.02 + 0.05 * (place % len(COLOURS)),
+            color=_colour(place),
+            marker="^",
+            linestyle="none",
+            transform=axis.get_xaxis_transform(),
+        )
+
+
+SWEEP = Sweep(
+    name="clipping",
+    item="Figures 4 and 9",
+    description="Figures 4 and 9: train and test accuracy along training with noisy labels, with "
+    "and without dynamic gradient clipping.",
+    panels={"laptop": LAPTOP, "paper": PAPER},
+    plot=plot,
+    claims=claims,
+    check=check,
+    captions={
+        name: f"{model}: test accuracy (solid) and train accuracy (dashed) along training, with "
+        "label noise in both splits, by SGD and by dynamic gradient clipping with α = 0.1. "
+        "Triangles: the last measured epoch before a gradient was clipped. With several seeds, "
+        "means with one standard deviation shaded."
+        for name, model in (("figure4", "MLP"), ("figure9", "AlexNet"))
+    },
+)
+
+if __name__ == "__main__":
+    sys.exit(main(SWEEP))

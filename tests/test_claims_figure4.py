@@ -1,0 +1,277 @@
+"""Figures 4 and 9's claims: dynamic clipping against SGD, seed by seed."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from gisgd_ray.claims import Claim, figure4
+from tests.tables import NO_TRIALS, Tables, history, trial
+
+EPOCHS = 20
+SCHEMES: dict[str, dict[str, Any]] = {
+    "sgd": {"scheme__name": "sgd"},
+    "automatic": {"scheme__name": "clipping", "scheme__variant": "running_minimum"},
+    "explicit": {
+        "scheme__name": "clipping",
+        "scheme__variant": "running_minimum",
+        "scheme__start_epoch": 5.0,
+    },
+    "lag": {
+        "scheme__name": "clipping",
+        "scheme__variant": "lag",
+        "scheme__lag": 50.0,
+        "scheme__start_epoch": 5.0,
+    },
+}
+
+Run = tuple[dict[str, Any], pd.DataFrame]
+
+RISE = [0.1, 0.5, 0.7, 0.8]
+"""Test accuracy at epochs 0 to 3, the best it gets; 95 % of it is reached at epoch 3."""
+
+
+def run(
+    scheme: str,
+    *,
+    test: Sequence[float] = (),
+    train: float | Sequence[float] = 0.8,
+    start: int | None = 3,
+    seed: int = 0,
+    **fields: Any,
+) -> Run:
+    """A trial and its points after every epoch; the last test accuracy stays till the end.
+
+    ``start``: clipping's first epochs without it; None: never clips.
+    """
+    name = "/".join([scheme, str(seed), *map(str, fields.values())])
+    values = [*test, *[test[-1]] * (EPOCHS + 1 - len(test))]
+    clips = scheme != "sgd" and start is not None
+    factors = [0.1 if clips and epoch > (start or 0) else math.nan for epoch in range(EPOCHS + 1)]
+    points = history(
+        name,
+        epoch=[float(epoch) for epoch in range(EPOCHS + 1)],
+        test__accuracy=values,
+        train__accuracy=[train] * (EPOCHS + 1) if isinstance(train, float) else train,
+        measure__gradient_factor=factors,
+    )
+    return trial(name, seed=seed, **SCHEMES[scheme] | fields), points
+
+
+def tables(*runs: Run) -> Tables:
+    return Tables(
+        pd.DataFrame([row for row, _ in runs]),
+        pd.concat([points for _, points in runs], ignore_index=True),
+    )
+
+
+def claims(*runs: Run) -> list[Claim]:
+    return figure4.claims(tables(*runs))
+
+
+def papers_pair(scheme: str = "automatic", seeds: int = 3, **fields: Any) -> list[Run]:
+    """SGD memorises after epoch 3, and clipping from there keeps it at 79 %."""
+    found = []
+    for seed in range(seeds):
+        off = 0.001 * seed
+        sgd = run("sgd", test=[*RISE, 0.7 + off], train=1.0, seed=seed, **fields)
+        clipped = run(scheme, test=[*RISE, 0.79 - off], seed=seed, **fields)
+        found += [sgd, clipped]
+    return found
+
+
+def test_schemes_come_apart_with_sgd_first() -> None:
+    runs = [run(name, test=RISE) for name in ("lag", "automatic", "sgd", "explicit")]
+    (schemes,) = figure4.figure_panels(tables(*runs).trials).values()
+    assert [v.label for v in schemes] == [
+        "SGD",
+        "lag of 50 steps, from epoch 5",
+        "running minimum, automatic start",
+        "running minimum, from epoch 5",
+    ]
+    assert [v.starts_by_itself for v in schemes] == [False, False, True, False]
+
+
+def test_what_else_differs_between_schemes_is_in_their_labels() -> None:
+    runs = [
+        run("automatic", test=RISE, seed=seed, scheme__factor=factor)
+        for seed in (0, 1)
+        for factor in (0.1, 0.5)
+    ]
+    (schemes,) = figure4.figure_panels(tables(*runs).trials).values()
+    assert {v.label: list(v.trials["seed"]) for v in schemes} == {
+        "running minimum, automatic start, factor = 0.1": [0, 1],
+        "running minimum, automatic start, factor = 0.5": [0, 1],
+    }
+
+
+@pytest.mark.parametrize(
+    ("factors", "epochs", "expected"),
+    [
+        ([math.nan, math.nan, 0.9, 0.1], [1, 2, 3, 4], 2.0),
+        ([math.nan, math.nan, 0.9, math.nan], [2, 4, 6, 8], 4.0),
+        ([0.5, 0.1, 0.1, 0.1], [1, 2, 3, 4], 0.0),
+        ([math.nan, 1.0, 1.0, math.nan], [1, 2, 3, 4], math.inf),
+    ],
+)
+def test_clipping_began_after_the_last_point_before_a_scaled_gradient(
+    factors: list[float], epochs: list[float], expected: float
+) -> None:
+    points = pd.DataFrame({"epoch": epochs, figure4.FACTOR: factors})
+    assert figure4.begun(points) == expected
+    assert figure4.begun(points[["epoch"]]) == math.inf
+
+
+def test_claims_hold_on_the_paper_s_picture() -> None:
+    held, gap, speed, start = claims(*papers_pair())
+    assert (held.verdict, gap.verdict, start.verdict) == ("holds", "holds", "holds")
+    assert held.text.endswith("(MLP on mnist; running minimum, automatic start).")
+    # Best 80 %; the finals are 79, 78.9, 78.8 % with clipping and 70, 70.1, 70.2 % without.
+    assert held.evidence == (
+        "points below the best at the end: with clipping 1.10 (0.85 to 1.35 over n = 3 seeds), "
+        "without 9.9 (9.7 to 10 over n = 3 seeds); test accuracy 78.9 % with, 70.1 % without, "
+        "best 80.0 %"
+    )
+    # 80 - 78.9 = 1.1 and 100 - 70.1 = 29.9 points.
+    assert gap.evidence.startswith("difference -29 (-29 to -28 over n = 3 seeds) points; gap 1.1 %")
+    assert start.evidence == (
+        "in time with 3 of 3 seeds, too early with 0, too late or never with 0; started after "
+        "epoch 3, 3, 3, SGD converged at epoch 3, 3, 3 and near its best until 3, 3, 3"
+    )
+    # Until it began the runs are one: that they converge alike says nothing.
+    assert speed.verdict == "undecided"
+    assert "too late to change it" in speed.evidence
+
+
+def test_only_an_automatic_start_is_judged() -> None:
+    assert len(claims(*papers_pair("automatic"))) == 4
+    assert [c.verdict for c in claims(*papers_pair("lag"))] == ["holds", "holds", "undecided"]
+
+
+def test_accuracy_that_is_not_held_fails() -> None:
+    sgd = [run("sgd", test=[*RISE, 0.7 + s / 1000], seed=s) for s in range(3)]
+    falls = [run("lag", test=[*RISE, 0.75 + s / 1000], seed=s) for s in range(3)]
+    assert claims(*sgd, *falls)[0].verdict == "fails"
+
+
+def test_a_run_that_stays_at_its_own_low_best_has_not_held_the_accuracy() -> None:
+    """Clipping that begins before anything is learnt loses nothing of its own."""
+    sgd = [run("sgd", test=[*RISE, 0.7 + s / 1000], train=1.0, seed=s) for s in range(3)]
+    stuck = [run("automatic", test=[0.1], start=0, seed=s) for s in range(3)]
+    held, _, speed, start = claims(*sgd, *stuck)
+    assert (held.verdict, speed.verdict, start.verdict) == ("fails", "fails", "fails")
+    assert "too early with 3" in start.evidence
+    assert "reached at epoch never, never, never with clipping" in speed.evidence
+
+
+def test_nothing_is_held_where_sgd_loses_nothing() -> None:
+    runs = [run(name, test=RISE, seed=s) for s in range(3) for name in ("sgd", "lag")]
+    held, gap, _ = claims(*runs)
+    assert held.verdict == "fails"
+    assert held.evidence.startswith("points below the best at the end: with clipping 0 (0 to 0")
+    assert gap.verdict == "undecided"
+
+
+def test_a_drop_within_the_tolerance_is_no_drop() -> None:
+    sgd = [run("sgd", test=[*RISE, 0.79 + s / 1000], seed=s) for s in range(3)]
+    held = [run("lag", test=[*RISE, 0.795 + s / 1000], seed=s) for s in range(3)]
+    assert claims(*sgd, *held)[0].verdict == "fails"
+
+
+def test_the_end_is_the_last_tenth_of_the_epochs() -> None:
+    """Of 20 points two: one bad epoch counts half."""
+    ends = [0.8] * 18 + [0.6, 0.7]
+    sgd = run("sgd", test=[0.1, *ends], train=1.0)
+    clipped = run("lag", test=[0.1, *ends[:-1], 0.6], train=[0.5] * 19 + [0.8, 0.9])
+    held, gap, _ = claims(sgd, clipped)
+    assert "test accuracy 60.0 % with, 65.0 % without, best 80.0 %" in held.evidence
+    assert gap.evidence.endswith("gap 25.0 % with, 35.0 % without")
+
+
+def test_runs_are_compared_with_the_run_of_their_own_seed() -> None:
+    """Seeds far apart, each with a gap smaller by one to three points."""
+    runs = []
+    for seed in range(3):
+        test, closer = 0.1 + 0.3 * seed, 0.01 * (1 + seed)
+        sgd = run("sgd", test=[test], train=test + 0.1 * seed, seed=seed)
+        runs += [sgd, run("lag", test=[test + closer], train=test + 0.1 * seed, seed=seed)]
+    gap = claims(*runs)[1]
+    assert gap.evidence.startswith("difference -2.0 (-4.5 to 0.48 over n = 3 seeds) points")
+    unpaired = [run("sgd", test=[0.9], seed=7), run("lag", test=[0.1], seed=8)]
+    assert claims(*runs, *unpaired)[1].evidence == gap.evidence
+
+
+def test_one_seed_is_taken_as_it_is_and_two_that_disagree_are_not() -> None:
+    assert [c.verdict for c in claims(*papers_pair(seeds=1))[:2]] == ["holds", "holds"]
+    sgd = [run("sgd", test=[*RISE, 0.7], seed=s) for s in range(2)]
+    apart = [run("lag", test=[*RISE, 0.8 - 0.015 * s], seed=s) for s in range(2)]
+    assert claims(*sgd, *apart)[0].verdict == "undecided"
+
+
+LEARNS = [0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.78, 0.8]
+"""SGD is at 95 % of its best, 0.76, at epoch 7."""
+
+
+@pytest.mark.parametrize(
+    ("reached", "verdict"), [(6, "holds"), (8, "holds"), (9, "fails"), (15, "fails")]
+)
+def test_clipping_that_begins_early_may_take_a_quarter_more_epochs(
+    reached: int, verdict: str
+) -> None:
+    slow = [0.1, 0.3, 0.4] + [0.5] * (reached - 3) + [0.78]
+    runs = []
+    for seed in range(2):
+        runs += [run("sgd", test=LEARNS, seed=seed), run("lag", test=slow, start=2, seed=seed)]
+    speed = claims(*runs)[2]
+    assert speed.verdict == verdict
+    k = 2 if verdict == "holds" else 0
+    assert speed.evidence.endswith(f"as fast with {k} of the 2 seeds in which it began before")
+
+
+def test_only_seeds_that_clip_before_they_converge_tell_of_the_speed() -> None:
+    late = [run("sgd", test=LEARNS), run("lag", test=LEARNS, start=7)]
+    assert claims(*late)[2].verdict == "undecided"
+    early = [run("sgd", test=LEARNS, seed=1), run("lag", test=LEARNS, start=6, seed=1)]
+    speed = claims(*late, *early)[2]
+    assert speed.verdict == "holds"
+    assert speed.evidence.endswith("as fast with 1 of the 1 seeds in which it began before")
+
+
+@pytest.mark.parametrize(
+    ("start", "verdict", "words"),
+    [
+        (6, "fails", "in time with 0 of 1 seeds, too early with 1, too late or never with 0"),
+        (7, "holds", "in time with 1 of 1 seeds"),
+        (10, "holds", "in time with 1 of 1 seeds"),
+        (11, "fails", "in time with 0 of 1 seeds, too early with 0, too late or never with 1"),
+        (None, "fails", "clipping never began with 1 of 1 seeds"),
+    ],
+)
+def test_a_start_is_in_time_between_convergence_and_the_drop(
+    start: int | None, verdict: str, words: str
+) -> None:
+    """SGD is within two points of its best from epoch 7 to epoch 10, and then no more."""
+    sgd = run("sgd", test=[*LEARNS, 0.8, 0.79, 0.7])
+    found = claims(sgd, run("automatic", test=LEARNS, start=start))[3]
+    assert found.verdict == verdict
+    assert words in found.evidence
+
+
+def test_noise_levels_and_models_have_claims_of_their_own() -> None:
+    good = papers_pair(data__label_noise=0.2)
+    bad = [run(n, test=[*RISE, 0.6], data__label_noise=0.4) for n in ("sgd", "automatic")]
+    found = claims(*good, *bad)
+    assert [c.verdict for c in found[::4]] == ["holds", "fails"]
+    assert "MLP on mnist, label_noise = 0.4; running minimum" in found[4].text
+
+
+def test_without_a_finished_run_of_sgd_nothing_is_decided() -> None:
+    alone = claims(*[pair for pair in papers_pair() if pair[0]["scheme.name"] == "clipping"])
+    assert {(c.verdict, c.evidence) for c in alone} == {("undecided", figure4.NO_PAIR)}
+    found = tables(*papers_pair(seeds=1))
+    found.trials["status"] = "diverged"
+    assert figure4.claims(found) == []
+    assert figure4.claims(NO_TRIALS) == []
+    assert claims(run("sgd", test=RISE)) == []
