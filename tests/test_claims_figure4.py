@@ -174,10 +174,10 @@ def test_nothing_is_held_where_sgd_loses_nothing() -> None:
     assert gap.verdict == "undecided"
 
 
-def test_a_drop_within_the_tolerance_is_no_drop() -> None:
+def test_a_drop_of_sgd_within_the_tolerance_of_its_own_best_is_no_drop() -> None:
     sgd = [run("sgd", test=[*RISE, 0.79 + s / 1000], seed=s) for s in range(3)]
-    held = [run("lag", test=[*RISE, 0.795 + s / 1000], seed=s) for s in range(3)]
-    assert claims(*sgd, *held)[0].verdict == "fails"
+    better = [run("lag", test=[*RISE, 0.84 + s / 1000], seed=s) for s in range(3)]
+    assert claims(*sgd, *better)[0].verdict == "fails"
 
 
 def test_the_end_is_the_last_tenth_of_the_epochs() -> None:
@@ -253,7 +253,7 @@ def test_a_start_is_in_time_between_convergence_and_the_drop(
     start: int | None, verdict: str, words: str
 ) -> None:
     """SGD is within two points of its best from epoch 7 to epoch 10, and then no more."""
-    sgd = run("sgd", test=[*LEARNS, 0.8, 0.79, 0.7])
+    sgd = run("sgd", test=[*LEARNS, 0.8, 0.79, 0.77])
     found = claims(sgd, run("automatic", test=LEARNS, start=start))[3]
     assert found.verdict == verdict
     assert words in found.evidence
