@@ -10,8 +10,8 @@ Figure 3), along training, mean and std over seeds:
     V_t, mean over the steps between two points (right axis)     gisgd_ray.measures.dispersion
 
 and the valley of V (gisgd_ray.claims.figure3.find_valley) beside the best test accuracy. Nothing
-else is measured. The paper's text has no momentum, its authors' code 0.9, without which AlexNet does
-not memorise CIFAR-10 in 200 epochs at this learning rate: the paper scale takes it for AlexNet.
+else is measured. The paper's text has no momentum, its authors' code 0.9, without which AlexNet
+does not memorise CIFAR-10 in 200 epochs at this learning rate: at the paper scale AlexNet has it.
 """
 
 import sys

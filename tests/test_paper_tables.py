@@ -10,7 +10,7 @@ from rich.console import Console
 from gisgd_ray import cli
 from gisgd_ray.reporting.tables import Row, Table, for_terminal
 from gisgd_ray.sweep import make_plan
-from sweeps import lr_batch, regularizers
+from sweeps import clipping, double_descent, lr_batch, regularizers
 from tests import pages
 
 TABLE = Table(
@@ -54,7 +54,7 @@ def test_the_terminal_shows_every_cell() -> None:
 
 
 def test_every_trial_of_a_sweep_has_a_label_of_its_own() -> None:
-    for sweep in (regularizers.SWEEP, lr_batch.SWEEP):
+    for sweep in (regularizers.SWEEP, clipping.SWEEP, double_descent.SWEEP, lr_batch.SWEEP):
         options = cli.parse([], prog=sweep.name, description=sweep.description)
         plan = make_plan(sweep, options, "laptop")
         labels = [plan.labels[config.trial_id] for config in plan.trials]

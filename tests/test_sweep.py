@@ -212,6 +212,8 @@ def test_a_disk_that_fills_while_the_page_is_written(
         ("linear_relu", ["--model.name", "mlp"], "Theorem 3 of model 'linear'"),
         ("linear_relu", ["--measurement.network_theorem", "off"], "Figures 7 and 8 show"),
         ("trajectory", ["--measurement.noise_stds", "1e39"], "at most 1e6"),
+        ("double_descent", ["--measurement.dispersion", "false"], "measurement.dispersion = false"),
+        ("clipping", ["--training.stop_loss", "0.01"], "training.stop_loss = 0.01 may end runs"),
     ],
 )
 def test_what_a_figure_cannot_show_is_refused_before_anything_starts(
@@ -226,7 +228,17 @@ def test_what_a_figure_cannot_show_is_refused_before_anything_starts(
 
 
 @pytest.mark.parametrize(
-    "script", ["lr_batch", "trajectory", "bound_verification", "stochastic", "linear_relu"]
+    "script",
+    [
+        "lr_batch",
+        "trajectory",
+        "bound_verification",
+        "stochastic",
+        "linear_relu",
+        "double_descent",
+        "clipping",
+        "regularizers",
+    ],
 )
 @pytest.mark.parametrize("scale", ["laptop", "paper"])
 def test_every_sweep_is_planned_at_both_scales(
