@@ -101,13 +101,19 @@ def _check_lag(config: "TrialConfig") -> None:
             f"scheme.lag = {scheme.lag} leaves no step with a norm that much earlier: training "
             f"has {steps:,} steps at most; choose {remedy}"
         )
+    per_epoch = planned_epoch_steps(config)
+    if scheme.start_epoch is None and steps <= 2 * per_epoch:
+        raise ValueError(
+            "scheme.start_epoch = null compares the mean gradient norms of two epochs and begins "
+            f"in the third, and training has {steps} steps at most, an epoch having {per_epoch}; "
+            "choose scheme.start_epoch = 0, or more epochs"
+        )
     epochs, start = config.training.max_epochs, scheme.start_epoch
     if start is not None and start >= epochs:
         raise ValueError(
             f"scheme.start_epoch = {start} starts no clipping within "
             f"training.max_epochs = {epochs}; choose at most {epochs - 1}, or null"
         )
-    per_epoch = planned_epoch_steps(config)
     if start is not None and start * per_epoch >= steps:
         raise ValueError(
             f"scheme.start_epoch = {start} starts no clipping within training.max_steps = "

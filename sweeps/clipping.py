@@ -2,6 +2,7 @@
 
     python sweeps/clipping.py --scale laptop     # bundled digits: 7 minutes on 2 cores
     python sweeps/clipping.py --scale paper      # MNIST and CIFAR-10
+    python sweeps/clipping.py --scale laptop --seeds 1 --training.max_epochs 22    # the shortest
 
 Train and test accuracy along training with a fraction 0.2 or 0.4 of the train and test labels
 redrawn at random, for the MLP (Wang & Mao, ICLR 2022, Figure 4) and AlexNet (Figure 9), by

@@ -144,7 +144,7 @@ def _table(title: str, panel: pd.DataFrame) -> Table:
     shown = dataset if same else "cifar10"
     by_scheme = panel.groupby("scheme", sort=False)["accuracy"]
     means, stds = by_scheme.mean(), by_scheme.std()
-    best = set(means.nlargest(3).index)
+    best = set(means[means >= means.nlargest(3).min()].index)
     rows = []
     for scheme in means.index:
         theirs = paper.get(scheme, {}).get(shown)
@@ -157,14 +157,15 @@ def _table(title: str, panel: pd.DataFrame) -> Table:
         rows.append(Row(str(scheme), cells, bold=frozenset({0} if scheme in best else ())))
     reference = f"paper: {MODELS[model if model in TABLES else 'vgg16']} on {shown}"
     n = panel["seed"].nunique()
-    of = "1 seed" if n == 1 else f"{n} seeds"
+    over = "One seed" if n == 1 else f"Mean ± standard deviation over {n} seeds"
     aside = "" if same else " The paper has no such setting: its numbers are of another, as named."
     return Table(
         title=title,
         headings=["test accuracy (%)", reference, "time of a step, ERM = 1"],
         rows=rows,
-        caption=f"Mean ± standard deviation over {of}, after the last step; the three best in "
-        f"bold.{aside} Times are means over the trials as they ran, several at once.",
+        caption=f"{over}, after the last step; the three best in bold.{aside} Times relative to "
+        "ERM’s of the same seed, geometric mean, of trials as they ran: several at once, and the "
+        "first in a process with its warm-up.",
     )
 
 

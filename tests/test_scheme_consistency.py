@@ -96,7 +96,7 @@ def test_the_absolute_variant_needs_one_loss_of_the_batch() -> None:
 
 # ---------------------------------------------------------------- clipping within the run
 
-LAG = {"scheme.name": "clipping", "scheme.variant": "lag"}
+LAG = {"scheme.name": "clipping", "scheme.variant": "lag", "scheme.start_epoch": 0}
 # mnist5k in batches of 60: 67 steps in an epoch, 66 without the last batch.
 LIMITS: list[tuple[dict[str, Any], int]] = [
     ({"training.max_epochs": 3}, 201),
@@ -141,6 +141,16 @@ def test_clipping_starts_within_the_run() -> None:
         )
     for start in (2, 0, None):
         assert validated({**fields, "scheme.start_epoch": start})
+
+
+def test_an_automatic_start_needs_a_third_epoch() -> None:
+    fields = {"scheme.name": "clipping", "training.max_epochs": 5}
+    assert told({**fields, "training.max_steps": 134}) == (
+        "scheme.start_epoch = null compares the mean gradient norms of two epochs and begins in "
+        "the third, and training has 134 steps at most, an epoch having 67; choose "
+        "scheme.start_epoch = 0, or more epochs"
+    )
+    assert validated({**fields, "training.max_steps": 135})
 
 
 def test_the_step_limit_counts_for_the_start_as_well() -> None:

@@ -26,10 +26,12 @@ class GroupDispersion:
     """s2 between groups, of the plain gradient or of the one that the scheme applies.
 
     Takes one more pass over the batch, and two more copies of the gradient while it lasts. An
-    ``applied`` gradient is the scheme's with each group as the batch, its state and random draws
-    those of the step: in expectation that of the whole batch where the scheme is linear in the
-    batch (GMP's average, dropout, label smoothing, adversarial); elsewhere a group's own ascent,
-    mixing or absolute difference.
+    ``applied`` gradient is the scheme's with each group as the batch and its state that of the
+    step. Random draws that a batch shares (GMP's delta, MixUp's lambda) the groups share as well;
+    of draws by sample (dropout, GMP's ``local``) each group has its own. In expectation that is the
+    dispersion of the whole batch's gradient where the scheme is linear in the batch (GMP's average,
+    dropout, label smoothing, adversarial); elsewhere of a group's own ascent, mixing or absolute
+    difference.
     """
 
     def __init__(self, groups: int, *, applied: bool):
@@ -43,17 +45,18 @@ class GroupDispersion:
         state = scheme.state_dict()
         mean: list[Tensor] = []
         count, total = 0, torch.zeros((), dtype=torch.float64, device=step.batch.inputs.device)
-        for inputs, targets in zip(
+        parts = zip(
             step.batch.inputs.tensor_split(self._groups),
             step.batch.targets.tensor_split(self._groups),
             strict=True,
-        ):
+        )
+        for place, (inputs, targets) in enumerate(parts):
             group = Step(
                 step.model, Batch(inputs, targets), loss=step.loss, precision=step.precision
             )
             with group.aside():
                 if self._applied:
-                    scheme.gradient(group)
+                    _apply(scheme, group, place)
                     scheme.load_state_dict(state)
                 else:
                     group.plain()
@@ -70,3 +73,16 @@ class GroupDispersion:
             count += size
         step.zero_grad()
         return total / (self._groups - 1)
+
+
+def _apply(scheme: Scheme, group: Step, place: int) -> None:
+    """The scheme's gradient of one group, its draws by sample its own."""
+    draws = scheme.draws_by_sample
+    if draws is None:
+        scheme.gradient(group)
+        return
+    draws.group = place
+    try:
+        scheme.gradient(group)
+    finally:
+        draws.group = 0

@@ -131,6 +131,10 @@ class Step:
 class Scheme(Protocol):
     """Leaves in ``.grad`` the vector that the optimizer is to descend along."""
 
+    @property
+    def draws_by_sample(self) -> "Draws | None":
+        """The draws in which every sample of a batch has its own, if there are any."""
+
     def gradient(self, step: Step) -> Tensor | None:
         """Make the passes; returns the factor, shape (), if the result is the plain gradient
         times a number, else None."""
@@ -144,6 +148,8 @@ class Scheme(Protocol):
 
 class Stateless:
     """Mixin for schemes with nothing to remember."""
+
+    draws_by_sample: "Draws | None" = None
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -183,6 +189,8 @@ class Draws:
         self._seed, self._purpose = setting.seed, purpose
         self._generator = torch.Generator(setting.device)
         self._count = 0
+        self.group = 0
+        """Which part of a batch the next numbers are for; 0 is the whole batch or its first."""
 
     def next(self) -> torch.Generator:
         """The next step's generator, at the beginning of its stream."""
@@ -190,7 +198,8 @@ class Draws:
 
     def next_seed(self) -> int:
         """The next step's seed."""
-        seed = derived_seed(self._seed, self._purpose, self._count)
+        part = ("group", self.group) if self.group else ()
+        seed = derived_seed(self._seed, self._purpose, self._count, *part)
         self._count += 1
         return seed
 

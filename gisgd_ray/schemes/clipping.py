@@ -46,6 +46,7 @@ class Clipping:
         steps_per_epoch: int,
         device: torch.device | str = "cpu",
     ):
+        self.draws_by_sample = None
         self._variant, self._factor = variant, factor
         self._start_step, self._steps_per_epoch = start_step, steps_per_epoch
         self._step = 0

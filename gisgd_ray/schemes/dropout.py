@@ -20,7 +20,7 @@ class Dropout:
 
     def __init__(self, *, rate: float, setting: Setting):
         self.rate = rate
-        self._draws = Draws(setting, "dropout")
+        self._draws = self.draws_by_sample = Draws(setting, "dropout")
 
     def gradient(self, step: Step) -> None:
         generator = self._draws.next()

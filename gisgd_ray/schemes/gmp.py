@@ -50,6 +50,7 @@ class GMP:
     def __init__(self, config: GMPConfig, setting: Setting):
         self._config, self._planned_steps = config, setting.planned_steps
         self._draws = Draws(setting, "gmp")
+        self.draws_by_sample = self._draws if config.estimator == "local" else None
         self._aside = WeightsAside()
         self._step = 0
 

@@ -19,6 +19,7 @@ class MixUp:
 
     def __init__(self, *, alpha: float, setting: Setting):
         self.alpha = alpha
+        self.draws_by_sample = None  # lambda is the batch's
         self._draws = Draws(setting, "mixup")
 
     def gradient(self, step: Step) -> None:
