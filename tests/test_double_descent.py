@@ -144,4 +144,4 @@ def test_all_four_noise_levels_stop_by_the_same_rule(scale: str) -> None:
 def test_the_bounds_may_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--scale", "laptop", "--dry-run", "--out", str(tmp_path)]
     assert sweep.main(SWEEP, [*given, "--measurement.hessian_trace", "off"]) == 0
-    assert "Figure 3: 32 trials, 32 to run" in capsys.readouterr().out
+    assert "Figure 3: 28 trials, 28 to run" in capsys.readouterr().out
