@@ -33,6 +33,7 @@ class _Ascent(Stateless):
             torch._foreach_mul_(ascent, self.scales(ascent))
             torch._foreach_add_([w.detach() for w in weights], ascent)
             step.zero_grad()
+            del ascent  # the last of the plain gradient, before the next one is formed
             with torch.enable_grad():
                 step.losses(step.forward(step.batch.inputs)).mean().backward()
 
