@@ -38,7 +38,9 @@ class TrainState:
     """Why the run is over, or None while it goes on."""
     diverged: bool = False
     seconds: dict[str, float] = field(
-        default_factory=lambda: {"time/training_s": 0.0, "time/measuring_s": 0.0}
+        default_factory=lambda: dict.fromkeys(
+            ("time/training_s", "time/training_cpu_s", "time/measuring_s"), 0.0
+        )
     )
 
     @property

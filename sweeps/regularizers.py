@@ -164,8 +164,8 @@ def _table(title: str, panel: pd.DataFrame) -> Table:
         headings=["test accuracy (%)", reference, "time of a step, ERM = 1"],
         rows=rows,
         caption=f"{over}, after the last step; the three best in bold.{aside} Times relative to "
-        "ERM’s of the same seed, geometric mean, of trials as they ran: several at once, and the "
-        "first in a process with its warm-up.",
+        "ERM’s of the same seed, geometric mean: the processor’s time for trials on a CPU, the "
+        "first trial of a process with its warm-up.",
     )
 
 

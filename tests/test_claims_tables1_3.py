@@ -267,3 +267,11 @@ class TestSpaces:
         assert [axis.get_title() for axis in shown] == ["MLP on mnist", "AlexNet on mnist"]
         dots = [len(line.get_xdata()) for line in shown[0].lines if line.get_marker() == "o"]
         assert dots == [4, 4]
+
+
+def test_trials_on_a_cpu_are_compared_by_the_processors_time() -> None:
+    table = frame({"ERM": 70.0, "GMP3": 71.0}, times={"GMP3": 9.0})
+    table["time/training_cpu_s"] = [1.0 if name == "sgd" else 4.0 for name in table["scheme.name"]]
+    for device, expected in (("cpu", 4.0), ("cuda", 9.0)):
+        (panel,) = tables1_3.by_panel(table.assign(device=device)).values()
+        assert tables1_3.relative_time(panel, "GMP3").center == pytest.approx(expected)

@@ -36,7 +36,7 @@ NAMES = [
     *("term/trajectory_at_optimum", "term/flatness_at_optimum", "term/optimal_noise_std"),
     "term/theorem2_trajectory_at_optimum",
     *("bound/theorem2_closed_form", "bound/lemma7", "bound/undefined_reason"),
-    *("time/training_s", "time/measuring_s"),
+    *("time/training_s", "time/training_cpu_s", "time/measuring_s"),
 ]
 NAMES_AT_STD = [
     *("measure/flatness_gap", "measure/flatness_gap_stderr"),
