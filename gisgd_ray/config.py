@@ -303,8 +303,13 @@ class TrialConfig(Frozen):
         if m.dispersion_estimator != "auto":
             return m.dispersion_estimator
         mixing = self.model.name in BATCHNORM_MODELS
-        composite = m.dispersion_of == "applied" and self.scheme.name not in SCALING_SCHEMES
-        return "groups" if mixing or composite else "per_sample"
+        return "groups" if mixing or self.measures_composite else "per_sample"
+
+    @property
+    def measures_composite(self) -> bool:
+        """Whether the dispersion is of a gradient that is no multiple of the plain one."""
+        applied = self.measurement.dispersion_of == "applied"
+        return applied and self.scheme.name not in SCALING_SCHEMES
 
     @property
     def trial_id(self) -> str:

@@ -44,17 +44,32 @@ def num_train_samples(data: "DataConfig") -> int:
     return max(1, round(TRAIN_SIZES[data.dataset] * data.train_fraction))
 
 
+def steps_per_epoch(num_samples: int, batch_size: int, last_batch: Literal["keep", "drop"]) -> int:
+    """m: batches in one epoch. A smaller last one counts if it is kept.
+
+    Raises:
+        ValueError: the batch size is not from 1 to ``num_samples``.
+    """
+    if not 1 <= batch_size <= num_samples:
+        raise ValueError(f"batch_size = {batch_size} must be from 1 to num_samples = {num_samples}")
+    full, rest = divmod(num_samples, batch_size)
+    return full + (rest > 0 and last_batch == "keep")
+
+
 def planned_epoch_steps(config: "TrialConfig") -> int:
     """m: updates in an epoch."""
     t = config.training
-    full, rest = divmod(num_train_samples(config.data), t.batch_size)
-    return full + (rest > 0 and t.last_batch == "keep")
+    return steps_per_epoch(num_train_samples(config.data), t.batch_size, t.last_batch)
 
 
-def planned_steps(config: "TrialConfig") -> int:
-    """T at most: updates up to the first of the limits on epochs and steps."""
+def planned_steps(config: "TrialConfig", epoch_steps: int | None = None) -> int:
+    """T at most: updates up to the first of the limits on epochs and steps.
+
+    ``epoch_steps`` is m where the data trained on are not the configured set.
+    """
     t = config.training
-    return int(min(t.max_epochs * planned_epoch_steps(config), t.max_steps or math.inf))
+    epoch_steps = epoch_steps or planned_epoch_steps(config)
+    return int(min(t.max_epochs * epoch_steps, t.max_steps or math.inf))
 
 
 def check_consistency(config: "TrialConfig") -> None:

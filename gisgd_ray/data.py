@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from gisgd_ray.config import DataConfig
-from gisgd_ray.consistency import num_train_samples
+from gisgd_ray.consistency import num_train_samples, steps_per_epoch
 from gisgd_ray.datasets import RawDataset, load_raw
 from gisgd_ray.downloads import data_folder
 from gisgd_ray.randomness import generator
@@ -193,18 +193,6 @@ def with_label_noise(
     return noisy
 
 
-def steps_per_epoch(num_samples: int, batch_size: int, last_batch: Literal["keep", "drop"]) -> int:
-    """m: batches in one epoch. A smaller last one counts if it is kept.
-
-    Raises:
-        ValueError: the batch size is not from 1 to ``num_samples``.
-    """
-    if not 1 <= batch_size <= num_samples:
-        raise ValueError(f"batch_size = {batch_size} must be from 1 to num_samples = {num_samples}")
-    full, rest = divmod(num_samples, batch_size)
-    return full + (rest > 0 and last_batch == "keep")
-
-
 def epoch_batches(
     num_samples: int,
     batch_size: int,
@@ -229,7 +217,8 @@ def epoch_batches(
         device: where the indices go, in one copy for the whole epoch.
 
     Returns:
-        :func:`steps_per_epoch` tensors ``(b,)`` int64, the last one smaller if kept.
+        As many tensors ``(b,)`` int64 as :func:`gisgd_ray.consistency.steps_per_epoch` says, the
+        last one smaller if kept.
     """
     steps = steps_per_epoch(num_samples, batch_size, last_batch)
     order = torch.randperm(num_samples, generator=generator(seed, "batching", epoch)).to(device)

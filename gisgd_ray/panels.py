@@ -62,6 +62,21 @@ def setting_text(path: str, value: Any) -> str:
     return f"{field_name(path)} = {format_setting(value)}"
 
 
+def told_apart(
+    trials: pd.DataFrame, labels: "pd.Series[str]", fields: Sequence[str]
+) -> "pd.Series[str]":
+    """The label of every trial, with those of these fields that tell trials of one label apart.
+
+    Settings apart are schemes apart: only seeds are averaged over.
+    """
+    apart = labels.copy()
+    for _, rows in trials.groupby(labels, sort=False):
+        for path in varying_fields(rows, besides=[*trials.columns.difference(list(fields))]):
+            for place in rows.index:
+                apart[place] += f", {setting_text(path, trials.at[place, path])}"
+    return apart
+
+
 def _hashable(value: Any) -> Hashable:
     """Lists, as tuple fields come back from a table, are no keys; tuples are."""
     value = value.tolist() if hasattr(value, "tolist") else value

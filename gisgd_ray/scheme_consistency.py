@@ -133,7 +133,7 @@ def _check_dispersion(config: "TrialConfig") -> None:
                 f"sample, and the BatchNorm of model.name = {config.model.name!r} mixes the "
                 "samples of a batch in training; choose 'groups' or 'auto'"
             )
-        if m.dispersion_of == "applied" and config.scheme.name not in SCALING_SCHEMES:
+        if config.measures_composite:
             raise ValueError(
                 "measurement.dispersion_estimator = 'per_sample' with dispersion_of = 'applied' "
                 "needs a scheme whose gradient is a multiple of the plain one, not scheme.name = "

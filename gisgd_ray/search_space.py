@@ -13,6 +13,14 @@ from gisgd_ray.config import Frozen, TrialConfig, unflatten
 from gisgd_ray.errors import UserError
 from gisgd_ray.randomness import derived_seed
 
+UNMEASURED: dict[str, Any] = {
+    "measurement.dispersion": False,
+    "measurement.hessian_trace": "off",
+    "measurement.flatness": False,
+    "measurement.smoothness": False,
+}
+"""Fields of trials of which the losses and accuracies are all that is wanted."""
+
 
 class Uniform(Frozen):
     """Uniform on [low, high]; rounded for an integer field."""

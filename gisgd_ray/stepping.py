@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from gisgd_ray.augmentation import Augmentation, pixel_range
 from gisgd_ray.config import TrialConfig
-from gisgd_ray.data import Dataset, epoch_batches, steps_per_epoch
+from gisgd_ray.consistency import planned_steps, steps_per_epoch
+from gisgd_ray.data import Dataset, epoch_batches
 from gisgd_ray.lockstep import Lockstep
 from gisgd_ray.measures.dispersion import StepMeter, StepSeries
 from gisgd_ray.measures.groups import GroupDispersion
 from gisgd_ray.models import trainable
-from gisgd_ray.scheme_consistency import SCALING_SCHEMES
 from gisgd_ray.schemes import Batch, Meter, Setting, Step, build_scheme
 
 
@@ -91,15 +91,14 @@ class SingleRun:
         self.scheme = build_scheme(config.scheme, replica.model, setting(config, replica))
         self._groups = None
         if m.dispersion and config.dispersion_estimator == "groups":
-            # Of a multiple of the plain gradient the meter knows the factor.
-            composite = m.dispersion_of == "applied" and config.scheme.name not in SCALING_SCHEMES
-            self._groups = GroupDispersion(m.dispersion_groups, applied=composite)
+            self._groups = GroupDispersion(m.dispersion_groups, applied=config.measures_composite)
         self.meter = StepMeter(
             replica.model,
             batch_size=t.batch_size,
             dispersion=m.dispersion,
             estimator=config.dispersion_estimator,
             applied=m.dispersion_of == "applied",
+            composite=config.measures_composite,
             activation=config.network_theorem == "theorem4",
         )
         data = replica.dataset
@@ -193,7 +192,6 @@ def setting(config: TrialConfig, replica: Replica) -> Setting:
     data, t = replica.dataset, config.training
     # Of the data trained on, which need not be the configured set.
     per_epoch = steps_per_epoch(data.num_samples, t.batch_size, t.last_batch)
-    limit = t.max_epochs * per_epoch
     black = white = None
     if len(data.input_shape) == 3:
         black, white = pixel_range(data)
@@ -201,7 +199,7 @@ def setting(config: TrialConfig, replica: Replica) -> Setting:
         seed=replica.seed,
         device=trainable(replica.model)[0].device,
         steps_per_epoch=per_epoch,
-        planned_steps=min(limit, t.max_steps or limit),
+        planned_steps=planned_steps(config, per_epoch),
         black=black,
         white=white,
     )

@@ -146,8 +146,9 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
         "command": shlex.join(["python", *sys.argv]),
         "Ray": connection,
     }
-    page = report(sweep, outcome, plan, facts=facts, seconds=seconds)
-    for table in paper_tables(sweep, outcome.tables):
+    shown = paper_tables(sweep, outcome.tables)
+    page = report(sweep, outcome, plan, shown, facts=facts, seconds=seconds)
+    for table in shown:
         Console().print(for_terminal(table))
     _print_closing(outcome, page, seconds)
     if outcome.interrupted:
@@ -186,9 +187,15 @@ def _schemes_apart(trials: Iterable[TrialConfig]) -> list[str]:
 
 
 def report(
-    sweep: Sweep, outcome: Outcome, plan: Plan, *, facts: Mapping[str, str], seconds: float
+    sweep: Sweep,
+    outcome: Outcome,
+    plan: Plan,
+    shown: Sequence[Table],
+    *,
+    facts: Mapping[str, str],
+    seconds: float,
 ) -> Path:
-    """Figures and page from the tables of what has finished."""
+    """Figures and page from the tables of what has finished; ``shown`` are the paper's."""
     trials = outcome.tables.trials
     done = trials[trials["status"] == "finished"]
     planned = {t.trial_id for t in plan.trials}
@@ -199,7 +206,6 @@ def report(
     figures = sweep.plot(outcome.tables) if len(done) else {}
     claims = sweep.claims(outcome.tables) if len(done) else []
     paths = save_figures(figures, outcome.tables.folder / "figures")
-    shown = paper_tables(sweep, outcome.tables)
     save_tables(shown, outcome.tables.folder / "tables.md")
     return write_page(
         outcome.tables,

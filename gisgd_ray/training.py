@@ -13,7 +13,8 @@ import torch
 
 from gisgd_ray import measuring
 from gisgd_ray.config import Schedule, TrialConfig
-from gisgd_ray.data import Dataset, load_dataset, steps_per_epoch
+from gisgd_ray.consistency import steps_per_epoch
+from gisgd_ray.data import Dataset, load_dataset
 from gisgd_ray.evaluation import EVALUATED
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.models import build_model, num_parameters

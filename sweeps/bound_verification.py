@@ -24,7 +24,7 @@ from gisgd_ray.claims.figure2 import claims, panel_axis
 from gisgd_ray.claims.points import finished
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.reporting.figures import curve, hollow_below_zero, log_scale, new_figure, style
+from gisgd_ray.reporting.figures import curve, hollow_below_zero, log_scale, panel_grid, style
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.sweep import Sweep, main
@@ -115,14 +115,8 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
     if not shown:
         return {}
     with style():
-        rows = (len(shown) + 1) // 2
-        figure = new_figure(6.8, 2.6 * rows)
-        axes = figure.subplots(rows, 2, squeeze=False)
-        for axis in axes.flat[len(shown) :]:
-            axis.set_visible(False)
-        for i, (axis, (title, (path, trials))) in enumerate(
-            zip(axes.flat, shown.items(), strict=False)
-        ):
+        figure, axes = panel_grid(len(shown), height=2.6)
+        for i, (axis, (title, (path, trials))) in enumerate(zip(axes, shown.items(), strict=True)):
             _panel(axis, trials, path)
             # The axis is named below the panel; what else is fixed stays in the title.
             axis.set_title(textwrap.fill(f"({chr(ord('a') + i)}) {SWEPT.sub('', title)}", 44))

@@ -27,14 +27,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from gisgd_ray.claims.figure4 import TEST, TRAIN, Variant, begun, claims, figure_panels
-from gisgd_ray.claims.points import finished, points_after_start
+from gisgd_ray.claims.figure4 import Variant, begun, claims, figure_panels
+from gisgd_ray.claims.points import TEST, TRAIN, finished, points_after_start
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.reporting.figures import COLOURS, curve, new_figure, style
+from gisgd_ray.reporting.figures import COLOURS, curve, panel_grid, style
 from gisgd_ray.reporting.numbers import format_setting
 from gisgd_ray.results import ResultTables
-from gisgd_ray.search_space import SearchSpace
+from gisgd_ray.search_space import UNMEASURED, SearchSpace
 from gisgd_ray.sweep import Sweep, main
 
 COMMON = {
@@ -86,10 +86,7 @@ LAPTOP_ALEXNET = {
     "training.batch_size": 50,
     "training.max_epochs": 40,
     "training.evaluation.every": 2,
-    "measurement.dispersion": False,
-    "measurement.hessian_trace": "off",
-    "measurement.flatness": False,
-    "measurement.smoothness": False,
+    **UNMEASURED,
 }
 LAPTOP = {
     "mlp_sgd": SearchSpace(fields={**LAPTOP_MLP, **SGD}, seeds=4),
@@ -160,13 +157,9 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
 
 def _figure(tables: ResultTables, shown: dict[str, list[Variant]]) -> Figure:
     places = _places([variant for schemes in shown.values() for variant in schemes])
-    rows = (len(shown) + 1) // 2
     with style():
-        figure = new_figure(6.8, 2.7 * rows + 0.5)
-        axes = figure.subplots(rows, 2, squeeze=False, sharey=True)
-        for axis in axes.flat[len(shown) :]:
-            axis.set_visible(False)
-        for i, (axis, (title, schemes)) in enumerate(zip(axes.flat, shown.items(), strict=False)):
+        figure, axes = panel_grid(len(shown), height=2.7, extra=0.5, sharey=True)
+        for i, (axis, (title, schemes)) in enumerate(zip(axes, shown.items(), strict=True)):
             for variant in schemes:
                 points = points_after_start(tables, variant.trials)
                 _curves(axis, points, places[variant.label])

@@ -23,12 +23,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gisgd_ray.claims.figure3 import DISPERSION, NOISE, TEST, TRAIN, claims, courses, figure_panels
-from gisgd_ray.claims.points import finished
+from gisgd_ray.claims.figure3 import DISPERSION, NOISE, claims, courses, figure_panels
+from gisgd_ray.claims.points import TEST, TRAIN, finished
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import setting_text
-from gisgd_ray.reporting.figures import COLOURS, curve, new_figure, style
+from gisgd_ray.reporting.figures import COLOURS, curve, panel_grid, style
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.sweep import Sweep, main
@@ -126,12 +126,8 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
     if not shown:
         return {}
     with style():
-        rows = (len(shown) + 1) // 2
-        figure = new_figure(6.8, 2.3 * rows + 0.3)
-        axes = figure.subplots(rows, 2, squeeze=False)
-        for axis in axes.flat[len(shown) :]:
-            axis.set_visible(False)
-        for i, (axis, (title, trials)) in enumerate(zip(axes.flat, shown, strict=False)):
+        figure, axes = panel_grid(len(shown), height=2.3, extra=0.3)
+        for i, (axis, (title, trials)) in enumerate(zip(axes, shown, strict=True)):
             _panel(axis, tables, trials, f"({chr(ord('a') + i)}) {title}")
         handles = {
             label: handle

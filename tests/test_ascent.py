@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from gisgd_ray.models import trainable
 from gisgd_ray.schemes import AMP, SAM, Batch, Step
-from gisgd_ray.schemes.perturbed import WeightsAside, folded
+from gisgd_ray.schemes.perturbed import StandIns, folded
 from tests.networks import case, small_batchnorm, small_mlp
 
 Named = dict[str, Tensor]
@@ -174,44 +174,62 @@ def test_batchnorm_sees_the_batch_once_and_at_the_clean_weights(scheme):
     assert model[1].track_running_stats
 
 
-class TestWeightsAside:
-    def test_holds_them_bit_for_bit_in_one_copy(self):
-        model, _, _ = case(small_mlp, double=False)
-        weights = trainable(model)
-        before = [w.detach().clone() for w in weights]
-        aside = WeightsAside()
-        with aside.kept(weights):
-            first = [kept.data_ptr() for kept in aside.clean]
-            for weight, kept in zip(weights, aside.clean, strict=True):
-                assert kept.data_ptr() != weight.data_ptr()
-                weight.fill_(float("nan"))
-                assert not kept.isnan().any()
-        with torch.no_grad():
-            for weight in weights:
-                weight.mul_(2)
-        with aside.kept(weights):  # later weights, in the memory of the earlier
-            assert [kept.data_ptr() for kept in aside.clean] == first
-            for weight in weights:
-                weight.zero_()
-        for weight, start in zip(weights, before, strict=True):
-            assert torch.equal(weight, 2 * start)
-            assert weight.requires_grad
-            assert weight.is_leaf
+class TestStandIns:
+    def test_the_model_computes_with_them_and_its_weights_are_not_touched(self):
+        model, x, _ = case(small_mlp, double=False)
+        weights, before = trainable(model), weights_of(model)
+        own = model(x).detach()
+        aside = StandIns()
+        with aside.placed(model) as stand_ins:
+            assert list(stand_ins) == weights
+            first = [s.data_ptr() for s in stand_ins.values()]
+            assert not set(first) & {w.data_ptr() for w in weights}
+            assert [id(p) for p in model.parameters()] == [id(s) for s in stand_ins.values()]
+            with torch.no_grad():
+                for weight, stand_in in stand_ins.items():
+                    stand_in.copy_(2 * weight)
+            assert not torch.equal(model(x), own)
+            model(x).sum().backward()
+            assert all(s.grad is not None for s in stand_ins.values())
+        assert [id(p) for p in model.parameters()] == [id(w) for w in weights]
+        assert all(w.grad is None and w.is_leaf and w.requires_grad for w in weights)
+        for name, weight in model.named_parameters():
+            assert torch.equal(weight, before[name])
+        assert torch.equal(model(x), own)
+        with aside.placed(model) as stand_ins:  # one copy: the same memory again
+            assert [s.data_ptr() for s in stand_ins.values()] == first
 
-    def test_gives_them_back_after_a_failure(self):
+    def test_the_weights_are_back_after_a_failure(self):
         model, _, _ = case(small_mlp)
-        before, aside = weights_of(model), WeightsAside()
+        weights, before, aside = trainable(model), weights_of(model), StandIns()
 
         def fail() -> None:
-            with aside.kept(trainable(model)):
-                for weight in trainable(model):
-                    weight.zero_()
+            with aside.placed(model) as stand_ins, torch.no_grad():
+                for stand_in in stand_ins.values():
+                    stand_in.zero_()
                 raise KeyError
 
         with pytest.raises(KeyError):
             fail()
+        assert [id(p) for p in model.parameters()] == [id(w) for w in weights]
         for name, weight in model.named_parameters():
             assert torch.equal(weight, before[name])
+
+    def test_what_is_not_trained_stays(self):
+        model, _, _ = case(small_mlp)
+        frozen = next(model.parameters()).requires_grad_(False)
+        with StandIns().placed(model) as stand_ins:
+            assert frozen not in stand_ins
+            assert next(model.parameters()) is frozen
+
+    def test_shared_weights_have_one_stand_in(self):
+        layer = nn.Linear(2, 2, bias=False)
+        model = nn.ModuleList([layer, nn.Linear(2, 2, bias=False)])
+        shared = model[1].weight = layer.weight
+        with StandIns().placed(model) as stand_ins:
+            assert list(stand_ins) == [shared]
+            assert model[0].weight is model[1].weight is stand_ins[shared]
+        assert model[0].weight is model[1].weight is shared
 
 
 class TwoParts(nn.Module):
@@ -231,7 +249,7 @@ class TestFolded:
         model = TwoParts()
         model(3.0, both=True).backward()
         kept = [p.grad for p in model.parameters()]
-        with folded(model, lambda sum_, new: sum_.mul_(10).add_(new)):
+        with folded(trainable(model), lambda sum_, new: sum_.mul_(10).add_(new)):
             for x in (4.0, 5.0):
                 model(x, both=True).backward()
                 assert [p.grad for p in model.parameters()] == [None, None]
@@ -242,7 +260,7 @@ class TestFolded:
     def test_a_weight_without_a_gradient_before_has_none_after(self):
         model = TwoParts()
         model(3.0, both=False).backward()
-        with folded(model, lambda mean, new: mean.lerp_(new, 0.5)):
+        with folded(trainable(model), lambda mean, new: mean.lerp_(new, 0.5)):
             model(5.0, both=True).backward()
         assert float(model.first.grad) == 4
         assert model.second.grad is None
@@ -252,7 +270,7 @@ class TestFolded:
         model(3.0, both=True).backward()
 
         def fail() -> None:
-            with folded(model, lambda sum_, new: sum_.add_(new)):
+            with folded(trainable(model), lambda sum_, new: sum_.add_(new)):
                 raise KeyError
 
         with pytest.raises(KeyError):
@@ -272,7 +290,7 @@ class TestFolded:
             calls.append(new.clone())
             sum_.add_(new)
 
-        with folded(model, fold):
+        with folded(trainable(model), fold):
             model(x).sum().backward()
         assert len(calls) == 1
         torch.testing.assert_close(layer.weight.grad, 2 * once)

@@ -3,11 +3,12 @@
 import copy
 import math
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -187,8 +188,8 @@ class TestLimits:
     @pytest.mark.parametrize("build", [small_mlp, small_batchnorm])
     def test_equal_draws_are_one_draw(self, build, variant, double, tolerance):
         class Repeating(GMP):
-            def perturb(self, weights: list[Tensor], std: float, generator: torch.Generator):
-                super().perturb(weights, std, generator.manual_seed(7))
+            def perturb(self, stand_ins: Mapping[Tensor, Tensor], std: float, generator: Generator):
+                super().perturb(stand_ins, std, generator.manual_seed(7))
 
         model, x, y = case(build, double=double)
         options = {"variant": variant, "noise_std": 0.3, "kind": Repeating}

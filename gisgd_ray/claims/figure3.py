@@ -25,7 +25,7 @@ from gisgd_ray.claims import (
     joint_verdict,
     mean_interval,
 )
-from gisgd_ray.claims.points import finished, numbers
+from gisgd_ray.claims.points import TEST, TRAIN, finished, numbers
 from gisgd_ray.claims.statistics import short_number
 from gisgd_ray.panels import panels, setting_text
 from gisgd_ray.results import ResultTables
@@ -33,7 +33,7 @@ from gisgd_ray.results import ResultTables
 Array = NDArray[np.float64]
 
 NOISE = "data.label_noise"
-DISPERSION, TRAIN, TEST = "measure/gradient_dispersion", "train/accuracy", "test/accuracy"
+DISPERSION = "measure/gradient_dispersion"
 
 WINDOW = 5
 """Points of the running median."""

@@ -26,11 +26,11 @@ from gisgd_ray.claims import (
     joint_verdict,
     mean_interval,
 )
-from gisgd_ray.claims.points import finished, numbers, points_after_start
-from gisgd_ray.panels import panels, setting_text
-from gisgd_ray.results import ResultTables, varying_fields
+from gisgd_ray.claims.points import TEST, TRAIN, finished, numbers, points_after_start
+from gisgd_ray.panels import panels, told_apart
+from gisgd_ray.results import ResultTables
 
-TEST, TRAIN, FACTOR = "test/accuracy", "train/accuracy", "measure/gradient_factor"
+FACTOR = "measure/gradient_factor"
 TOLERANCE = 2.0
 """How many percentage points below its best a test accuracy still is near it."""
 CONVERGED = 0.95
@@ -73,14 +73,8 @@ def figure_panels(trials: pd.DataFrame) -> dict[str, list[Variant]]:
 def variants(panel: pd.DataFrame) -> list[Variant]:
     """The schemes of one panel, those without clipping first, each under a label of its own."""
     schemes = [column for column in panel.columns if column.startswith("scheme.")]
-    groups = [group for _, group in panel.groupby(schemes, sort=False, dropna=False)]
-    labels = [_label(group.iloc[0]) for group in groups]
-    found = []
-    for label, group in zip(labels, groups, strict=True):
-        alike = [g for name, g in zip(labels, groups, strict=True) if name == label]
-        differing = varying_fields(pd.concat(alike), besides=["seed"])
-        named = [label, *(setting_text(path, group[path].iloc[0]) for path in differing)]
-        found.append(Variant(", ".join(named), group))
+    labels = told_apart(panel, panel.apply(_label, axis=1), schemes)
+    found = [Variant(str(label), group) for label, group in panel.groupby(labels, sort=False)]
     return sorted(found, key=lambda variant: variant.clips)
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from gisgd_ray.results import ResultTables
 
+TRAIN, TEST = "train/accuracy", "test/accuracy"
 NOISE_STDS = "measurement.noise_stds"
 
 

@@ -21,9 +21,9 @@ from gisgd_ray.claims import (
 )
 from gisgd_ray.claims.paper_tables import GMP3_TIME
 from gisgd_ray.claims.points import finished, numbers
-from gisgd_ray.panels import panels, setting_text
+from gisgd_ray.panels import panels, told_apart
 from gisgd_ray.reporting.bounds_table import records
-from gisgd_ray.results import ResultTables, varying_fields
+from gisgd_ray.results import ResultTables
 
 NAMES = {
     "sgd": "ERM",
@@ -66,11 +66,14 @@ def by_panel(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
         return {}
     axes = [str(column) for column in trials.columns if str(column).startswith("scheme.")]
     prepared = trials.assign(
-        scheme=_labels(trials, axes),
+        scheme=[scheme_label(row) for row in records(trials)],
         accuracy=100 * trials["test/accuracy"].astype(float),
         step_time=_training_time(trials) / trials["steps"].astype(float),
     )
-    return panels(prepared, axes)
+    return {
+        title: panel.assign(scheme=told_apart(panel, panel["scheme"], axes))
+        for title, panel in panels(prepared, [*axes, "scheme"]).items()
+    }
 
 
 def _training_time(trials: pd.DataFrame) -> "pd.Series[float]":
@@ -83,19 +86,6 @@ def _training_time(trials: pd.DataFrame) -> "pd.Series[float]":
         return clock
     processor = numbers(trials, "time/training_cpu_s")
     return clock.where((trials["device"] != "cpu") | processor.isna(), processor)
-
-
-def _labels(trials: pd.DataFrame, fields: list[str]) -> list[str]:
-    """:func:`scheme_label` of every row, with the settings that tell rows of one label apart.
-
-    Settings apart are schemes apart: only seeds are averaged over.
-    """
-    labels = pd.Series([scheme_label(row) for row in records(trials)], index=trials.index)
-    for _, rows in trials.groupby(["model.name", labels], sort=False):
-        for path in varying_fields(rows, besides=[*trials.columns.difference(fields)]):
-            for place in rows.index:
-                labels[place] += f", {setting_text(path, trials.at[place, path])}"
-    return list(labels)
 
 
 def differences(panel: pd.DataFrame, scheme: str, other: str) -> Interval:

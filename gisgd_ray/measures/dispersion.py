@@ -150,13 +150,15 @@ class StepMeter:
         dispersion: bool,
         estimator: Literal["per_sample", "groups"] = "per_sample",
         applied: bool = False,
+        composite: bool = False,
         activation: bool = False,
         capacity: int = 256,
     ):
         self._parameters = trainable(model)
         by_sample = dispersion and estimator == "per_sample"
         self._norms = per_sample_norms(model) if by_sample else None
-        self._dispersion, self._applied, self._by_sample = dispersion, applied, by_sample
+        # What is no multiple of the plain gradient is measured itself; else the factor serves.
+        self._dispersion, self._scaled, self._composite = dispersion, applied, composite
         self._active = ActiveUnits(model) if activation else None
         device = self._parameters[0].device
         dtype = self._parameters[0].dtype
@@ -169,7 +171,6 @@ class StepMeter:
         # By groups s2 and by every scheme its factor, one number each.
         self._numbers = torch.empty(capacity, 2, device=device, dtype=torch.float64)
         self._size = 0
-        self._norm_known = False
         self._sizes: list[int] = []
         self._learning_rates: list[float] = []
         self._drained: list[StepSeries] = []
@@ -180,8 +181,8 @@ class StepMeter:
 
     @property
     def measures_gradients(self) -> bool:
-        """Whether the plain gradient is needed: not if the dispersion is of the applied one."""
-        return self._dispersion and not self._applied
+        """Whether the plain gradient is needed: not if the dispersion is of a composite one."""
+        return self._dispersion and not self._composite
 
     @torch.no_grad()
     def see(self, losses: Tensor) -> None:
@@ -191,15 +192,14 @@ class StepMeter:
         self._losses[row, :b] = losses
         if self._norms is not None and self._squared is not None:
             self._squared[row, :b] = self._norms.squared(b)
-        self._norm_known = self.measures_gradients or self._by_sample
-        if self._norm_known:
+        if self.measures_gradients:
             self._grad_parts[row] = gradient_norm_parts(self._parameters)
         if self._active is not None and self._counts is not None:
             self._counts[row, :b] = self._active.counts()
 
     def gradient_norm(self) -> Tensor | None:
         """||g||, shape (), of the plain gradient seen last; None if it is not measured."""
-        if not self._norm_known:
+        if not self.measures_gradients:
             return None
         norm: Tensor = torch.linalg.vector_norm(self._grad_parts[len(self._sizes)])
         return norm
@@ -220,7 +220,7 @@ class StepMeter:
             group_dispersion: s2 between groups, (); None if it comes from per-sample norms.
         """
         row = len(self._sizes)
-        if self._dispersion and not self._norm_known:  # of the applied gradient, by groups
+        if self._dispersion and self._composite:
             self._grad_parts[row] = gradient_norm_parts(self._parameters)
         self._numbers[row, 0] = math.nan if group_dispersion is None else group_dispersion
         self._numbers[row, 1] = math.nan if factor is None else factor
@@ -251,12 +251,11 @@ class StepMeter:
             mean_squared = _to_float64(self._squared[:rows]).sum(axis=1, where=used) / sizes
         if self._dispersion:
             gradient = np.square(_to_float64(self._grad_parts[:rows])).sum(axis=1)
-        if self._applied:
+        if self._scaled:
             squared_factor = np.where(np.isnan(factor), 1.0, factor**2)
             mean_squared = mean_squared * squared_factor
             group_dispersion = group_dispersion * squared_factor
-            if self._by_sample:  # else it was taken of the applied gradient itself
-                gradient = gradient * squared_factor
+            gradient = gradient * squared_factor  # 1 where it is that of a composite itself
         if self._counts is not None:
             counts = _to_float64(self._counts[:rows])
             active_loss = (counts * losses).sum(axis=1, where=used) / sizes

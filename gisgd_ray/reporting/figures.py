@@ -37,6 +37,24 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def panel_grid(
+    count: int, *, height: float, extra: float = 0.0, **subplots: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, two a row, and their axes; call it within :func:`style`.
+
+    Args:
+        count: of the panels, at least 1.
+        height: of a row, inches; ``extra`` is for what all panels share, a legend say.
+        subplots: further arguments of ``Figure.subplots``.
+    """
+    rows = (count + 1) // 2
+    figure = new_figure(6.8, height * rows + extra)
+    axes = list(figure.subplots(rows, 2, squeeze=False, **subplots).flat)
+    for unused in axes[count:]:
+        unused.set_visible(False)
+    return figure, axes[:count]
+
+
 def style() -> Any:
     """Context in which axes are made and drawn."""
     return mpl.rc_context(STYLE)

@@ -10,36 +10,46 @@ AMP steps by a rate and is projected into the ball (its Algorithm 1); SAM goes t
 where to first order the loss is largest (its Eq. 2).
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from gisgd_ray.models import trainable
 from gisgd_ray.schemes.base import Stateless, Step
-from gisgd_ray.schemes.perturbed import WeightsAside
+from gisgd_ray.schemes.perturbed import StandIns
 
 
-class _Ascent(Stateless):
+class _Ascent(Stateless, ABC):
     """``radius`` = 0 is plain SGD, by two passes."""
 
     def __init__(self, *, radius: float):
         self.radius = radius
-        self._aside = WeightsAside()
+        self._stand_ins = StandIns()
 
     def gradient(self, step: Step) -> None:
         step.plain()
-        weights = [w for w in trainable(step.model) if w.grad is not None]
-        ascent = [w.grad for w in weights if w.grad is not None]
-        with self._aside.kept(weights), step.aside():
-            torch._foreach_mul_(ascent, self.scales(ascent))
-            torch._foreach_add_([w.detach() for w in weights], ascent)
-            step.zero_grad()
-            del ascent  # the last of the plain gradient, before the next one is formed
-            with torch.enable_grad():
-                step.losses(step.forward(step.batch.inputs)).mean().backward()
+        with self._stand_ins.placed(step.model) as stand_ins, step.aside():
+            self._ascend(stand_ins)
+            for weight in stand_ins:
+                weight.grad = None  # its memory is used again by the second pass
+            step.losses(step.forward(step.batch.inputs)).mean().backward()
+            for weight, stand_in in stand_ins.items():
+                weight.grad, stand_in.grad = stand_in.grad, None
 
+    @torch.no_grad()
+    def _ascend(self, stand_ins: Mapping[Tensor, Tensor]) -> None:
+        """w + scale * g into the stand-ins; w itself where there is no gradient."""
+        moved = {weight: weight.grad for weight in stand_ins if weight.grad is not None}
+        for weight in stand_ins.keys() - moved.keys():
+            stand_ins[weight].copy_(weight)
+        scales = self.scales(list(moved.values()))
+        for (weight, gradient), scale in zip(moved.items(), scales, strict=True):
+            torch.addcmul(weight, gradient, scale, out=stand_ins[weight])
+
+    @abstractmethod
     def scales(self, gradients: list[Tensor]) -> list[Tensor]:
         """What each tensor's gradient is multiplied by to give the step, shapes ()."""
-        raise NotImplementedError
 
     def _to_edge(self, norm: Tensor) -> Tensor:
         """r / norm; 0 where the norm is."""

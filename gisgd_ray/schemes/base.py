@@ -66,6 +66,13 @@ class Step:
         self.model, self.batch, self.loss, self.precision = model, batch, loss, precision
         self._meter = meter
 
+    def scale(self, factor: Tensor) -> None:
+        """Multiply the gradient in ``.grad`` by a number, shape ()."""
+        # On a CPU a look costs less than a pass over the gradient; on a GPU it would wait.
+        if factor.is_cuda or factor != 1:
+            gradients = [p.grad for p in trainable(self.model) if p.grad is not None]
+            torch._foreach_mul_(gradients, factor)
+
     def forward(self, inputs: Tensor) -> Tensor:
         """The network's outputs (b, K), in full precision whatever that of the pass."""
         if self.precision != "bfloat16":

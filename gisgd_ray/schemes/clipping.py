@@ -15,14 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gisgd_ray.models import trainable
 from gisgd_ray.schemes.base import Step
 
 
 def clip_factor(norm: Tensor, threshold: Tensor, *, factor: float) -> Tensor:
     """What a gradient of this norm is multiplied by: 1 up to the threshold, beyond it
     ``factor * threshold / norm``. All shapes (); an infinite threshold never clips."""
-    return torch.where(norm > threshold, factor * threshold / norm, torch.ones_like(norm))
+    return torch.where(norm > threshold, factor * threshold / norm, 1.0)
 
 
 class Clipping:
@@ -63,15 +62,14 @@ class Clipping:
     def gradient(self, step: Step) -> Tensor:
         step.plain()
         scale = self.scale(step.gradient_norm())
-        if scale.is_cuda or scale != 1:  # on a CPU a look costs less than a pass over the gradient
-            gradients = [p.grad for p in trainable(step.model) if p.grad is not None]
-            torch._foreach_mul_(gradients, scale)
+        step.scale(scale)
         return scale
 
     @torch.no_grad()
     def scale(self, norm: Tensor) -> Tensor:
         """The factor of the next step, whose gradient has this norm; remembers the norm."""
-        started = self._has_started()
+        # A given start is known without a look at the device.
+        given = None if self._start_step is None else self._step >= self._start_step
         if self._variant == "lag":
             # The oldest of the last K norms is overwritten by the newest.
             oldest = self._step % len(self._last_norms)
@@ -79,18 +77,20 @@ class Clipping:
             self._last_norms[oldest] = norm
         else:
             threshold = self._threshold
-            lower = torch.where(norm > threshold, threshold, norm)
-            self._threshold = torch.where(started, lower, threshold)
-        scale = clip_factor(norm, threshold, factor=self._factor)
+            if given is None:
+                lower = torch.minimum(norm, threshold)
+                self._threshold = torch.where(self._started, lower, threshold)
+            elif given:
+                self._threshold = torch.minimum(norm, threshold)
+        if given is False:
+            scale = torch.ones_like(norm)
+        else:
+            scale = clip_factor(norm, threshold, factor=self._factor)
+            if given is None:
+                scale = torch.where(self._started, scale, 1.0)
         self._step += 1
         self._end_of_epoch(norm)
-        return torch.where(started, scale, torch.ones_like(scale))
-
-    def _has_started(self) -> Tensor:
-        """Whether t > T_c in the step to come."""
-        if self._start_step is None:
-            return self._started
-        return torch.full_like(self._started, self._step >= self._start_step)
+        return scale
 
     def _end_of_epoch(self, norm: Tensor) -> None:
         if self._start_step is not None:

@@ -1,7 +1,7 @@
 """Dropout (Srivastava et al., JMLR 2014) in every layer, whatever the network."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -49,9 +49,7 @@ def dropped_inputs(model: nn.Module, *, rate: float, generator: torch.Generator)
         return given * kept.div_(1 - rate)
 
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    handles = [layer.register_forward_pre_hook(drop) for layer in layers[1:]]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers[1:]:
+            hooks.enter_context(layer.register_forward_pre_hook(drop))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

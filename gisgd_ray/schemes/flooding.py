@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from gisgd_ray.models import trainable
 from gisgd_ray.schemes.base import Stateless, Step
 
 
@@ -20,5 +19,5 @@ class Flooding(Stateless):
         losses = step.plain()
         # A tensor, not a float: the sign is taken on the device without waiting for it.
         sign = torch.sign(losses.mean() - self.level)
-        torch._foreach_mul_([p.grad for p in trainable(step.model) if p.grad is not None], sign)
+        step.scale(sign)
         return sign

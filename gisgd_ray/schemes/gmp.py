@@ -14,6 +14,7 @@ w + delta_i. BatchNorm's running statistics are updated by the clean pass alone.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,8 +23,11 @@ from torch import Tensor
 from gisgd_ray.models import trainable
 from gisgd_ray.scheme_config import GMPConfig
 from gisgd_ray.schemes.base import Draws, Setting, Step
-from gisgd_ray.schemes.perturbed import Fold, WeightsAside, folded
+from gisgd_ray.schemes.perturbed import Fold, StandIns, folded
 from gisgd_ray.schemes.preactivation_noise import check_layers, noisy_preactivations
+
+PIECE = 2**15
+"""Numbers drawn at once on a CPU: still in its cache when the weights are added."""
 
 
 def noise_std_at(config: GMPConfig, step: int, planned_steps: int) -> float:
@@ -51,7 +55,7 @@ class GMP:
         self._config, self._planned_steps = config, setting.planned_steps
         self._draws = Draws(setting, "gmp")
         self.draws_by_sample = self._draws if config.estimator == "local" else None
-        self._aside = WeightsAside()
+        self._stand_ins = StandIns()
         self._step = 0
 
     def gradient(self, step: Step) -> None:
@@ -77,12 +81,11 @@ class GMP:
         """
         share = self._config.rho / self._config.draws
         total = 1 - self._config.rho
-        weights = trainable(step.model)
-        with self._aside.kept(weights):
+        with self._stand_ins.placed(step.model) as stand_ins:
             for _ in range(self._config.draws):
-                self.perturb(weights, std, generator)
+                self.perturb(stand_ins, std, generator)
                 total += share
-                with folded(step.model, _towards(share / total)):
+                with folded(stand_ins, _towards(share / total), stand_ins=stand_ins):
                     _loss(step).backward()
 
     def _absolute(
@@ -92,30 +95,36 @@ class GMP:
         share = self._config.rho / self._config.draws
         weights = trainable(step.model)
         clean = {w.grad: w.grad.clone() for w in weights if w.grad is not None}
-        with self._aside.kept(weights):
+        with self._stand_ins.placed(step.model) as stand_ins:
             for _ in range(self._config.draws):
-                self.perturb(weights, std, generator)
-                with torch.enable_grad():
-                    loss = _loss(step)
+                self.perturb(stand_ins, std, generator)
+                loss = _loss(step)
                 signed = share * torch.sign(loss.detach() - clean_loss)
 
                 def fold(sum_: Tensor, new: Tensor, signed: Tensor = signed) -> None:
                     sum_.add_(new.sub_(clean[sum_]).mul_(signed))
 
-                with folded(step.model, fold):
+                with folded(stand_ins, fold, stand_ins=stand_ins):
                     loss.backward()
 
     def _local(self, step: Step, std: float, generator: torch.Generator) -> None:
         with (
             noisy_preactivations(step.model, std=std, generator=generator),
-            folded(step.model, _towards(self._config.rho)),
+            folded(trainable(step.model), _towards(self._config.rho)),
         ):
             _loss(step).backward()
 
-    def perturb(self, weights: list[Tensor], std: float, generator: torch.Generator) -> None:
-        """w + delta in the place of w, drawn there: the noise needs no memory of its own."""
-        for weight, clean in zip(weights, self._aside.clean, strict=True):
-            weight.normal_(0, std, generator=generator).add_(clean)
+    @torch.no_grad()
+    def perturb(
+        self, stand_ins: Mapping[Tensor, Tensor], std: float, generator: torch.Generator
+    ) -> None:
+        """w + delta in the stand-ins of w, drawn there: the noise needs no memory of its own."""
+        for weight, stand_in in stand_ins.items():
+            size = weight.numel() if weight.is_cuda else PIECE
+            for part, clean in zip(
+                stand_in.view(-1).split(size), weight.view(-1).split(size), strict=True
+            ):
+                part.normal_(0, std, generator=generator).add_(clean)
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._step, "draws": self._draws.state_dict()}
@@ -132,8 +141,7 @@ def _towards(weight: float) -> Fold:
 
 def _loss(step: Step) -> Tensor:
     """L of the batch at the weights as they stand."""
-    with torch.enable_grad():
-        return step.losses(step.forward(step.batch.inputs)).mean()
+    return step.losses(step.forward(step.batch.inputs)).mean()
 
 
 __all__ = ["GMP", "check_layers", "noise_std_at"]

@@ -17,7 +17,7 @@ weights' draw but not this one.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -61,19 +61,17 @@ def noisy_preactivations(
         if isinstance(layer, _BatchNorm):
             return output + std * _affine_noise(layer, given, normal_like)
         deviation = variance(layer, given).clamp_min(SMALLEST_VARIANCE).sqrt()
-        return output + std * deviation * normal_like(output)
+        return torch.addcmul(output, std * deviation, normal_like(output))
 
     layers = [
         layer
         for layer in model.modules()
         if any(p.requires_grad for p in layer.parameters(recurse=False))
     ]
-    handles = [layer.register_forward_hook(with_noise) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_hook(with_noise))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def variance(layer: nn.Module, inputs: Tensor) -> Tensor:
