@@ -1,6 +1,6 @@
 """Figure 3: the gradient dispersion descends twice along training, and where its valley lies.
 
-    python sweeps/double_descent.py --scale laptop     # bundled digits: 7 minutes on 2 cores
+    python sweeps/double_descent.py --scale laptop     # bundled digits: 6 minutes on 2 cores
     python sweeps/double_descent.py --scale paper      # MNIST and CIFAR-10, 500 and 200 epochs
 
 A panel per model and label noise (0, 0.2, 0.4, 0.6 of the train and of the test labels redrawn),

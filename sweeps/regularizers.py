@@ -1,6 +1,6 @@
 """Tables 1-3: test accuracy and time of GMP beside ERM and the regularisation schemes.
 
-    python sweeps/regularizers.py --scale laptop     # bundled digits: about 8 minutes on 2 cores
+    python sweeps/regularizers.py --scale laptop     # bundled digits: 8 minutes on 2 cores
     python sweeps/regularizers.py --scale paper      # VGG16, PreActResNet18: SVHN and CIFAR
 
 Scheme x model x dataset x seeds (Wang & Mao, ICLR 2022, Tables 1-3): the accuracy on the test split
