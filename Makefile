@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: setup sweep test lint format bench clean help
+.PHONY: setup sweep test test-cluster lint format bench clean help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /: /'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /: /'
 
 setup: .venv/installed  ## make .venv with the exact versions of constraints.txt
 
@@ -22,6 +22,9 @@ sweep: setup  ## run the learning-rate x batch-size sweep (Figure 6); ARGS='--sc
 
 test: setup  ## run the tests; ARGS='tests/test_bounds.py -k lemma7'
 	$(BIN)/python -m pytest $(ARGS)
+
+test-cluster: setup  ## ray up, a sweep and a lost host on three hosts of namespaces; needs root
+	$(BIN)/python -m pytest -m cluster -s tests/hosts $(ARGS)
 
 lint: setup  ## style, format and types
 	$(BIN)/ruff check .

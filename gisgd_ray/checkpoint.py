@@ -1,10 +1,11 @@
-"""A run saved between two measuring points, and continued bit for bit.
+"""A run saved between two steps, and continued bit for bit.
 
 No random stream needs saving: every draw is a function of (seed, purpose, counter).
 """
 
+import hashlib
+import io
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,48 +18,66 @@ from gisgd_ray.state import TrainState
 from gisgd_ray.terms import TrajectoryTerms
 from gisgd_ray.training import start
 
-FILE_NAME = "state.pt"
+MAGIC = b"gisgd-ray checkpoint 1\n"
 
 
-def save(state: TrainState, folder: Path) -> None:
-    """Write the run into ``folder``, the file appearing under its name only when complete."""
+def dump(state: TrainState) -> bytes:
+    """The run as the content of a file: a line, the SHA-256 of the rest, the rest."""
     content = {
         "config": state.config.model_dump(mode="json"),
         "models": [replica.model.state_dict() for replica in state.replicas],
         "stepper": state.stepper.state_dict(),
-        "series": {name: torch.from_numpy(a) for name, a in state.series.columns().items()},
+        "series": _tensors(state.series),
+        "unmeasured": _tensors(StepSeries.concatenate(state.unmeasured)),
         "terms": asdict(state.terms),
         "sensitivity": asdict(state.sensitivity),
         "progress": _progress(state),
     }
-    partial = folder / (FILE_NAME + ".partial")
-    torch.save(content, partial)
-    partial.rename(folder / FILE_NAME)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    body = buffer.getvalue()
+    return MAGIC + hashlib.sha256(body).digest() + body
 
 
-def load(config: TrialConfig, folder: Path, *, device: torch.device | str = "cpu") -> TrainState:
-    """The run saved in ``folder``, ready to :func:`~gisgd_ray.training.advance`.
+def load(config: TrialConfig, content: bytes, *, device: torch.device | str = "cpu") -> TrainState:
+    """The run of :func:`dump`, ready to :func:`~gisgd_ray.training.advance`.
 
     Raises:
-        UserError: the checkpoint is of another configuration.
+        UserError: the checkpoint is of another configuration, cut off or damaged.
     """
-    content = torch.load(folder / FILE_NAME, map_location=device, weights_only=True)
-    saved = TrialConfig.model_validate(content["config"])
+    head = len(MAGIC) + hashlib.sha256().digest_size
+    body = content[head:]
+    if content[:head] != MAGIC + hashlib.sha256(body).digest():
+        raise UserError(
+            f"the checkpoint ({len(content)} bytes) is damaged, cut off or of another version; "
+            "the one before it will do, or the start"
+        )
+    saved_state = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
+    saved = TrialConfig.model_validate(saved_state["config"])
     if saved != config:
         raise UserError(
-            f"checkpoint {folder} belongs to trial {saved.trial_id}, not to {config.trial_id}; "
+            f"the checkpoint belongs to trial {saved.trial_id}, not to {config.trial_id}; "
             "start the trial anew or choose another output folder"
         )
     state = start(config, device=device)
-    for replica, weights in zip(state.replicas, content["models"], strict=True):
+    for replica, weights in zip(state.replicas, saved_state["models"], strict=True):
         replica.model.load_state_dict(weights)
-    state.stepper.load_state_dict(content["stepper"])
-    state.stretches = [StepSeries(**{k: v.cpu().numpy() for k, v in content["series"].items()})]
-    state.terms = TrajectoryTerms(**content["terms"])
-    state.sensitivity = SensitivityTerms(**content["sensitivity"])
-    for name, value in content["progress"].items():
+    state.stepper.load_state_dict(saved_state["stepper"])
+    state.stretches = [_series(saved_state["series"])]
+    state.unmeasured = [_series(saved_state["unmeasured"])]
+    state.terms = TrajectoryTerms(**saved_state["terms"])
+    state.sensitivity = SensitivityTerms(**saved_state["sensitivity"])
+    for name, value in saved_state["progress"].items():
         setattr(state, name, value)
     return state
+
+
+def _tensors(series: StepSeries) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(column) for name, column in series.columns().items()}
+
+
+def _series(columns: dict[str, torch.Tensor]) -> StepSeries:
+    return StepSeries(**{name: column.cpu().numpy() for name, column in columns.items()})
 
 
 def _progress(state: TrainState) -> dict[str, Any]:

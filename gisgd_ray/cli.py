@@ -33,13 +33,17 @@ class Options:
     """What was asked for on the command line."""
 
     scale: str
-    out: Path
+    out: str
     dry_run: bool
     resume: bool
+    take_over: bool
+    reuse: list[Path]
     panel: str | None
     cpus_per_trial: int
     gpus_per_trial: float | None
+    """None: found out by trying the dearest trial out."""
     checkpoint_every_s: float
+    retries: int
     settings: dict[str, int]
     """``seeds``, ``samples``, ``sampling_seed`` where given."""
     overrides: dict[str, Any]
@@ -79,13 +83,30 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Options
     )
     add(
         "--out",
-        type=Path,
-        default=Path("results"),
+        default="results",
         metavar="DIR",
-        help="results go to DIR/<sweep name> (default: results)",
+        help="results go to DIR/<sweep name> (default: results); with trials on several machines "
+        "a folder that all of them share, or a bucket: s3://BUCKET/DIR, gs://BUCKET/DIR",
     )
-    add("--dry-run", action="store_true", help="print the trials and stop")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print the trials, what they take and about how long, and stop",
+    )
     add("--resume", action="store_true", help="run only what DIR/<sweep name> does not hold yet")
+    add(
+        "--take-over",
+        action="store_true",
+        help="go on in a bucket that a driver which is gone was writing to",
+    )
+    add(
+        "--reuse",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="take trials that have finished in another sweep's folder from there; may be repeated",
+    )
     add("--panel", metavar="NAME", help="run one panel of the figure only")
     add("--seeds", type=int, metavar="N", help="replicates of every point")
     add("--samples", type=int, metavar="N", help="draws from the distributions")
@@ -95,16 +116,27 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Options
     )
     add(
         "--gpus-per-trial",
-        type=_finite,
+        type=_share,
+        default="auto",
         metavar="F",
-        help="fraction of a GPU a trial takes (default: 0.25 when the cluster has GPUs, else 0)",
+        help="fraction of a GPU a trial takes, or auto (default): as many share one as its memory "
+        "and the CPUs allow, measured on the dearest trial; no GPU where there is none",
     )
     add(
         "--checkpoint-every",
         type=_finite,
         default=60.0,
         metavar="S",
-        help="seconds between a trial's checkpoints, from which --resume continues (default 60)",
+        help="seconds between a trial's checkpoints, from which it goes on when its process, its "
+        "machine or this program is lost (default 60)",
+    )
+    add(
+        "--retries",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often in a row a lost or failing trial is tried again without getting further "
+        "than before (default 3)",
     )
     fields = parser.add_argument_group("fields of a trial")
     for path, owners in field_paths().items():
@@ -119,10 +151,13 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Options
         out=given["out"],
         dry_run=given["dry_run"],
         resume=given["resume"],
+        take_over=given["take_over"],
+        reuse=given["reuse"],
         panel=given["panel"],
         cpus_per_trial=given["cpus_per_trial"],
         gpus_per_trial=given["gpus_per_trial"],
         checkpoint_every_s=given["checkpoint_every"],
+        retries=given["retries"],
         settings=settings,
         overrides={
             path: parse_values(path, given[path])
@@ -259,6 +294,10 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
     return value
+
+
+def _share(text: str) -> float | None:
+    return None if text == "auto" else _finite(text)
 
 
 def _items(text: str) -> list[Any]:

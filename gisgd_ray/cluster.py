@@ -1,8 +1,10 @@
 """Joining a Ray cluster, or starting Ray on this machine."""
 
+import contextlib
 import logging
 import os
 import socket
+import uuid
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ _RAY_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Tune's own notes, which nobody reads: a sweep goes on from its journals and checkpoints.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
 }
 
 
@@ -128,6 +132,74 @@ def require_room(*, cpus: int, gpus: float) -> None:
             f"a trial asks for {cpus} CPUs and {gpus:g} GPUs, but no machine has them ({largest}); "
             "lower --cpus-per-trial or --gpus-per-trial"
         )
+
+
+def most_cpus() -> int:
+    """CPUs of the largest machine of the cluster."""
+    import ray
+
+    return int(max(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]))
+
+
+def gpu_machines() -> list[tuple[float, float]]:
+    """GPUs and CPUs of every machine of the cluster that is up and has a GPU."""
+    import ray
+
+    sizes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(s["GPU"], s.get("CPU", 0)) for s in sizes if s.get("GPU", 0) > 0]
+
+
+def run_on_a_gpu(function: Any, *arguments: Any) -> Any:
+    """The function's result from a fresh process that has a whole GPU to itself.
+
+    Raises:
+        UserError: the function did.
+    """
+    import ray
+
+    task = ray.remote(num_gpus=1, num_cpus=1, max_calls=1)(function)
+    try:
+        return ray.get(task.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise
+
+
+def require_shared(folder: Path) -> None:
+    """See that every machine that is up finds the driver's folder where the driver does.
+
+    Raises:
+        UserError: one does not.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    if not others:
+        return
+    probe = folder / f".seen-{uuid.uuid4().hex}"
+    probe.write_text("")
+    seen = ray.remote(num_cpus=0)(os.path.exists)
+    try:
+        asked = {
+            node["NodeManagerHostname"]: seen.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(str(probe))
+            for node in others
+        }
+        for host, answer in asked.items():
+            with contextlib.suppress(ray.exceptions.RayError):  # gone since: nothing runs there
+                if not ray.get(answer, timeout=60):
+                    raise UserError(
+                        f"{folder} is a folder of this machine alone: {host} does not see it, and "
+                        "a trial there could neither keep nor find its checkpoints; choose a "
+                        "folder that all machines share, or a bucket, as in --out s3://BUCKET/DIR"
+                    )
+    finally:
+        probe.unlink()
 
 
 def largest_memory() -> int:

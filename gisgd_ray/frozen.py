@@ -43,6 +43,12 @@ class Schedule(Frozen):
             return step == 0 or step in near
         return step % self.period(steps_per_epoch) == 0
 
+    def count(self, steps: float, steps_per_epoch: int) -> float:
+        """About how many points lie after step 0 and up to ``steps``."""
+        if self.unit == "log":
+            return self.every * math.log10(max(steps, 1))
+        return steps / self.period(steps_per_epoch)
+
     def period(self, steps_per_epoch: int) -> int:
         """Steps up to the first point."""
         if self.unit == "log":

@@ -1,18 +1,17 @@
 """Runs a list of trials under Ray Tune and keeps what they measure as it arrives.
 
 The driver alone writes the results: trials send their points with each report, so nothing but the
-network lies between a worker on another node and the journal.
+network lies between a worker on another node and the journal. Checkpoints the trials write
+themselves, to a storage that all nodes share.
 """
 
 import contextlib
 import logging
 import os
-import pickle
 import shutil
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,41 +20,20 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gisgd_ray.cluster import num_nodes
+from gisgd_ray.cluster import most_cpus, num_nodes, require_shared
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.downloads import data_folder, ensure_files
 from gisgd_ray.errors import UserError
+from gisgd_ray.packing import Resources
+from gisgd_ray.place import Place
+from gisgd_ray.recorder import Recorder
 from gisgd_ray.reporting.progress import Progress
 from gisgd_ray.reporting.wandb_runs import WandbSettings, chosen_mode, project
-from gisgd_ray.results import (
-    COMPLETE,
-    Journal,
-    ResultTables,
-    Row,
-    row_of,
-    write_steps,
-    write_tables,
-)
+from gisgd_ray.results import COMPLETE, Journal, ResultTables, Row, reuse, write_tables
 from gisgd_ray.search_space import param_space
+from gisgd_ray.storage import Storage, is_uri
 
-TABLES_EVERY_S = 30.0
-"""The tables are rebuilt at most this often while trials run; the journals are always current."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one trial takes: whole CPUs (torch threads) and a fraction of a GPU."""
-
-    cpus: int = 1
-    gpus: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.cpus < 1:
-            raise UserError(f"--cpus-per-trial = {self.cpus} must be at least 1")
-        if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
-            raise UserError(
-                f"--gpus-per-trial = {self.gpus:g} must be 0, a fraction up to 1 or a whole number"
-            )
+RETRIES = 3
 
 
 @dataclass
@@ -66,6 +44,10 @@ class Outcome:
     reused: int
     interrupted: bool
     rows: list[Row] = field(default_factory=list)
+    lost: int = 0
+    """How often a trial was lost or failed, and went on from its last checkpoint."""
+    resources: Resources | None = None
+    """What the trials took in the end, if any ran."""
 
     def count(self, status: str) -> int:
         return sum(row["status"] == status for row in self.rows)
@@ -84,21 +66,34 @@ def launch(
     trials: Sequence[TrialConfig],
     *,
     name: str,
-    folder: Path,
+    place: Place,
     resources: Resources,
     resume: bool = False,
+    take_over: bool = False,
+    reused_folders: Sequence[Path] = (),
     labels: dict[str, str] | None = None,
     checkpoint_every_s: float = 60.0,
+    retries: int = RETRIES,
     title: str | None = None,
+    on_gpu: bool | None = None,
 ) -> Outcome:
-    """Run every trial that has no complete row in ``folder``; Ray must be connected.
+    """Run every trial that has no complete row in the place; Ray must be connected.
 
-    A failed trial costs only its own row. Ctrl-C stops cleanly with what finished kept.
+    A trial that was lost or failed goes on from its last checkpoint; one that gets no further in
+    ``retries`` further attempts costs only its own row. One that does not fit into memory beside
+    others is run again with more room. Ctrl-C stops cleanly with what finished kept.
+
+    Args:
+        take_over: go on in a bucket to which another driver was writing.
+        reused_folders: sweeps' folders whose finished trials are taken from there.
+        on_gpu: None: if ``resources`` has a GPU.
 
     Raises:
-        UserError: the folder holds results and ``resume`` is false, or another sweep uses it.
+        UserError: the folder holds results and ``resume`` is false, another sweep uses it, or
+            another node cannot see it.
     """
-    with _sole_driver(folder):
+    folder = place.folder
+    with _sole_driver(place, take_over=take_over):
         journal = Journal(folder)
         if journal.trial_ids() and not resume:
             raise UserError(
@@ -106,6 +101,9 @@ def launch(
                 f"{len(trials)} trials; add --resume to run only what is missing, or choose "
                 "another folder with --out"
             )
+        if not is_uri(place.storage):
+            require_shared(folder)
+        reuse(folder, trials, reused_folders)
         done = finished_ids(folder, trials)
         waiting = [t for t in trials if t.trial_id not in done]
         outcome = Outcome(ResultTables(folder), reused=len(done), interrupted=False)
@@ -114,16 +112,27 @@ def launch(
             with Progress(
                 total=len(trials), done=len(done), title=title or name, labels=labels or {}
             ) as progress:
-                recorder = _Recorder(folder, trials, progress)
-                _tune(
-                    waiting,
-                    name=name,
-                    folder=folder,
-                    resources=resources,
-                    recorder=recorder,
-                    labels=labels or {},
-                    checkpoint_every_s=checkpoint_every_s,
+                recorder = Recorder(
+                    folder,
+                    trials,
+                    progress,
+                    storage=place.storage,
+                    mirror=place.mirror,
+                    retries=retries,
+                    names=labels or {},
                 )
+                wandb = WandbSettings(
+                    mode=chosen_mode()[0], folder=str(folder), group=name, project=project()
+                )
+                run = {
+                    "storage": place.storage,
+                    "threads": resources.threads or resources.cpus,
+                    "on_gpu": resources.gpus > 0 if on_gpu is None else on_gpu,
+                    "checkpoint_every_s": checkpoint_every_s,
+                    "wandb": asdict(wandb),
+                }
+                outcome.resources = _rounds(waiting, run, place, resources, recorder)
+            outcome.lost = recorder.lost
         try:
             outcome.tables = write_tables(folder, trials)
         except OSError as error:
@@ -147,56 +156,125 @@ def _fetch_data(trials: Sequence[TrialConfig]) -> None:
             ensure_files(name, data_folder())
 
 
+def _rounds(
+    trials: Sequence[TrialConfig],
+    run: dict[str, Any],
+    place: Place,
+    resources: Resources,
+    recorder: Recorder,
+) -> Resources:
+    """Run the trials, and those again, with more room, that ran out of memory; the room at last."""
+    waiting = list(trials)
+    while True:
+        stopped = _tune(waiting, run, place, resources, recorder)
+        waiting = [t for t in waiting if t.trial_id in recorder.out_of_memory]
+        if not waiting or stopped:
+            return resources
+        roomier = resources.roomier(most_cpus=most_cpus())
+        if roomier is None:
+            for trial in waiting:
+                recorder.failed(trial.trial_id, recorder.out_of_memory[trial.trial_id])
+            return resources
+        some = "1 trial" if len(waiting) == 1 else f"{len(waiting)} trials"
+        recorder.progress.note(
+            f"{some} ran out of memory with {resources} each; run again with {roomier}"
+        )
+        resources = roomier
+        recorder.out_of_memory.clear()
+
+
 def _tune(
     trials: Sequence[TrialConfig],
-    *,
-    name: str,
-    folder: Path,
+    run: dict[str, Any],
+    place: Place,
     resources: Resources,
-    recorder: "_Recorder",
-    labels: dict[str, str],
-    checkpoint_every_s: float,
-) -> None:
-    """Run the Tuner over the trials until all are done or a signal stops it."""
+    recorder: Recorder,
+) -> bool:
+    """Run the Tuner over the trials until all have ended; whether a signal stopped it before."""
     from ray import tune
 
     from gisgd_ray.trainable import TrialTrainable
 
-    wandb = WandbSettings(mode=chosen_mode()[0], folder=str(folder), group=name, project=project())
-    space = param_space(
-        list(trials),
-        cpus=resources.cpus,
-        gpus=resources.gpus,
-        wandb=asdict(wandb),
-        names=labels,
-        checkpoints=earlier_checkpoints(folder),
-        checkpoint_every_s=checkpoint_every_s,
-    )
-    attempt = len(list((folder / "ray").glob("attempt-*"))) + 1
+    notes = Storage(f"{place.storage}/ray")
+    attempts = {name.split("/")[0] for name in notes.names(recursive=True)}
     tuner = tune.Tuner(
-        tune.with_resources(TrialTrainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
-        param_space=space,
+        TrialTrainable,
+        param_space=param_space(
+            trials, {**run, "cpus": resources.cpus, "gpus": resources.gpus}, recorder.names
+        ),
         tune_config=tune.TuneConfig(
             reuse_actors=True,
             trial_name_creator=lambda trial: _id_of(trial),
             trial_dirname_creator=lambda trial: _id_of(trial),
         ),
         run_config=tune.RunConfig(
-            name=f"attempt-{attempt}",
-            storage_path=str(folder / "ray"),
+            name=f"attempt-{len(attempts) + 1}",
+            storage_path=notes.where,
             verbose=0,
             callbacks=[_tune_callback(recorder)],
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=False),
-            # On one machine a failure repeats itself; on many, a node may have gone.
-            failure_config=tune.FailureConfig(max_failures=0 if num_nodes() == 1 else 2),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=recorder.retries),
         ),
     )
-    with _quiet_tune(), _stop_on_signal():
+    with _quiet_tune(), _stop_on_signal() as received:
         try:
             tuner.fit()
         except Exception as error:
-            _raise_if_storage_failed(folder, recorder.fault or error)
+            if isinstance(error, UserError):
+                raise
+            _raise_if_storage_failed(place.folder, recorder.fault or error)
             raise
+    return bool(received)
+
+
+def _tune_callback(recorder: Recorder) -> Any:
+    """Ray's callback interface around the recorder (a class made here: Ray is imported late)."""
+    from ray import tune
+
+    class Callback(tune.Callback):  # type: ignore[misc,unused-ignore]
+        def __init__(self, recorder: Recorder | None) -> None:
+            self.recorder = recorder
+
+        def __getstate__(self) -> dict[str, Any]:
+            # Ray pickles its callbacks to restore an experiment, which we do from the journals.
+            return {"recorder": None}
+
+        def on_trial_start(self, trial: Any, **_info: Any) -> None:
+            if self.recorder is not None:
+                self.recorder.started(_id_of(trial))
+
+        def on_trial_result(self, trial: Any, result: Any, **_info: Any) -> None:
+            if self.recorder is not None and self.recorder.report(_id_of(trial), result):
+                trial.max_failures = trial.num_failures + self.recorder.retries
+
+        def on_trial_recover(self, trial: Any, **_info: Any) -> None:
+            if self.recorder is not None and self.recorder.begun_again(_id_of(trial)):
+                trial.max_failures = trial.num_failures + self.recorder.retries - 1
+
+        def on_trial_error(self, trial: Any, **_info: Any) -> None:
+            if self.recorder is None:
+                return
+            name, told = _id_of(trial), _traceback_of(trial)
+            if "OutOfMemory" in told:  # Ray kills the largest when a machine's memory runs out
+                self.recorder.out_of_memory[name] = told
+                self.recorder.progress.stopped(name)
+            else:
+                self.recorder.failed(name, told)
+
+    return Callback(recorder)
+
+
+def _id_of(trial: Any) -> str:
+    """Our name of a trial of Ray's."""
+    return TrialConfig.model_validate(trial.config["trial"]["config"]).trial_id
+
+
+def _traceback_of(trial: Any) -> str:
+    """The failure as Ray wrote it on this machine; its storage has it only later."""
+    try:
+        return Path(trial.error_file).read_text()
+    except (OSError, TypeError):
+        return "the worker was lost, and no traceback with it"
 
 
 def _raise_if_storage_failed(folder: Path, error: Exception) -> None:
@@ -214,113 +292,19 @@ def _raise_if_storage_failed(folder: Path, error: Exception) -> None:
         ) from error
 
 
-def earlier_checkpoints(folder: Path) -> dict[str, list[str]]:
-    """Checkpoint folders of each trial from earlier launches into ``folder``, newest first."""
-    found: dict[str, list[tuple[float, str]]] = {}
-    for path in (folder / "ray").glob("attempt-*/*/checkpoint_*/state.pt"):
-        candidate = (path.stat().st_mtime, str(path.parent))
-        found.setdefault(path.parent.parent.name, []).append(candidate)
-    return {
-        trial_id: [path for _, path in sorted(candidates, reverse=True)]
-        for trial_id, candidates in found.items()
-    }
-
-
-class _Recorder:
-    """Takes each report apart: journal, progress display, tables."""
-
-    def __init__(self, folder: Path, trials: Sequence[TrialConfig], progress: Progress):
-        self.folder = folder
-        self.trials = trials
-        self.by_id = {t.trial_id: t for t in trials}
-        self.journal = Journal(folder)
-        self.progress = progress
-        self.tables_written = -TABLES_EVERY_S
-        self.fault: OSError | None = None
-        """What kept a report from being written; Tune wraps it beyond recognition."""
-
-    def started(self, trial_id: str) -> None:
-        self.progress.started(trial_id)
-
-    def report(self, trial_id: str, result: dict[str, Any]) -> None:
-        payload = pickle.loads(result["payload"])
-        try:
-            self.journal.add_report(
-                trial_id,
-                first_step=payload.first_step,
-                steps=payload.steps,
-                points=payload.points,
-            )
-            self.progress.report(trial_id, payload.points)
-            if payload.row is not None:
-                self._finish(trial_id, payload.row)
-        except OSError as fault:
-            self.fault = fault
-            raise
-
-    def failed(self, trial_id: str, error: str) -> None:
-        row = row_of(self.by_id[trial_id], {"status": "failed", "error": error})
-        self._finish(trial_id, row)
-
-    def _finish(self, trial_id: str, row: Row) -> None:
-        self.journal.add_row(trial_id, row)
-        write_steps(self.folder, self.journal.read(trial_id))
-        self.progress.finished(trial_id, row)
-        if time.monotonic() - self.tables_written > TABLES_EVERY_S:
-            write_tables(self.folder, self.trials)
-            self.tables_written = time.monotonic()
-
-
-def _tune_callback(recorder: _Recorder) -> Any:
-    """Ray's callback interface around the recorder (a class made here: Ray is imported late)."""
-    from ray import tune
-
-    class Callback(tune.Callback):  # type: ignore[misc,unused-ignore]
-        def __init__(self, recorder: _Recorder | None) -> None:
-            self.recorder = recorder
-
-        def __getstate__(self) -> dict[str, Any]:
-            # Ray pickles its callbacks to restore an experiment, which we do from the journals.
-            return {"recorder": None}
-
-        def on_trial_start(self, trial: Any, **_info: Any) -> None:
-            if self.recorder is not None:
-                self.recorder.started(_id_of(trial))
-
-        def on_trial_result(self, trial: Any, result: Any, **_info: Any) -> None:
-            if self.recorder is not None:
-                self.recorder.report(_id_of(trial), result)
-
-        def on_trial_error(self, trial: Any, **_info: Any) -> None:
-            if self.recorder is not None:
-                self.recorder.failed(_id_of(trial), _traceback_of(trial))
-
-    return Callback(recorder)
-
-
-def _traceback_of(trial: Any) -> str:
-    """The failure as Ray wrote it on this machine; its storage has it only later."""
-    try:
-        return Path(trial.error_file).read_text()
-    except (OSError, TypeError):
-        return "the worker was lost, and no traceback with it"
-
-
-def _id_of(trial: Any) -> str:
-    return TrialConfig.model_validate(trial.config["trial"]).trial_id
-
-
 @contextlib.contextmanager
-def _sole_driver(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / ".lock")
+def _sole_driver(place: Place, *, take_over: bool) -> Iterator[None]:
+    """Keep other drivers away from the folder, and from its copy in a bucket."""
+    lock = FileLock(place.folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"another sweep is writing to {folder}; wait for it or choose another --out"
+            f"another sweep is writing to {place.folder}; wait for it or choose another --out"
         ) from None
     try:
-        yield
+        with contextlib.nullcontext() if place.mirror is None else place.mirror.owned(take_over):
+            yield
     finally:
         lock.release()
 
@@ -340,10 +324,11 @@ def _quiet_tune() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stop_on_signal() -> Iterator[None]:
+def _stop_on_signal() -> Iterator[list[int]]:
     """The first Ctrl-C (or SIGTERM) ends the sweep cleanly, the second at once.
 
     Tune's clean end answers SIGUSR1 as well; our own handler in front says what is going on.
+    Yields the signals received so far.
     """
     received: list[int] = []
 
@@ -356,7 +341,7 @@ def _stop_on_signal() -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGUSR1)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
+        yield received  # only the main thread may set handlers
         return
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -364,7 +349,7 @@ def _stop_on_signal() -> Iterator[None]:
     for number in handled[:2]:
         signal.signal(number, stop)
     try:
-        yield
+        yield received
     finally:
         for number, original in zip(handled, originals, strict=True):
             signal.signal(number, original)

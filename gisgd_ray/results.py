@@ -9,6 +9,7 @@ that a crash never leaves half a table and loses at most the line in flight.
 import base64
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow
+from pyarrow import parquet
 
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
@@ -27,6 +30,9 @@ Row = dict[str, Any]
 
 COMPLETE = ("finished", "diverged")
 """Statuses that a resumed sweep takes as they are; ``failed`` trials are tried again."""
+
+
+MADE_FROM = b"gisgd_ray.journal_bytes"
 
 
 def results_folder(path: Path) -> Path:
@@ -94,10 +100,11 @@ class Journal:
         """Trials with any line."""
         return sorted(path.stem for path in self.folder.glob("*.jsonl"))
 
-    def read(self, trial_id: str) -> TrialRecord:
+    def read(self, trial_id: str, *, with_steps: bool = True) -> TrialRecord:
         """What the journal holds of one trial; a point or step told twice counts once, the later.
 
-        A trial continued from a checkpoint tells again all that came after that checkpoint.
+        A trial continued from a checkpoint tells again all that came before and after it. Without
+        ``with_steps`` its steps are left out: they are by far the most of it.
         """
         points: dict[int, Row] = {}
         stretches: list[tuple[int, StepSeries]] = []
@@ -107,8 +114,9 @@ class Journal:
             if kind == "point":
                 points[line["step"]] = line
             elif kind == "steps":
-                columns = {name: _decode(text) for name, text in line["columns"].items()}
-                stretches.append((line["after"], StepSeries.of(columns)))
+                if with_steps:
+                    columns = {name: _decode(text) for name, text in line["columns"].items()}
+                    stretches.append((line["after"], StepSeries.of(columns)))
                 points = {step: point for step, point in points.items() if step <= line["after"]}
             else:
                 row = line
@@ -122,9 +130,16 @@ class Journal:
             row = {k: v for k, v in line.items() if k != "kind"}
         return row
 
-    def is_older_than(self, path: Path, trial_id: str) -> bool:
-        """Whether ``path`` was made after the trial's last line was written."""
-        return path.exists() and path.stat().st_mtime >= self._path(trial_id).stat().st_mtime
+    def adopt(self, trial_id: str, other: "Journal") -> None:
+        """Take all that another journal holds of a trial in the place of what is here."""
+        path = self._path(trial_id)
+        partial = path.with_name(path.name + ".partial")
+        shutil.copyfile(other._path(trial_id), partial)
+        partial.replace(path)
+
+    def size(self, trial_id: str) -> int:
+        """Bytes of the trial's journal."""
+        return self._path(trial_id).stat().st_size
 
     def _path(self, trial_id: str) -> Path:
         return self.folder / f"{trial_id}.jsonl"
@@ -180,7 +195,19 @@ class ResultTables:
         path = self.folder / name
         if not path.exists():
             raise UserError(f"{path} does not exist; run the sweep first")
+        if journal_bytes(path) is None:
+            self._rebuild(path)
         return pd.read_parquet(path)
+
+    def _rebuild(self, damaged: Path) -> None:
+        """Every table is made from the journal, and can be made again."""
+        journal = Journal(self.folder)
+        if not journal.trial_ids():
+            raise UserError(f"{damaged} is cut off or damaged, and there is no journal beside it")
+        if damaged.parent.name == steps_path(Path(), "").parent.name:
+            write_steps(self.folder, journal, damaged.stem)
+        else:
+            write_tables(self.folder, [])
 
 
 def varying_fields(trials: pd.DataFrame, *, besides: Sequence[str]) -> list[str]:
@@ -209,11 +236,11 @@ def write_tables(folder: Path, trials: Iterable[TrialConfig]) -> ResultTables:
     history: list[Row] = []
     asked = [config.trial_id for config in trials]
     for trial_id in [*asked, *(t for t in journal.trial_ids() if t not in set(asked))]:
-        record = journal.read(trial_id)
+        record = journal.read(trial_id, with_steps=False)
         if record.row is not None:
             rows.append(record.row)
-            if not journal.is_older_than(steps_path(folder, trial_id), trial_id):
-                write_steps(folder, record)
+            if journal_bytes(steps_path(folder, trial_id)) != journal.size(trial_id):
+                write_steps(folder, journal, trial_id)
         elif trial_id not in asked:
             continue  # broken off, and not asked for any more
         history += [{"trial_id": trial_id, **point} for point in record.points]
@@ -228,28 +255,70 @@ def write_tables(folder: Path, trials: Iterable[TrialConfig]) -> ResultTables:
     return ResultTables(folder)
 
 
+def reuse(folder: Path, trials: Iterable[TrialConfig], others: Iterable[Path]) -> int:
+    """Take the trials that other sweeps' folders have completed from there; how many.
+
+    Raises:
+        UserError: one of the folders holds no sweep.
+    """
+    taken = 0
+    mine = Journal(folder)
+    for other in others:
+        if not (other / "journal").is_dir():
+            raise UserError(
+                f"--reuse {other} holds no results (there is no {other / 'journal'}); name the "
+                "folder of a sweep, as in results/lr_batch"
+            )
+        theirs = Journal(other)
+        for trial_id in (config.trial_id for config in trials):
+            row, own = theirs.read_row(trial_id), mine.read_row(trial_id)
+            if row is None or row["status"] not in COMPLETE:
+                continue
+            if own is None or own["status"] not in COMPLETE:
+                mine.adopt(trial_id, theirs)
+                taken += 1
+    return taken
+
+
 def steps_path(folder: Path, trial_id: str) -> Path:
     """Where a trial's per-step table lies."""
     return folder / "steps" / f"{trial_id}.parquet"
 
 
-def write_steps(folder: Path, record: TrialRecord) -> None:
+def write_steps(folder: Path, journal: Journal, trial_id: str) -> None:
     """``steps/<trial_id>.parquet``: every training step of one trial."""
-    path = steps_path(folder, record.trial_id)
+    path, size = steps_path(folder, trial_id), journal.size(trial_id)
+    record = journal.read(trial_id)
     path.parent.mkdir(exist_ok=True)
     table: dict[str, Any] = {"step": np.arange(1, len(record.steps) + 1)}
     table |= record.steps.columns()
     table["gradient_dispersion"] = record.steps.gradient_dispersion
     table["gradient_dispersion_neu"] = record.steps.gradient_dispersion_neu
     table["per_sample_dispersion"] = record.steps.per_sample_dispersion
-    _write_parquet(pd.DataFrame(table), path)
+    _write_parquet(pd.DataFrame(table), path, made_from=size)
 
 
-def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
+def journal_bytes(path: Path) -> int | None:
+    """Size of the journal that a table was made from; None if there is no whole table.
+
+    Which of two files is newer is not asked: clocks of machines that share a folder are apart.
+    """
+    try:
+        notes = parquet.read_metadata(path).metadata or {}
+    except (OSError, ValueError):  # pyarrow's own errors are of these
+        return None
+    return int(notes.get(MADE_FROM, -1))
+
+
+def _write_parquet(frame: pd.DataFrame, path: Path, made_from: int | None = None) -> None:
     """Replace ``path`` as a whole: readers see the old table or the new one."""
     partial = path.with_name(path.name + ".partial")
+    table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+    if made_from is not None:
+        notes = {**(table.schema.metadata or {}), MADE_FROM: str(made_from).encode()}
+        table = table.replace_schema_metadata(notes)
     try:
-        frame.to_parquet(partial, index=False)
+        parquet.write_table(table, partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

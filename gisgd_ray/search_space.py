@@ -2,7 +2,7 @@
 
 import difflib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
@@ -187,15 +187,22 @@ def validated(flat: Mapping[str, Any]) -> TrialConfig:
         raise UserError(_sentences(error)) from None
 
 
-def param_space(trials: list[TrialConfig], **run: Any) -> dict[str, Any]:
-    """Ray Tune's ``param_space``: a grid over the trials, and ``run`` the same for all.
+def param_space(
+    trials: Iterable[TrialConfig], run: Mapping[str, Any], names: Mapping[str, str]
+) -> dict[str, Any]:
+    """Ray Tune's ``param_space``: a grid over the trials, each with its name for people, and
+    ``run`` the same for all.
 
     The trials are expanded here and not by Ray, so that they are known, checked and counted before
     anything starts, and finished ones can be left out.
     """
     from ray import tune
 
-    return {"trial": tune.grid_search([t.model_dump(mode="json") for t in trials]), "run": run}
+    each = [
+        {"config": t.model_dump(mode="json"), "name": names.get(t.trial_id, t.trial_id)}
+        for t in trials
+    ]
+    return {"trial": tune.grid_search(each), "run": dict(run)}
 
 
 def field_paths() -> dict[str, list[tuple[type[BaseModel], FieldInfo]]]:

@@ -31,7 +31,10 @@ class TrainState:
     step: int = 0
     """Updates applied so far, t; the weights are W_t."""
     stretches: list[StepSeries] = field(default_factory=list)
-    """The steps so far in pieces; read them as ``series``."""
+    """The steps up to the last measuring point, in pieces; read them as ``series``."""
+    unmeasured: list[StepSeries] = field(default_factory=list)
+    """The steps since, in pieces: sums over steps are taken at measuring points, where a run that
+    was paused in between adds the same numbers in the same order."""
     history: list[Point] = field(default_factory=list)
     """All measuring points so far."""
     stopped: str | None = None
@@ -60,7 +63,7 @@ class TrainState:
 
     @property
     def series(self) -> StepSeries:
-        """Every step so far; joined on demand, since joining copies all of them."""
+        """Every step up to the last measuring point; joined on demand, for that copies them."""
         self.stretches = [StepSeries.concatenate(self.stretches)]
         return self.stretches[0]
 

@@ -4,40 +4,30 @@ import errno
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from gisgd_ray import cli
+from gisgd_ray.capacity import chosen_resources, told_cost
 from gisgd_ray.claims import Claim
 from gisgd_ray.cluster import cluster_gpus, connect, largest_memory, require_room
-from gisgd_ray.config import TrialConfig, flatten
+from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.launch import Outcome, Resources, finished_ids, launch
+from gisgd_ray.launch import Outcome, finished_ids, launch
 from gisgd_ray.memory import machine_memory, require_memory
+from gisgd_ray.packing import Resources
+from gisgd_ray.place import Place
+from gisgd_ray.plan import Plan, make_plan, plan_lines
 from gisgd_ray.reporting.figures import save_figures
 from gisgd_ray.reporting.page import write_page
-from gisgd_ray.reporting.progress import trial_label
 from gisgd_ray.reporting.tables import Table, for_terminal, save_tables
-from gisgd_ray.results import ResultTables, results_folder, varying_fields
+from gisgd_ray.results import ResultTables, varying_fields
 from gisgd_ray.search_space import SearchSpace
-
-DEFAULT_GPU_FRACTION = 0.25
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The trials of a sweep at one scale."""
-
-    trials: list[TrialConfig]
-    labels: dict[str, str]
-    """A trial's name for people: the fields in which it differs from the others."""
-    swept: list[str]
 
 
 @dataclass(frozen=True)
@@ -103,39 +93,46 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
     plans, faults = {}, {}
     for scale in scales:
         try:
-            plans[scale] = make_plan(sweep, options, scale)
+            plans[scale] = make_plan(sweep.panels[scale], options, scale, check=sweep.check)
         except UserError as fault:
             faults[scale] = fault
     if not plans:
         raise faults[scales[0]]
-    resources = Resources(cpus=options.cpus_per_trial, gpus=options.gpus_per_trial or 0.0)
-    if options.dry_run and options.scale != "auto":
-        print_plan(sweep, plans[options.scale], options)
-        return 0
-    folder = None if options.dry_run else results_folder(options.out / sweep.name)
+    Resources(cpus=options.cpus_per_trial, gpus=options.gpus_per_trial or 0.0)  # sound at all?
+    if options.retries < 0:
+        raise UserError(f"--retries = {options.retries} must be at least 0")
+    place = Place.of(options.out, sweep.name, make=not options.dry_run)
     connection = connect(start_local=not options.dry_run)
     scale = _choose_scale(options.scale, connection)
     if scale in faults:
         raise UserError(f"at scale {scale}: {faults[scale]}")
     plan = plans[scale]
-    if folder is None:
-        print_plan(sweep, plan, options)
+    done = finished_ids(place.folder, plan.trials)
+    waiting = [t for t in plan.trials if t.trial_id not in done]
+    if options.dry_run:
+        require_memory(plan.trials, largest_memory() if connection else machine_memory())
+        print("\n".join(plan_lines(plan, place, sweep.item)), flush=True)
+        print("\n".join(told_cost(waiting, options, connected=bool(connection))))
         return 0
-    if options.gpus_per_trial is None and cluster_gpus() > 0:
-        resources = Resources(cpus=options.cpus_per_trial, gpus=DEFAULT_GPU_FRACTION)
+    resources, reason = chosen_resources(waiting, options)
     require_room(cpus=resources.cpus, gpus=resources.gpus)
     require_memory(plan.trials, largest_memory())
     some = "1 trial" if len(plan.trials) == 1 else f"{len(plan.trials)} trials"
-    print(f"{sweep.item}: {some}, results in {folder}")
+    print(f"{sweep.item}: {some}, results in {place}")
+    if reason:
+        print(f"Each trial takes {resources}: {reason}.")
     begun = time.monotonic()
     outcome = launch(
         plan.trials,
         name=sweep.name,
-        folder=folder,
+        place=place,
         resources=resources,
         resume=options.resume,
+        take_over=options.take_over,
+        reused_folders=options.reuse,
         labels=plan.labels,
         checkpoint_every_s=options.checkpoint_every_s,
+        retries=options.retries,
         title=sweep.item,
     )
     seconds = time.monotonic() - begun
@@ -145,7 +142,11 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
         "scale": "the paper’s" if same else scale,
         "command": shlex.join(["python", *sys.argv]),
         "Ray": connection,
+        "resources": f"{outcome.resources or resources} for each trial"
+        + (f": {reason}" if reason else ""),
     }
+    if outcome.lost:
+        facts["trials lost and continued"] = str(outcome.lost)
     shown = paper_tables(sweep, outcome.tables)
     page = report(sweep, outcome, plan, shown, facts=facts, seconds=seconds)
     for table in shown:
@@ -154,36 +155,6 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
     if outcome.interrupted:
         return 130
     return 1 if outcome.count("failed") else 0
-
-
-def make_plan(sweep: Sweep, options: cli.Options, scale: str) -> Plan:
-    """Every trial of the sweep at one scale with the command line's changes, validated.
-
-    Raises:
-        UserError: a field, a value or a combination is wrong, or does not suit the figure.
-    """
-    spaces = cli.apply(sweep.panels[scale], options, scale=scale)
-    trials = {t.trial_id: t for space in spaces.values() for t in space.trials()}
-    if sweep.check is not None:
-        for config in trials.values():
-            sweep.check(config)
-    swept = list(dict.fromkeys(p for space in spaces.values() for p in space.swept_fields()))
-    if len(spaces) > 1:
-        swept = ["data.dataset", "model.name", *_schemes_apart(trials.values()), *swept]
-        swept = list(dict.fromkeys(swept))
-    labels = {trial_id: trial_label(config, swept) for trial_id, config in trials.items()}
-    return Plan(list(trials.values()), labels, swept)
-
-
-def _schemes_apart(trials: Iterable[TrialConfig]) -> list[str]:
-    """``scheme.name`` if there are several, and what tells trials of one scheme apart."""
-    found: dict[str, dict[str, set[Any]]] = {}
-    for config in trials:
-        for path, value in flatten(config.scheme.model_dump(), "scheme.").items():
-            found.setdefault(path, {}).setdefault(config.scheme.name, set()).add(value)
-    names = found.pop("scheme.name")
-    within = [path for path, by in found.items() if any(len(values) > 1 for values in by.values())]
-    return (["scheme.name"] if len(names) > 1 else []) + within
 
 
 def report(
@@ -241,20 +212,6 @@ def _time_facts(trials: pd.DataFrame, seconds: float) -> dict[str, str]:
     return facts
 
 
-def print_plan(sweep: Sweep, plan: Plan, options: cli.Options) -> None:
-    """What a launch would run, and what of it is there already."""
-    require_memory(plan.trials, machine_memory())
-    folder = (options.out / sweep.name).absolute()
-    done = finished_ids(folder, plan.trials)
-    for config in plan.trials:
-        state = "finished" if config.trial_id in done else "to run"
-        print(f"{config.trial_id}  {state:<8}  {plan.labels[config.trial_id]}")
-    print(
-        f"{sweep.item}: {len(plan.trials)} trials, {len(plan.trials) - len(done)} to run, "
-        f"results in {folder}"
-    )
-
-
 def _choose_scale(asked: str, connection: str) -> str:
     """The scale and why; printed first, since everything else depends on it."""
     if asked != "auto":
@@ -275,6 +232,9 @@ def _print_closing(outcome: Outcome, page: Path, seconds: float) -> None:
     ]
     reused = f" ({outcome.reused} from an earlier launch)" if outcome.reused else ""
     print(f"{', '.join(counts) or 'no trial ended'}{reused} in {seconds:.0f} s.")
+    if outcome.lost:
+        times = "once" if outcome.lost == 1 else f"{outcome.lost} times"
+        print(f"{times} a trial was lost, and went on from its last checkpoint.".capitalize())
     if outcome.interrupted:
         print("Stopped before the end: the same command with --resume runs what is missing.")
     for row in outcome.rows:

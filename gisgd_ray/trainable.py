@@ -3,44 +3,95 @@
 Actors are reused (a fresh one imports torch, which takes seconds), so ``reset_config`` starts the
 next trial in place. A result carries plain numbers for the display and, in ``payload``, what was
 measured since the last one.
+
+A trial saves itself, on a schedule and when its process is told to end, and looks for its own
+checkpoints when it begins. Ray starts a lost trial anew; that it goes on is decided here.
 """
 
-import contextlib
-import math
 import os
 import pickle
+import signal
+import threading
 import time
-from pathlib import Path
+import traceback
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from ray import tune
-from ray.tune.result import SHOULD_CHECKPOINT
 
-from gisgd_ray import checkpoint, training
+from gisgd_ray import training
+from gisgd_ray.checkpoints import Checkpoints
 from gisgd_ray.config import TrialConfig
+from gisgd_ray.errors import DataError, UserError
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings
 from gisgd_ray.results import Row, row_of
 from gisgd_ray.state import Point, TrainState
+from gisgd_ray.storage import Storage
 
 REPORT_S = 2.0
 """A report covers whole measuring points and at least about this much time."""
+NOTICE_S = 5.0
+"""Seconds between checkpoints once the process has been told to end; it is killed when it is."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What all trials of a launch share; crosses to their processes as a plain dict.
+
+    Attributes:
+        cpus, gpus: that Ray sets aside for each.
+        storage: where checkpoints are kept (:class:`~gisgd_ray.storage.Storage`).
+        threads: of torch; the order of sums, and so every bit of a result, depends on it.
+        on_gpu: whether trials run on a GPU.
+        checkpoint_every_s: seconds between two checkpoints of a trial.
+        wandb: :class:`WandbSettings` as a dict.
+    """
+
+    cpus: int
+    gpus: float
+    storage: str
+    threads: int
+    on_gpu: bool
+    checkpoint_every_s: float
+    wandb: dict[str, Any]
 
 
 class Payload(NamedTuple):
-    """What one report brings to the driver."""
+    """What one report brings to the driver.
+
+    Of a trial that continues from a checkpoint the first report holds all since its first step:
+    the driver may have been lost with what was reported last.
+    """
 
     points: list[Point]
     first_step: int
     steps: StepSeries
-    row: Row | None
+    row: Row | None = None
+    failure: str | None = None
+    """A traceback: the trial has failed in a way that another attempt would repeat."""
+    out_of_memory: str | None = None
+    """A traceback: the trial did not fit beside the others."""
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]
-    """One trial at a time; ``config`` = {"trial": TrialConfig as a dict, "run": settings}."""
+    """One trial at a time; its ``config`` is that of :func:`gisgd_ray.search_space.param_space`,
+    with :class:`RunSettings` as a dict for ``run``."""
+
+    _told_to_end = False
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """What Ray is to set aside for a trial. (``tune.with_resources`` would do as well, but the
+        processes would then not bear this class's name.)"""
+        run = RunSettings(**config["run"])
+        return tune.PlacementGroupFactory([{"CPU": run.cpus, "GPU": run.gpus}])
 
     def setup(self, config: dict[str, Any]) -> None:
+        # A machine that is taken away sends SIGTERM first; Ray's own answer would be to die.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_notice)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -48,86 +99,124 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._begin(new_config)
         return True
 
+    def _on_notice(self, *_: Any) -> None:
+        self._told_to_end = True
+        self._save_at = 0.0
+
     def _begin(self, config: dict[str, Any]) -> None:
-        run = config["run"]
-        # Ray counts CPUs, torch does not: without this every trial would use every core. It also
-        # fixes the order of sums, so that a restored trial repeats them bit for bit.
-        torch.set_num_threads(run["cpus"])
-        self.trial = TrialConfig.model_validate(config["trial"])
-        self.device = "cuda" if run["gpus"] > 0 else "cpu"
-        self.checkpoint_every_s = run["checkpoint_every_s"]
-        self.last_checkpoint = time.monotonic()
-        self.wandb: WandbRun | None = None
-        self.state: TrainState | None = None
-        self.run = run
-        for folder in run["checkpoints"].get(self.trial.trial_id, []):
-            # A checkpoint cut off by a crash does not load: the one before does, or the trial
-            # starts anew, with the same result.
-            with contextlib.suppress(Exception):
-                self.state = checkpoint.load(self.trial, Path(folder), device=self.device)
-                break
+        self._run = RunSettings(**config["run"])
+        # Ray counts CPUs, torch does not: without this every trial would use every core.
+        torch.set_num_threads(self._run.threads)
+        self._trial = TrialConfig.model_validate(config["trial"]["config"])
+        self._name = config["trial"]["name"]
+        self._device = "cuda" if self._run.on_gpu else "cpu"
+        self._checkpoints = Checkpoints(Storage(self._run.storage), self._trial)
+        self._wandb: WandbRun | None = None
+        self._state: TrainState | None = None
+        self._schedule_save()
 
     def step(self) -> dict[str, Any]:
         """Train for about :data:`REPORT_S`, to a measuring point."""
-        if self.state is None:
-            self.state = training.start(self.trial, device=self.device)
-        if self.wandb is None:
-            self.wandb = self._open_wandb()
-        state = self.state
-        first_step = state.terms.steps
-        points: list[Point] = []
-        steps: list[StepSeries] = []
+        try:
+            return self._result(self._advance())
+        except Exception as error:
+            told = Payload([], 0, StepSeries.empty())
+            if is_out_of_memory(error):
+                told = told._replace(out_of_memory=traceback.format_exc())
+            elif isinstance(error, UserError) and not isinstance(error, DataError):
+                told = told._replace(failure=traceback.format_exc())
+            else:
+                raise  # a lost connection, say: the next attempt may go well
+            result = self._result(told)
+            self._end()
+            if self._device == "cuda":
+                torch.cuda.empty_cache()
+            return result
+
+    def _advance(self) -> Payload:
+        """The measuring points of the next seconds, and the row if the trial is over."""
+        resumed = False
+        if self._state is None:
+            self._state = self._checkpoints.newest(self._device)
+            resumed = self._state is not None
+            if self._state is None:
+                self._state = training.start(self._trial, device=self._device)
+        state = self._state
+        if self._wandb is None:
+            self._wandb = self._open_wandb(state)
+        first_step = 0 if resumed else state.terms.steps
+        points: list[Point] = list(state.history) if resumed else []
+        steps: list[StepSeries] = [state.series] if resumed else []
         deadline = time.monotonic() + REPORT_S
         while state.stopped is None and (not points or time.monotonic() < deadline):
-            point, new_steps = training.advance(state)
+            if not training.train(state, pause=self._save_is_due):
+                self._save(state)
+                continue
+            if self._save_is_due():
+                self._save(state)  # before measuring, which may take longer than is left
+            point, new_steps = training.measure(state)
             points.append(point)
             steps.append(new_steps)
-            self.wandb.log(point)
-        row = self._row() if state.stopped is not None else None
-        payload = Payload(points, first_step, StepSeries.concatenate(steps), row)
-        result = {
-            "payload": pickle.dumps(payload),
-            "step": state.step,
-            "train_loss": state.last_point.get("train/loss", math.nan),
-            "gap": state.last_point.get("gap/loss", math.nan),
-            "done": row is not None,
-        }
-        if row is None and time.monotonic() - self.last_checkpoint >= self.checkpoint_every_s:
-            result[SHOULD_CHECKPOINT] = True
-            self.last_checkpoint = time.monotonic()
-        return result
+            self._wandb.log(point)
+        row = None if state.stopped is None else self._row(state)
+        return Payload(points, first_step, StepSeries.concatenate(steps), row)
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        assert self.state is not None
-        checkpoint.save(self.state, Path(checkpoint_dir))
+    def _result(self, payload: Payload) -> dict[str, Any]:
+        """What Tune is told."""
+        over = (payload.row, payload.failure, payload.out_of_memory) != (None, None, None)
+        step = self._state.step if self._state is not None else 0
+        return {"payload": pickle.dumps(payload), "step": step, "done": over}
 
-    def load_checkpoint(self, checkpoint_dir: Any) -> None:
-        self.state = checkpoint.load(self.trial, Path(checkpoint_dir), device=self.device)
+    def _save_is_due(self) -> bool:
+        return time.monotonic() >= self._save_at
+
+    def _schedule_save(self) -> None:
+        every = self._run.checkpoint_every_s
+        if self._told_to_end:
+            every = min(every, NOTICE_S)
+        self._save_at = time.monotonic() + every
+
+    def _save(self, state: TrainState) -> None:
+        try:
+            self._checkpoints.save(state)
+        except OSError:
+            # No room, or no way to the storage, for now: the trial itself needs neither.
+            traceback.print_exc()
+        self._schedule_save()
 
     def cleanup(self) -> None:
         self._end()
 
-    def _open_wandb(self) -> WandbRun:
-        assert self.state is not None
+    def _open_wandb(self, state: TrainState) -> WandbRun:
         return WandbRun(
-            WandbSettings(**self.run["wandb"]),
-            trial_id=self.trial.trial_id,
-            name=self.run["names"].get(self.trial.trial_id, self.trial.trial_id),
-            config=self.trial.flat(),
-            earlier=self.state.history,
+            WandbSettings(**self._run.wandb),
+            trial_id=self._trial.trial_id,
+            name=self._name,
+            config=self._trial.flat(),
+            earlier=state.history,
         )
 
-    def _row(self) -> Row:
-        assert self.state is not None
-        assert self.wandb is not None
-        row = row_of(self.trial, training.summary(self.state))
-        row["device"] = self.device
+    def _row(self, state: TrainState) -> Row:
+        assert self._wandb is not None
+        row = row_of(self._trial, training.summary(state))
+        row["device"] = self._device
         row["hostname"] = os.uname().nodename
-        self.wandb.finish(row, failed=row["status"] != "finished")
-        return row | {"wandb/status": self.wandb.status}
+        self._wandb.finish(row, failed=row["status"] != "finished")
+        return row | {"wandb/status": self._wandb.status}
 
     def _end(self) -> None:
-        if self.wandb is not None:
-            self.wandb.finish(None, failed=True)
-            self.wandb = None
-        self.state = None
+        if self._wandb is not None:
+            self._wandb.finish(None, failed=True)
+            self._wandb = None
+        self._state = None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was what the trial lacked, a GPU's or the machine's.
+
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(ValueError("bad"))
+    (True, False)
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

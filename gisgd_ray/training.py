@@ -1,12 +1,14 @@
 """The step loop: when to step, when to measure, when to stop. Plain PyTorch.
 
 Reads top to bottom: :func:`start` builds a :class:`TrainState`; :func:`advance` trains up to the
-next measuring point and returns what was measured there; ``state.stopped`` says when and why it is
+next measuring point and returns what was measured there, in two halves (:func:`train`,
+:func:`measure`) for who must be able to stop in between; ``state.stopped`` says when and why it is
 over; :func:`summary` is the row of the finished run.
 """
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -75,31 +77,49 @@ def advance(state: TrainState) -> tuple[Point, StepSeries]:
 
     The first call measures W_0 and takes no step. After the last, ``state.stopped`` is set.
     """
+    train(state)
+    return measure(state)
+
+
+def train(state: TrainState, pause: Callable[[], bool] | None = None) -> bool:
+    """Take steps until a measuring point is due (True), or ``pause`` says so after a step (False).
+
+    A paused run can be saved, and trained on as if nothing had happened.
+    """
     begun, cpu_begun = time.perf_counter(), time.process_time()
-    new_steps = StepSeries.empty()
-    if state.history:
-        _train(state)
-        new_steps = state.stepper.drain()
-        new_steps = _cut_at_divergence(state, new_steps)
-        state.add_steps(new_steps)
-    trained, cpu_trained = time.perf_counter(), time.process_time()
-    point = _measure(state, new_steps)
-    state.history.append(point)
-    state.seconds["time/training_s"] += trained - begun
-    # On a CPU that other work shares, the time that tells one scheme's steps from another's.
-    state.seconds["time/training_cpu_s"] += cpu_trained - cpu_begun
-    state.seconds["time/measuring_s"] += time.perf_counter() - trained
-    return point, new_steps
-
-
-def _train(state: TrainState) -> None:
-    """Take steps until a measuring point is due."""
-    while True:
+    paused = False
+    while not (paused or measuring_is_due(state)):
         rate = learning_rate(state.config, state.step // state.steps_per_epoch)
         state.stepper.step(state.step, learning_rate=rate)
         state.step += 1
-        if evaluation_is_due(state) or trace_is_due(state) or sensitivity_is_due(state):
-            return
+        paused = pause is not None and pause()
+    state.unmeasured.append(state.stepper.drain())
+    state.seconds["time/training_s"] += time.perf_counter() - begun
+    # On a CPU that other work shares, the time that tells one scheme's steps from another's.
+    state.seconds["time/training_cpu_s"] += time.process_time() - cpu_begun
+    return measuring_is_due(state)
+
+
+def measure(state: TrainState) -> tuple[Point, StepSeries]:
+    """What there is to measure at the point that :func:`train` has reached, and the steps to it."""
+    begun = time.perf_counter()
+    new_steps = _cut_at_divergence(state, StepSeries.concatenate(state.unmeasured))
+    state.unmeasured = []
+    if len(new_steps):
+        state.add_steps(new_steps)
+    point = _measure(state, new_steps)
+    state.history.append(point)
+    state.seconds["time/measuring_s"] += time.perf_counter() - begun
+    return point, new_steps
+
+
+def measuring_is_due(state: TrainState) -> bool:
+    """Whether the run stands at a measuring point that has not been measured yet."""
+    if not state.history:
+        return True
+    if state.step == state.last_point["step"]:
+        return False
+    return evaluation_is_due(state) or trace_is_due(state) or sensitivity_is_due(state)
 
 
 def learning_rate(config: TrialConfig, epoch: int) -> float:

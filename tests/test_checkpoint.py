@@ -1,6 +1,8 @@
 """A run saved anywhere and restored continues as if nothing had happened, to the bit."""
 
+import errno
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,10 @@ import pytest
 import torch
 
 from gisgd_ray import checkpoint, training
+from gisgd_ray.checkpoints import Checkpoints
 from gisgd_ray.errors import UserError
+from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.storage import Storage
 from tests.runs import (
     Finished,
     config,
@@ -82,10 +87,10 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def saved_and_loaded(state: training.TrainState, folder: Path) -> training.TrainState:
-    checkpoint.save(state, folder)
+def saved_and_loaded(state: training.TrainState) -> training.TrainState:
+    content = checkpoint.dump(state)
     torch.manual_seed(12345)
-    restored = checkpoint.load(state.config, folder)
+    restored = checkpoint.load(state.config, content)
     assert restored is not state
     return restored
 
@@ -99,14 +104,14 @@ def assert_same(found: Finished, expected: Finished) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_restored_at_every_possible_point(name, tmp_path):
+def test_restored_at_every_possible_point(name):
     expected = run(CASES[name])
     total = len(expected.points)
     assert total >= 3
     original = training.start(config(CASES[name]))
     for done in range(total + 1):
         # `original` has measured so many points, none at first and all at last.
-        restored = saved_and_loaded(original, tmp_path)
+        restored = saved_and_loaded(original)
         rest = finish(restored)
         assert_same(rest, expected)
         points = [untimed(point) for point in rest.points]
@@ -117,29 +122,29 @@ def test_restored_at_every_possible_point(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_restored_after_every_point_in_turn(name, tmp_path):
+def test_restored_after_every_point_in_turn(name):
     expected = run(CASES[name])
     state, points = training.start(config(CASES[name])), []
     while state.stopped is None:
         points.append(untimed(training.advance(state)[0]))
-        state = saved_and_loaded(state, tmp_path)
+        state = saved_and_loaded(state)
     assert points == [untimed(point) for point in expected.points]
     assert_same(Finished(state, [], state.series), expected)
 
 
-def test_seconds_go_on_from_where_they_were(tmp_path):
+def test_seconds_go_on_from_where_they_were():
     state = training.start(config())
     training.advance(state)
     training.advance(state)
     state.seconds["time/training_s"] += 1000
-    restored = saved_and_loaded(state, tmp_path)
+    restored = saved_and_loaded(state)
     assert restored.seconds == state.seconds
     assert 1000 < finish(restored).row["time/training_s"] < 1100
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
+def test_a_checkpoint_of_another_configuration_is_refused():
     state = training.start(config())
-    checkpoint.save(state, tmp_path)
+    content = checkpoint.dump(state)
     for changes in (
         {"seed": 1},
         {"training.learning_rate": 0.2},
@@ -149,38 +154,121 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
         other = config(changes)
         said = f"belongs to trial {state.config.trial_id}, not to {other.trial_id}"
         with pytest.raises(UserError, match=said):
-            checkpoint.load(other, tmp_path)
-    checkpoint.load(config(), tmp_path)
+            checkpoint.load(other, content)
+    checkpoint.load(config(), content)
 
 
-def test_saving_leaves_one_file_and_the_run_alone(tmp_path):
+def test_saving_leaves_the_run_alone():
     state = training.start(config({"training.momentum": 0.5}))
     while state.stopped is None:
         training.advance(state)
         before = (weight_bits(state), optimizer_bits(state), untimed(training.summary(state)))
-        checkpoint.save(state, tmp_path)
+        checkpoint.dump(state)
         assert (weight_bits(state), optimizer_bits(state)) == before[:2]
         assert untimed(training.summary(state)) == before[2]
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE_NAME]
     assert_same(Finished(state, [], state.series), run({"training.momentum": 0.5}))
 
 
-def test_an_interrupted_save_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
-    state = training.start(config())
-    training.advance(state)
-    checkpoint.save(state, tmp_path)
-    training.advance(state)
+def finish_in_pieces(state: training.TrainState, steps_at_once: int) -> Finished:
+    """Train to the end, paused, saved and restored after every so many steps."""
+    points, steps, taken = [], [], 0
 
-    def fill_the_disk(_: Any, path: Path) -> None:
-        path.write_bytes(b"half a file")
-        raise OSError("no space left on device")
+    def pause() -> bool:
+        nonlocal taken
+        taken += 1
+        return taken % steps_at_once == 0
 
-    monkeypatch.setattr(checkpoint.torch, "save", fill_the_disk)
-    with pytest.raises(OSError, match="no space"):
-        checkpoint.save(state, tmp_path)
-    restored = checkpoint.load(config(), tmp_path)
-    assert (restored.step, len(restored.history)) == (0, 1)
-    assert_same(finish(restored), run())
+    while state.stopped is None:
+        due = training.train(state, pause=pause)
+        state = saved_and_loaded(state)
+        if due:
+            assert training.measuring_is_due(state)
+            point, new_steps = training.measure(state)
+            points.append(point)
+            steps.append(new_steps)
+    return Finished(state, points, StepSeries.concatenate(steps))
+
+
+@pytest.mark.parametrize("steps_at_once", [1, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_paused_saved_and_restored_between_two_points(name, steps_at_once):
+    expected = run(CASES[name])
+    found = finish_in_pieces(training.start(config(CASES[name])), steps_at_once)
+    assert_same(found, expected)
+    assert [untimed(p) for p in found.points] == [untimed(p) for p in expected.points]
+    assert series_bits(found.steps) == series_bits(expected.steps)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+        lambda _: b"",
+        lambda _: b"something else",
+        lambda content: content + b"\0",
+    ],
+    ids=["cut by a byte", "half", "a bit turned", "empty", "another file", "longer"],
+)
+def test_a_damaged_checkpoint_is_told_from_a_whole_one(damage):
+    content = checkpoint.dump(training.start(config()))
+    checkpoint.load(config(), content)
+    with pytest.raises(UserError, match="is damaged, cut off or of another version"):
+        checkpoint.load(config(), damage(content))
+
+
+class TestCheckpoints:
+    """A trial's checkpoints in its storage."""
+
+    def saved(self, folder: Path, count: int) -> tuple[Checkpoints, training.TrainState]:
+        kept, state = Checkpoints(Storage(str(folder)), config()), training.start(config())
+        for _ in range(count):
+            training.advance(state)
+            kept.save(state)
+        return kept, state
+
+    def test_the_newest_two_are_kept_in_the_order_of_their_steps(self, tmp_path):
+        kept, _ = self.saved(tmp_path, 4)
+        names = [f"checkpoints/{config().trial_id}/{step:012d}.ckpt" for step in (12, 8)]
+        assert kept.names() == names
+        assert sorted(p.name for p in tmp_path.rglob("*.*")) == [Path(n).name for n in names[::-1]]
+        # Clocks of machines are apart: the older one looks new.
+        os.utime(tmp_path / names[0], (0, 0))
+        assert kept.newest().step == 12
+
+    def test_a_damaged_newest_one_gives_way_to_the_one_before(self, tmp_path):
+        kept, _ = self.saved(tmp_path, 3)
+        newest, before = (tmp_path / name for name in kept.names())
+        newest.write_bytes(newest.read_bytes()[:1000])
+        state = kept.newest()
+        assert state.step == 4
+        assert_same(finish(state), run())
+        before.write_bytes(b"")
+        assert kept.newest() is None
+
+    def test_there_is_none_at_first_and_none_after_the_end(self, tmp_path):
+        kept = Checkpoints(Storage(str(tmp_path)), config())
+        assert kept.newest() is None
+        kept, _ = self.saved(tmp_path, 2)
+        kept.clear()
+        assert kept.newest() is None
+        assert list((tmp_path / "checkpoints").iterdir()) == []
+        kept.clear()
+
+    def test_a_full_disk_leaves_the_earlier_one(self, tmp_path, monkeypatch):
+        kept, state = self.saved(tmp_path, 1)
+        training.advance(state)
+
+        def full(_: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("gisgd_ray.storage.os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            kept.save(state)
+        monkeypatch.undo()
+        assert len(list(tmp_path.rglob("*.ckpt*"))) == 1
+        assert_same(finish(kept.newest()), run())
 
 
 def test_the_diverging_case_diverges_inside_its_second_epoch():

@@ -3,7 +3,6 @@
 import inspect
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,7 +78,7 @@ def test_help_shows_descriptions_bounds_and_defaults(capsys: pytest.CaptureFixtu
 
 def test_nothing_given() -> None:
     plain = options()
-    assert (plain.scale, plain.out, plain.panel) == ("auto", Path("results"), None)
+    assert (plain.scale, plain.out, plain.panel) == ("auto", "results", None)
     assert (plain.dry_run, plain.resume) == (False, False)
     assert (plain.cpus_per_trial, plain.gpus_per_trial) == (1, None)
     assert (plain.settings, plain.overrides) == ({}, {})

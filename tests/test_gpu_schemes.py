@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -325,7 +324,7 @@ class TestCheckpoints:
         ],
         ids=lambda scheme: "-".join(map(str, scheme.values())),
     )
-    def test_a_restored_run_ends_as_one_never_stopped(self, scheme, tmp_path: Path):
+    def test_a_restored_run_ends_as_one_never_stopped(self, scheme):
         changes = {f"scheme.{name}": value for name, value in scheme.items()}
         fields = SMALL | {"training.momentum": 0.9, "training.evaluation.unit": "step"} | changes
         config = TrialConfig.model_validate(unflatten(fields))
@@ -333,19 +332,17 @@ class TestCheckpoints:
         stopped = training.start(config, device=DEVICE)
         for _ in range(7):  # in the middle of the second epoch
             training.advance(stopped)
-        checkpoint.save(stopped, tmp_path)
-        restored = checkpoint.load(config, tmp_path, device=DEVICE)
+        restored = checkpoint.load(config, checkpoint.dump(stopped), device=DEVICE)
         assert all(p.device.type == DEVICE for p in restored.model.parameters())
         assert weights(finish(restored).state) == weights(whole.state)
         for name, column in whole.series.columns().items():
             assert restored.series.columns()[name].tobytes() == column.tobytes(), name
 
-    def test_may_be_read_without_a_gpu(self, tmp_path: Path):
+    def test_may_be_read_without_a_gpu(self):
         config = TrialConfig.model_validate(unflatten(SMALL | {"scheme.name": "clipping"}))
         state = training.start(config, device=DEVICE)
         for _ in range(2):
             training.advance(state)
-        checkpoint.save(state, tmp_path)
-        restored = checkpoint.load(config, tmp_path, device="cpu")
+        restored = checkpoint.load(config, checkpoint.dump(state), device="cpu")
         assert weights(restored) == weights(state)
         assert finish(restored).row["status"] == "finished"

@@ -5,7 +5,6 @@ The trials are tiny (400 digits, width 16), so that a launch costs little more t
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +15,8 @@ import pandas as pd
 import pytest
 
 from gisgd_ray import cli
-from gisgd_ray.launch import earlier_checkpoints
+from gisgd_ray.plan import make_plan
 from gisgd_ray.results import Journal, ResultTables
-from gisgd_ray.sweep import make_plan
 from gisgd_ray.training import advance, summary
 from gisgd_ray.training import start as start_run
 from sweeps.lr_batch import SWEEP
@@ -88,6 +86,11 @@ def assert_same_tables(found: Path, true: Path) -> None:
         frames = [getattr(ResultTables(f), table) for f in (found, true)]
         mine, theirs = (comparable(f[f["trial_id"].isin(ours)], order) for f in frames)
         pd.testing.assert_frame_equal(mine, theirs, check_like=True, check_dtype=False)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Of the one trial there is, newest first."""
+    return sorted(folder.glob("checkpoints/*/*.ckpt"), reverse=True)
 
 
 @pytest.fixture(scope="module")
@@ -295,23 +298,25 @@ def test_a_trial_killed_between_checkpoints_continues_bit_for_bit(tmp_path: Path
         "--checkpoint-every=0",
     ]
     process = start(tmp_path, *one)
-    wait_until(lambda: earlier_checkpoints(folder) or process.poll() is not None)
+    wait_until(lambda: len(checkpoints_in(folder)) > 1 or process.poll() is not None)
     process.kill()
     process.communicate(timeout=60)
-    (checkpoints,) = earlier_checkpoints(folder).values()
-    # The crash has cut the newest one off: the one before it, if any, must do.
-    damaged = Path(shutil.copytree(checkpoints[0], Path(checkpoints[0]).with_name("checkpoint_9")))
-    (damaged / "state.pt").write_bytes((damaged / "state.pt").read_bytes()[:1000])
+    # The crash has cut the newest one off: the one before it must do.
+    newest, before = checkpoints_in(folder)[:2]
+    newest.write_bytes(newest.read_bytes()[:1000])
     done = sweep(tmp_path, *one, "--resume", WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
+    assert not checkpoints_in(folder)
 
     (row,) = ResultTables(folder).trials.to_dict("records")
+    # The second launch went on from there, and told all up to there again.
     lines = (folder / "journal" / f"{row['trial_id']}.jsonl").read_text().splitlines()
-    starts = [line["after"] for line in map(json.loads, lines) if line["kind"] == "steps"]
-    assert starts.count(0) == 1, "the second launch began anew instead of at the checkpoint"
+    stretches = [line for line in map(json.loads, lines) if line["kind"] == "steps"]
+    again = [i for i, line in enumerate(stretches) if line["after"] == 0][-1]
+    assert stretches[again + 1]["after"] >= int(before.stem)
 
     options = cli.parse([*SMALL, *one], prog="", description="")
-    (config,) = make_plan(SWEEP, options, "laptop").trials
+    (config,) = make_plan(SWEEP.panels["laptop"], options, "laptop").trials
     state = start_run(config)
     while state.stopped is None:
         advance(state)

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from gisgd_ray import cli
+from gisgd_ray.plan import make_plan
 from gisgd_ray.reporting.tables import Row, Table, for_terminal
-from gisgd_ray.sweep import make_plan
 from sweeps import clipping, double_descent, lr_batch, regularizers
 from tests import pages
 
@@ -56,6 +56,6 @@ def test_the_terminal_shows_every_cell() -> None:
 def test_every_trial_of_a_sweep_has_a_label_of_its_own() -> None:
     for sweep in (regularizers.SWEEP, clipping.SWEEP, double_descent.SWEEP, lr_batch.SWEEP):
         options = cli.parse([], prog=sweep.name, description=sweep.description)
-        plan = make_plan(sweep, options, "laptop")
+        plan = make_plan(sweep.panels["laptop"], options, "laptop")
         labels = [plan.labels[config.trial_id] for config in plan.trials]
         assert len(set(labels)) == len(labels)

@@ -345,13 +345,13 @@ def test_a_table_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monk
     before = tables.trials
     seen: list[pd.DataFrame] = []
 
-    def broken(_: pd.DataFrame, path: Path, **__: Any) -> None:
+    def broken(_: object, path: Path) -> None:
         Path(path).write_bytes(b"PAR1 half a table")
         seen.append(tables.trials)
         no_space()
 
     with monkeypatch.context() as full:
-        full.setattr(pd.DataFrame, "to_parquet", broken)
+        full.setattr(results.parquet, "write_table", broken)
         with pytest.raises(OSError, match="No space left"):
             write_tables(tmp_path, trials[:1])
     for frame in (*seen, tables.trials):

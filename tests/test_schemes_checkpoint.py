@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,14 +130,14 @@ CASES: dict[str, Sequence[dict[str, Any]]] = {
 }
 
 
-def interrupted(trial: TrialConfig, folder: Path) -> Finished:
+def interrupted(trial: TrialConfig) -> Finished:
     """Saved and restored after every measuring point."""
     state, points = training.start(trial), []
     while state.stopped is None:
         points.append(training.advance(state)[0])
-        checkpoint.save(state, folder)
+        content = checkpoint.dump(state)
         torch.manual_seed(12345)
-        state = checkpoint.load(trial, folder)
+        state = checkpoint.load(trial, content)
     return Finished(state, points, state.series)
 
 
@@ -151,11 +150,11 @@ def assert_same(found: Finished, expected: Finished) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_restored_after_every_point_in_turn(name, tmp_path):
+def test_restored_after_every_point_in_turn(name):
     trial = config(*CASES[name])
     expected = uninterrupted(trial)
     assert [point["step"] for point in expected.points] == [0, 2, 4, 6, 8, 9]
-    assert_same(interrupted(trial, tmp_path), expected)
+    assert_same(interrupted(trial), expected)
 
 
 def test_the_clippings_restored_clip_before_and_after_a_point():
@@ -174,12 +173,12 @@ STATEFUL += ("gmp, absolute", "gmp, local", "dropout", "mixup")
 
 
 @pytest.mark.parametrize("name", STATEFUL)
-def test_what_a_scheme_remembers_matters(name, tmp_path, monkeypatch):
+def test_what_a_scheme_remembers_matters(name, monkeypatch):
     """Were it lost, the tests above would see it."""
     trial = config(SCHEMES[name])
     kind = type(training.start(trial).stepper.scheme)
     monkeypatch.setattr(kind, "load_state_dict", lambda *_: None)
-    found = interrupted(trial, tmp_path)
+    found = interrupted(trial)
     assert weight_bits(found.state) != weight_bits(uninterrupted(trial).state)
 
 

@@ -345,12 +345,14 @@ def test_ray_is_given_the_trials_as_one_grid() -> None:
     from ray.tune.search.variant_generator import generate_variants
 
     trials = make_space({RATE: [0.1, 0.2], MILESTONES: [[5], []]}, seeds=2).trials()
-    space = param_space(trials, cpus=2, names={"a": "b"})
+    space = param_space(trials, {"cpus": 2}, {trials[1].trial_id: "the second"})
     assert type(space) is dict
     dumps = [trial.model_dump(mode="json") for trial in trials]
-    assert space == {"trial": {"grid_search": dumps}, "run": {"cpus": 2, "names": {"a": "b"}}}
+    names = [trials[0].trial_id, "the second", *(t.trial_id for t in trials[2:])]
+    each = [{"config": c, "name": n} for c, n in zip(dumps, names, strict=True)]
+    assert space == {"trial": {"grid_search": each}, "run": {"cpus": 2}}
     expanded = [config for _, config in generate_variants(space)]
-    assert [TrialConfig.model_validate(c["trial"]) for c in expanded] == trials
+    assert [TrialConfig.model_validate(c["trial"]["config"]) for c in expanded] == trials
     assert all(c["run"] == space["run"] for c in expanded)
 
 

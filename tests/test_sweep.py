@@ -19,12 +19,15 @@ RATE, BATCH = "training.learning_rate", "training.batch_size"
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here may start or join Ray."""
+    """Nothing here may start or join Ray, or train."""
 
-    def refuse(**_: Any) -> str:
-        raise AssertionError("Ray was asked for")
+    def connect(*, start_local: bool = True) -> str:
+        assert not start_local, "Ray was asked for"
+        return ""
 
-    monkeypatch.setattr(sweep, "connect", refuse)
+    monkeypatch.setattr(sweep, "connect", connect)
+    monkeypatch.setattr(sweep, "largest_memory", lambda: 2**40)
+    monkeypatch.setattr(sweep, "told_cost", lambda *_, **__: ["what it costs"])
 
 
 @pytest.fixture
@@ -41,9 +44,11 @@ def dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 
 def test_dry_run_lists_the_trials(dry_run: Any, tmp_path: Path) -> None:
     status, out, err = dry_run(f"--{RATE}", "0.05,0.1", "--seeds", "2")
-    *lines, total = out.splitlines()
+    said, *lines, total, cost = out.splitlines()
     folder = tmp_path / "lr_batch"
     assert (status, err) == (0, "")
+    assert said == "Scale laptop: asked for with --scale; no Ray cluster is running."
+    assert cost == "what it costs"
     assert total == f"Figure 6: 16 trials, 16 to run, results in {folder}"
     assert len(lines) == len({line.split()[0] for line in lines}) == 16
     assert lines[0].endswith("  to run    learning_rate=0.05 batch_size=20 seed=0")
@@ -52,12 +57,12 @@ def test_dry_run_lists_the_trials(dry_run: Any, tmp_path: Path) -> None:
 
 def test_dry_run_tells_what_is_finished(dry_run: Any, tmp_path: Path) -> None:
     argv = (f"--{RATE}", "0.05", f"--{BATCH}", "20,40,80")
-    ids = [line.split()[0] for line in dry_run(*argv)[1].splitlines()[:-1]]
+    ids = [line.split()[0] for line in dry_run(*argv)[1].splitlines()[1:-2]]
     journal = Journal(tmp_path / "lr_batch")
     for trial_id, trial_status in zip(ids, ("finished", "diverged", "failed"), strict=True):
         row = row_of(TrialConfig(), {"status": trial_status}) | {"trial_id": trial_id}
         journal.add_row(trial_id, row)
-    *lines, total = dry_run(*argv)[1].splitlines()
+    _, *lines, total, _ = dry_run(*argv)[1].splitlines()
     assert [line.split()[1] for line in lines] == ["finished", "finished", "to"]
     assert total.startswith("Figure 6: 3 trials, 1 to run, ")
 

@@ -70,6 +70,14 @@ class Progress:
         if points and trial_id in self.running:
             self.running[trial_id]["point"] = points[-1]
 
+    def stopped(self, trial_id: str) -> None:
+        """The trial runs no more for now, and has not ended."""
+        self.running.pop(trial_id, None)
+
+    def note(self, sentence: str) -> None:
+        """Something about the sweep as a whole."""
+        self.console.print(sentence, style="yellow", soft_wrap=True, highlight=False)
+
     def finished(self, trial_id: str, row: dict[str, Any]) -> None:
         now = time.monotonic()
         seconds = now - self.running.pop(trial_id, {"since": now})["since"]

@@ -81,18 +81,22 @@ class WandbRun:
     ):
         self.status: str = settings.mode
         self._run: Any = None
+        self._told = -1
+        """The last training step of which the run has a point."""
         if settings.mode == "disabled":
             return
         try:
             self._run = self._open(settings, trial_id=trial_id, name=name, config=config)
+            if self._run.resumed:
+                self._told = int(self._run.summary.get("step", -1))
             self._run.define_metric("step")
             self._run.define_metric("*", step_metric="step")
         except Exception as fault:
             self._give_up(fault)
-        if self.status.startswith("offline"):
-            # A server goes on with the run it has; a new offline run must tell it from the start.
-            for point in earlier:
-                self.log(point)
+        # A new offline run tells the trial from the start; a server's run has the points that
+        # came through, which may be more or fewer than the checkpoint has.
+        for point in earlier:
+            self.log(point)
 
     def _open(
         self, settings: WandbSettings, *, trial_id: str, name: str, config: Mapping[str, Any]
@@ -141,10 +145,11 @@ class WandbRun:
 
     def log(self, point: Mapping[str, Any]) -> None:
         """One measuring point; ``step`` is the axis."""
-        if self._run is None:
+        if self._run is None or point["step"] <= self._told:
             return
         try:
             self._run.log(dict(point))
+            self._told = point["step"]
         except Exception as fault:
             self._give_up(fault)
 

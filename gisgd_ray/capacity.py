@@ -1,0 +1,94 @@
+"""How many trials run at once on the cluster at hand, and what that means for the time."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from gisgd_ray.cli import Options
+from gisgd_ray.cluster import cluster_gpus, gpu_machines, most_cpus, run_on_a_gpu
+from gisgd_ray.config import TrialConfig
+from gisgd_ray.errors import DataError
+from gisgd_ray.estimate import estimate, measured_cost
+from gisgd_ray.packing import GPU, Resources, dearest, gpu_share, peak_bytes
+from gisgd_ray.plan import cost_lines
+
+
+def chosen_resources(trials: Sequence[TrialConfig], options: Options) -> tuple[Resources, str]:
+    """What each trial takes on the connected cluster, and the reason if it is not the user's.
+
+    Raises:
+        UserError: not even one trial fits on a GPU.
+    """
+    cpus = options.cpus_per_trial
+    if options.gpus_per_trial is not None:
+        return Resources(cpus=cpus, gpus=options.gpus_per_trial), ""
+    if cluster_gpus() == 0 or not trials:
+        return Resources(cpus=cpus), ""
+    probed = dearest(trials)
+    # One after the other, each alone on a GPU; where none is up, this is what brings one up.
+    measured = [run_on_a_gpu(_probe, config) for config in probed]
+    peak = max(taken for taken, _ in measured)
+    cpus_to_a_gpu = min(count / gpus for gpus, count in gpu_machines())
+    gpu = GPU(memory=min(memory for _, memory in measured), cpus=cpus_to_a_gpu)
+    share = gpu_share(peak, gpu, cpus=cpus)
+    reason = (
+        f"the dearest takes {peak / 1e9:.2f} GB of a GPU's {gpu.memory / 1e9:.1f} GB (measured), "
+        f"and there are {gpu.cpus:g} CPUs to a GPU"
+    )
+    return Resources(cpus=cpus, gpus=share), reason
+
+
+def told_cost(trials: Sequence[TrialConfig], options: Options, *, connected: bool) -> list[str]:
+    """What these trials would take, and about how long; a few of them are tried out.
+
+    Raises:
+        UserError: a trial does not fit on a GPU.
+    """
+    try:
+        return _told_cost(trials, options, connected=connected)
+    except DataError as fault:
+        return [f"Time: not known, since a trial cannot be tried out: {fault}"]
+
+
+def _told_cost(trials: Sequence[TrialConfig], options: Options, *, connected: bool) -> list[str]:
+    if not connected:
+        resources = Resources(cpus=options.cpus_per_trial, gpus=options.gpus_per_trial or 0.0)
+        cpus = _local_cpus()
+        together = max(1, cpus // resources.cpus)
+        return cost_lines(
+            estimate(trials, together=together),
+            resources,
+            together=together,
+            machines=f"this machine ({cpus} CPUs)",
+        )
+    machines = gpu_machines()
+    if cluster_gpus() > 0 and not machines:
+        return [
+            "No machine with a GPU is up yet: what a trial takes, and how long, is measured when "
+            "the sweep has brought one up."
+        ]
+    resources, _ = chosen_resources(trials, options)
+    if resources.gpus > 0:
+        together = sum(int(count / resources.gpus) for count, _ in machines)
+        on = f"{sum(count for count, _ in machines):g} GPUs"
+        found = estimate(
+            trials,
+            together=max(1, together),
+            calibrate=lambda t: run_on_a_gpu(measured_cost, t, "cuda"),
+        )
+    else:
+        cpus = most_cpus()
+        together, on = max(1, cpus // resources.cpus), f"{cpus} CPUs"
+        found = estimate(trials, together=together)
+    return cost_lines(found, resources, together=together, machines=on)
+
+
+def _probe(config: TrialConfig) -> tuple[int, int]:
+    """In a process of its own on a GPU: the bytes that the trial takes of it, and that it has."""
+    _, total = torch.cuda.mem_get_info()
+    return peak_bytes(config), total
+
+
+def _local_cpus() -> int:
+    return len(os.sched_getaffinity(0))

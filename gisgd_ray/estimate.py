@@ -1,0 +1,182 @@
+"""How long a sweep will take, from a few seconds of its own training.
+
+Two things are not known beforehand. The time of a step and of a measuring point is measured, on
+this machine, for a few of the trials. Where a loss ends the trial, the number of steps is a guess:
+from the loss measured so far it is extrapolated once as falling exponentially, which is too
+hopeful, and once as a power of the number of steps, which is too gloomy; the two are the range.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gisgd_ray import training
+from gisgd_ray.config import TrialConfig
+from gisgd_ray.consistency import planned_epoch_steps, planned_steps
+
+TRIED = 6
+"""So many trials are tried out."""
+SECONDS_EACH = 2.0
+"""Training time for each of them."""
+MEMORISED = 0.05
+"""Mean training loss (nats) at which a network fits about every label."""
+ACTOR_S = 8.0
+"""To start Ray and the first processes, which import PyTorch."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one trial: seconds to start, a step, a measuring point; and how many steps, from a hopeful
+    guess to a gloomy one."""
+
+    start_s: float
+    step_s: float
+    point_s: float
+    steps: tuple[float, float]
+
+    def seconds(self, config: TrialConfig) -> tuple[float, float]:
+        """Of the whole trial, from the hopeful to the gloomy number of steps."""
+        low, high = (
+            self.start_s + steps * self.step_s + num_points(config, steps) * self.point_s
+            for steps in self.steps
+        )
+        return low, high
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a sweep; seconds of wall time."""
+
+    low_s: float
+    high_s: float
+    trials: int
+    points: int
+    tried: int
+
+    def __str__(self) -> str:
+        if self.trials == 0:
+            return "nothing is left to run"
+        span = duration(self.high_s)
+        if self.high_s > 1.15 * self.low_s:
+            span = f"{duration(self.low_s)} to {span}"
+        of = "1 trial" if self.tried == 1 else f"{self.tried} trials"
+        return f"about {span}, by {SECONDS_EACH:g} s of {of} on this machine"
+
+
+def estimate(
+    trials: Sequence[TrialConfig],
+    *,
+    together: int,
+    calibrate: "Callable[[TrialConfig], Cost] | None" = None,
+) -> Estimate:
+    """Time of these trials, so many of them at once, by trying a few of them out here.
+
+    Raises:
+        DataError: a dataset is missing.
+    """
+    chosen = spread(trials, TRIED)
+    costs = {t.trial_id: (calibrate or measured_cost)(t) for t in chosen}
+    lows, highs, points = [], [], 0.0
+    for config in trials:
+        like = max(chosen, key=lambda other: alikeness(config, other))
+        cost = costs[like.trial_id]
+        low, high = cost.seconds(config)
+        lows.append(low)
+        highs.append(high)
+        points += sum(num_points(config, steps) for steps in cost.steps) / 2
+    if not trials:
+        return Estimate(0.0, 0.0, 0, 0, 0)
+    walls = [ACTOR_S + max(sum(each) / together, *each) for each in (lows, highs)]
+    return Estimate(walls[0], walls[1], len(trials), round(points), len(chosen))
+
+
+def spread(trials: Sequence[TrialConfig], count: int) -> list[TrialConfig]:
+    """So many of the trials, evenly along the list, seeds apart."""
+    different = list({t.model_copy(update={"seed": 0}): t for t in trials}.values())
+    if len(different) <= count:
+        return different
+    return [different[round(i)] for i in np.linspace(0, len(different) - 1, count)]
+
+
+def alikeness(first: TrialConfig, second: TrialConfig) -> tuple[int, int]:
+    """How many settings two trials share: first of those that decide the time of a step."""
+    a, b = first.flat(), second.flat()
+    same = {path for path in a.keys() & b.keys() if a[path] == b[path]}
+    dear = [path for path in same if path.startswith(("model.", "scheme.", "data.dataset"))]
+    return len(dear), len(same)
+
+
+def measured_cost(config: TrialConfig, device: str = "cpu") -> Cost:
+    """Train a trial for some seconds."""
+    begun = time.perf_counter()
+    state = training.start(config, device=device)
+    started = time.perf_counter()
+    training.advance(state)
+    deadline = time.perf_counter() + SECONDS_EACH
+    while state.stopped is None and time.perf_counter() < deadline:
+        if training.train(state, pause=lambda: time.perf_counter() > deadline):
+            training.measure(state)
+    s = state.seconds
+    taken = max(state.step, 1)
+    losses = np.concatenate([part.loss for part in (state.series, *state.unmeasured)])
+    return Cost(
+        start_s=started - begun,
+        step_s=s["time/training_s"] / taken,
+        point_s=s["time/measuring_s"] / max(len(state.history), 1),
+        steps=steps_range(config, losses, over=state.stopped is not None),
+    )
+
+
+def steps_range(
+    config: TrialConfig, losses: NDArray[np.float64], *, over: bool
+) -> tuple[float, float]:
+    """How many steps the trial will take, given the batch losses of its first ones."""
+    t = config.training
+    taken, most = float(len(losses)), float(planned_steps(config))
+    if over:
+        return taken, taken
+    full = t.stop_at_full_accuracy
+    if full is None:
+        full = config.data.label_noise > 0
+    target = t.stop_loss if t.stop_loss is not None else (MEMORISED if full else None)
+    if target is None:
+        return most, most
+    if taken < 8:
+        return planned_epoch_steps(config), most
+    half = len(losses) // 2
+    width = max(4, len(losses) // 5)
+    early = float(losses[max(0, half - width) : half].mean())
+    late = float(losses[-width:].mean())
+    where = (half - width / 2, taken - width / 2)
+    if not late < early or late <= 0:
+        return taken, most
+    if late <= target:
+        return taken, min(most, 2 * taken)
+    exponential = where[1] + math.log(late / target) * (where[1] - where[0]) / math.log(
+        early / late
+    )
+    exponent = math.log(early / late) / math.log(where[1] / where[0])
+    power = where[1] * (late / target) ** min(1 / exponent, 50.0)
+    return min(exponential, most), min(power, most)
+
+
+def num_points(config: TrialConfig, steps: float) -> float:
+    """Measuring points of a run of so many steps."""
+    schedule, epoch = config.training.evaluation, planned_epoch_steps(config)
+    return 1 + schedule.count(steps, epoch)
+
+
+def duration(seconds: float) -> str:
+    """For people.
+
+    >>> duration(42), duration(150), duration(8000)
+    ('42 s', '2.5 min', '2.2 h')
+    """
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.0f} s"

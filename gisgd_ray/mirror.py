@@ -1,0 +1,102 @@
+"""A copy of a sweep's folder in a bucket, so that the results outlive the machine they came to.
+
+The driver works on a folder of its own disk (a journal is appended to, which buckets cannot do) and
+pushes what has changed; a driver elsewhere pulls all of it before it goes on.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gisgd_ray.checkpoints import FOLDER as CHECKPOINTS
+from gisgd_ray.errors import UserError
+from gisgd_ray.storage import Storage
+
+OWNER = ".driver"
+"""Who pushes: a driver that finds another's name there has been replaced."""
+LEFT_OUT = (CHECKPOINTS, "ray")
+"""Checkpoints go to the bucket by themselves; what Ray notes is of no use to another driver."""
+
+
+class Mirror:
+    """``folder`` on this disk and its copy at ``storage``."""
+
+    def __init__(self, folder: Path, storage: Storage):
+        self.folder, self.storage = folder, storage
+        self._pushed: dict[str, tuple[int, int]] = {}
+        self._name = f"{os.uname().nodename} {os.getpid()} {uuid.uuid4()}".encode()
+
+    def pull(self) -> int:
+        """Fetch every file that the bucket has and this folder has not, or has shorter; how many.
+
+        Journals only grow, and all else is made from them.
+        """
+        fetched = 0
+        for name, size in self.storage.sizes(recursive=True).items():
+            path = self.folder / name
+            if name == OWNER or name.split("/")[0] in LEFT_OUT:
+                continue
+            if path.exists() and path.stat().st_size >= size:
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(path.name + ".partial")
+            partial.write_bytes(self.storage.read(name))
+            partial.replace(path)
+            fetched += 1
+        return fetched
+
+    @contextmanager
+    def owned(self, take_over: bool) -> Iterator[None]:
+        """Inside, this driver alone pushes; begins with a pull and ends with a push.
+
+        A lock would not be freed when its holder's machine is lost, and how old a note is says
+        nothing where clocks are apart: who has the place to himself is for a person to know.
+
+        Raises:
+            UserError: another driver has the place, and ``take_over`` is false.
+        """
+        if OWNER in self.storage.names() and not take_over:
+            owner = self.storage.read(OWNER).decode().split()
+            raise UserError(
+                f"a driver on {owner[0]} (process {owner[1]}) is writing to {self.storage.where}; "
+                "wait for it, choose another --out, or add --take-over if it is gone"
+            )
+        self.storage.write(OWNER, self._name)
+        try:
+            self.pull()
+            yield
+        finally:
+            if self._is_owner():
+                self.push()
+                self.storage.delete(OWNER)
+
+    def push(self) -> int:
+        """Copy every file that has changed since the last time; how many.
+
+        Raises:
+            UserError: another driver has claimed the place since.
+            OSError: the bucket does not answer; the next push makes up for it.
+        """
+        if not self._is_owner():
+            raise UserError(
+                f"another driver has begun to write to {self.storage.where}; this one stops, and "
+                f"what it has measured is in {self.folder}"
+            )
+        copied = 0
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            hidden = any(part.startswith(".") for part in path.relative_to(self.folder).parts)
+            if hidden or name.split("/")[0] in LEFT_OUT or not path.is_file():
+                continue
+            state = path.stat().st_mtime_ns, path.stat().st_size
+            if name.endswith(".partial") or self._pushed.get(name) == state:
+                continue
+            self.storage.write(name, path.read_bytes())
+            self._pushed[name] = state
+            copied += 1
+        return copied
+
+    def _is_owner(self) -> bool:
+        return OWNER in self.storage.names() and self.storage.read(OWNER) == self._name

@@ -1,0 +1,94 @@
+"""What a launch would run: its trials, their names, and what they will take."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gisgd_ray import cli
+from gisgd_ray.config import TrialConfig, flatten
+from gisgd_ray.estimate import Estimate
+from gisgd_ray.launch import finished_ids
+from gisgd_ray.packing import Resources
+from gisgd_ray.place import Place
+from gisgd_ray.reporting.progress import trial_label
+from gisgd_ray.search_space import SearchSpace
+
+SHOWN = 40
+"""A longer list of trials is cut: the first and the last of them are shown."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trials of a sweep at one scale."""
+
+    trials: list[TrialConfig]
+    labels: dict[str, str]
+    """A trial's name for people: the fields in which it differs from the others."""
+    swept: list[str]
+
+
+def make_plan(
+    panels: Mapping[str, SearchSpace],
+    options: cli.Options,
+    scale: str,
+    *,
+    check: Callable[[TrialConfig], None] | None = None,
+) -> Plan:
+    """Every trial of a sweep's panels with the command line's changes, validated.
+
+    Raises:
+        UserError: a field, a value or a combination is wrong, or does not suit the figure.
+    """
+    spaces = cli.apply(panels, options, scale=scale)
+    trials = {t.trial_id: t for space in spaces.values() for t in space.trials()}
+    if check is not None:
+        for config in trials.values():
+            check(config)
+    swept = list(dict.fromkeys(p for space in spaces.values() for p in space.swept_fields()))
+    if len(spaces) > 1:
+        swept = ["data.dataset", "model.name", *_schemes_apart(trials.values()), *swept]
+        swept = list(dict.fromkeys(swept))
+    labels = {trial_id: trial_label(config, swept) for trial_id, config in trials.items()}
+    return Plan(list(trials.values()), labels, swept)
+
+
+def _schemes_apart(trials: Iterable[TrialConfig]) -> list[str]:
+    """``scheme.name`` if there are several, and what tells trials of one scheme apart."""
+    found: dict[str, dict[str, set[Any]]] = {}
+    for config in trials:
+        for path, value in flatten(config.scheme.model_dump(), "scheme.").items():
+            found.setdefault(path, {}).setdefault(config.scheme.name, set()).add(value)
+    names = found.pop("scheme.name")
+    within = [path for path, by in found.items() if any(len(values) > 1 for values in by.values())]
+    return (["scheme.name"] if len(names) > 1 else []) + within
+
+
+def plan_lines(plan: Plan, place: Place, item: str) -> list[str]:
+    """The trials, what of them is there already, and where they go; one line each."""
+    done = finished_ids(place.folder, plan.trials)
+    lines = []
+    for config in plan.trials:
+        state = "finished" if config.trial_id in done else "to run"
+        lines.append(f"{config.trial_id}  {state:<8}  {plan.labels[config.trial_id]}")
+    if len(lines) > SHOWN:
+        hidden = len(lines) - SHOWN
+        lines[SHOWN // 2 : -SHOWN // 2] = [f"... {hidden} more ..."]
+    lines.append(
+        f"{item}: {len(plan.trials)} trials, {len(plan.trials) - len(done)} to run, results in "
+        f"{place}"
+    )
+    return lines
+
+
+def cost_lines(
+    estimate: Estimate, resources: Resources, *, together: int, machines: str
+) -> list[str]:
+    """What the trials take, how many run at once, how long it takes, and how to stop."""
+    return [
+        f"Each takes {resources}; {together} at once on {machines}.",
+        f"Time: {estimate}.",
+        f"W&B: about {estimate.points:,} points in {estimate.trials:,} runs"
+        + (f", {estimate.points / max(estimate.high_s, 1):.2g} a second" if estimate.points else "")
+        + ".",
+        "To stop a sweep: Ctrl-C once; --resume goes on later, from where each trial was.",
+    ]

@@ -1,0 +1,106 @@
+"""A folder that every machine of a sweep can reach: a local or shared disk, or a bucket.
+
+One string names it: an absolute path, or a URI that pyarrow knows (``s3://bucket/prefix``,
+``gs://...``). Files are written whole: a reader sees the old content, the new or none.
+"""
+
+import os
+from pathlib import Path, PurePosixPath
+
+from gisgd_ray.errors import UserError
+
+
+def is_uri(where: str) -> bool:
+    """Whether a place is a bucket's URI and not a path.
+
+    >>> is_uri("s3://bucket/prefix"), is_uri("/home/me/results")
+    (True, False)
+    """
+    return "://" in where
+
+
+class Storage:
+    """Small files by name below one place; names are relative, with slashes."""
+
+    def __init__(self, where: str):
+        """Raises UserError on a URI that cannot be used."""
+        from pyarrow import fs  # takes a tenth of a second
+
+        self.where = where
+        try:
+            if is_uri(where):
+                self._fs, root = fs.FileSystem.from_uri(where)
+            else:
+                self._fs, root = fs.LocalFileSystem(), str(Path(where).absolute())
+        except (OSError, ValueError, NotImplementedError) as fault:
+            raise UserError(
+                f"{where} cannot be used for results ({str(fault).splitlines()[0]}); give a "
+                "folder, or a bucket as s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+            ) from None
+        self._root = PurePosixPath(root)
+        self._local = isinstance(self._fs, fs.LocalFileSystem)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put a file into its place as a whole.
+
+        Raises:
+            OSError: there is no room, or no way to the place.
+        """
+        path = self._path(name)
+        if not self._local:  # an object appears when all of it has arrived
+            with self._fs.open_output_stream(path) as file:
+                file.write(content)
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        # Two machines may write the same file, one of them believed dead.
+        partial = Path(f"{path}.{os.uname().nodename}-{os.getpid()}.partial")
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def read(self, name: str) -> bytes:
+        """The whole file.
+
+        Raises:
+            OSError: there is none, or it cannot be read.
+        """
+        with self._fs.open_input_stream(self._path(name)) as file:
+            content: bytes = file.read()
+        return content
+
+    def names(self, folder: str = "", *, recursive: bool = False) -> list[str]:
+        """The files in a folder, sorted, by their names below the root; none if it is missing."""
+        return sorted(self.sizes(folder, recursive=recursive))
+
+    def sizes(self, folder: str = "", *, recursive: bool = False) -> dict[str, int]:
+        """The files in a folder with their sizes in bytes."""
+        from pyarrow import fs
+
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=recursive)
+        return {
+            str(PurePosixPath(info.path).relative_to(self._root)): int(info.size)
+            for info in self._fs.get_file_info(selector)
+            if info.type == fs.FileType.File and not info.path.endswith(".partial")
+        }
+
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing happens if it is gone already."""
+        try:
+            self._fs.delete_file(self._path(name))
+        except FileNotFoundError:
+            return
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove a folder with all in it, if it is there."""
+        from pyarrow import fs
+
+        if self._fs.get_file_info(self._path(folder)).type == fs.FileType.Directory:
+            self._fs.delete_dir(self._path(folder))
+
+    def _path(self, name: str) -> str:
+        return str(self._root / name)

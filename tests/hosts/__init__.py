@@ -1,0 +1,1 @@
+"""Hosts made of Linux namespaces, and a cluster brought up on them with ``ray up``."""
