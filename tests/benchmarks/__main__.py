@@ -11,7 +11,16 @@ import sys
 import ray
 import torch
 
-from tests.benchmarks import epoch, lockstep, memory, schemes, sensitivity, sweep_overhead, trace
+from tests.benchmarks import (
+    epoch,
+    lockstep,
+    memory,
+    scale,
+    schemes,
+    sensitivity,
+    sweep_overhead,
+    trace,
+)
 
 BENCHMARKS = {
     "epoch": epoch.run,
@@ -21,6 +30,7 @@ BENCHMARKS = {
     "memory": memory.run,
     "schemes": schemes.run,
     "sweep": sweep_overhead.run,
+    "scale": scale.run,
 }
 
 

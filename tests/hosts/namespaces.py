@@ -1,4 +1,4 @@
-"""A few hosts on this machine: each a network, mount and host-name namespace with its own sshd.
+"""A few hosts on this machine: network, mounts, processes and name in namespaces, and an sshd.
 
 They share the disk but for ``/tmp/ray`` and the home folder, the processors, and nothing else: they
 reach each other through a bridge alone. Needs root, iproute2, openssh-server and rsync.
@@ -57,8 +57,10 @@ class Hosts:
     def addresses(self) -> list[str]:
         return [f"{NETWORK}.{11 + i}" for i in range(len(self.names))]
 
-    def home(self, index: int) -> Path:
-        return self.folder / self.names[index] / "home"
+    @property
+    def home(self) -> Path:
+        """The home folder on every host, each with its own there."""
+        return self.folder / "home"
 
     def __enter__(self) -> "Hosts":
         self.remove()
@@ -100,10 +102,11 @@ class Hosts:
         for part in ("home", "ray"):
             (folder / part).mkdir(parents=True)
         (folder / "home" / ".bashrc").write_text("")
-        Path("/tmp/ray").mkdir(exist_ok=True)
+        for mounted in (Path("/tmp/ray"), self.home):
+            mounted.mkdir(exist_ok=True)
         # The root user of this host lives elsewhere.
         users = Path("/etc/passwd").read_text()
-        home = f"root:x:0:0:root:{folder / 'home'}:/bin/bash"
+        home = f"root:x:0:0:root:{self.home}:/bin/bash"
         (folder / "passwd").write_text(re.sub(r"(?m)^root:.*$", home, users))
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "host_key"))
         (folder / "sshd_config").write_text(
@@ -113,12 +116,16 @@ class Hosts:
             "PermitRootLogin yes\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
             "MaxStartups 50\nMaxSessions 50\n"
         )
-        script = (
-            f"mount --bind {folder}/ray /tmp/ray && mount --bind {folder}/passwd /etc/passwd && "
-            f"hostname {name} && exec /usr/sbin/sshd -D -e -f {folder}/sshd_config"
-        )
+        mounts = ((f"{folder}/home", self.home), (f"{folder}/ray", "/tmp/ray"))
+        own = [
+            f"mount --bind {of} {at}" for of, at in (*mounts, (f"{folder}/passwd", "/etc/passwd"))
+        ]
+        sshd = f"exec /usr/sbin/sshd -D -e -f {folder}/sshd_config"
+        script = " && ".join([*own, f"hostname {name}", sshd])
+        # Processes of its own as well: `ray stop` stops all that it sees.
+        apart = ["--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
         return subprocess.Popen(
-            ["ip", "netns", "exec", name, "unshare", "--mount", "--uts", "sh", "-c", script],
+            ["ip", "netns", "exec", name, "unshare", *apart, "sh", "-c", script],
             stdin=subprocess.DEVNULL,
             stdout=(folder / "sshd.log").open("wb"),
             stderr=subprocess.STDOUT,
@@ -168,6 +175,7 @@ class Hosts:
         for sshd in self._sshds:
             sshd.wait()
         self._sshds = []
-        for name in self.names:
+        for index, name in enumerate(self.names):
             run("ip", "netns", "delete", name, check=False)
+            run("ip", "link", "delete", f"gisgd-out{index}", check=False)
         run("ip", "link", "delete", BRIDGE, check=False)

@@ -4,8 +4,8 @@ Run by ``make test-cluster``: it takes minutes, needs root and some of Debian's 
 skipped, with the reason, where they are missing.
 """
 
-import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -144,7 +144,9 @@ def test_code_and_token_reach_every_host(cluster: Cluster) -> None:
         told = cluster.hosts.ssh(address, "cat ~/gisgd-ray/pyproject.toml; ls ~/gisgd-ray")
         assert (ROOT / "pyproject.toml").read_text() in told.stdout
         assert {"gisgd_ray", "sweeps"} <= set(told.stdout.split())
-        token = cluster.hosts.ssh(address, "cat ~/.ray/auth_token; stat -c %a ~/.ray/auth_token")
+        token = cluster.hosts.ssh(
+            address, "cat ~/.ray/auth_token; echo; stat -c %a ~/.ray/auth_token"
+        )
         tokens.add(tuple(token.stdout.split()))
     ((token, mode),) = tokens
     assert len(token) >= 32
@@ -207,14 +209,7 @@ def test_a_sweep_over_all_hosts_loses_one_and_nothing_with_it(
     strip_hosts(folder)
     strip_hosts(undisturbed)
     assert_same_tables(folder, undisturbed)
-    again = [first_steps(folder, trial_id) for trial_id in trials["trial_id"]]
-    assert any(starts.count(0) > 1 for starts in again), "no trial was on the lost host"
-
-
-def first_steps(folder: Path, trial_id: str) -> list[int]:
-    """Where the stretches of steps in a trial's journal begin."""
-    lines = (folder / "journal" / f"{trial_id}.jsonl").read_text().splitlines()
-    return [line["after"] for line in map(json.loads, lines) if line["kind"] == "steps"]
+    assert re.search(r"a trial was lost, and went on from its last checkpoint", log.read_text())
 
 
 def strip_hosts(folder: Path) -> None:
@@ -229,5 +224,5 @@ def test_the_hosts_are_where_they_should_be(cluster: Cluster) -> None:
     for index, address in enumerate(cluster.hosts.addresses[:2]):
         told = cluster.hosts.ssh(address, "hostname; echo $HOME; hostname -I")
         name, home, own = told.stdout.split()
-        assert (name, home) == (cluster.hosts.names[index], str(cluster.hosts.home(index)))
+        assert (name, home) == (cluster.hosts.names[index], str(cluster.hosts.home))
         assert own.startswith(NETWORK)

@@ -1,0 +1,59 @@
+"""Five hundred trials of a second: what is not training, the driver's memory, reading back."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from gisgd_ray.cluster import connect
+from gisgd_ray.config import TrialConfig, unflatten
+from gisgd_ray.launch import launch
+from gisgd_ray.packing import Resources
+from gisgd_ray.place import Place
+from gisgd_ray.results import ResultTables
+from tests.benchmarks.timing import verdict
+
+TRIALS = 500
+CORES = 2
+SECOND = {"training.max_steps": 550, "training.stop_loss": None, "data.train_fraction": 0.25}
+
+
+def run() -> bool:
+    """Under a Ray of its own on this machine."""
+    import ray
+
+    os.environ["WANDB_MODE"] = "disabled"
+    trials = [
+        TrialConfig.model_validate(unflatten({**SECOND, "seed": seed})) for seed in range(TRIALS)
+    ]
+    connect(address="local")
+    with tempfile.TemporaryDirectory() as out:
+        place = Place.of(out, "scale")
+        # Ray, Tune and pandas are loaded by a first small launch, and counted before it ends.
+        launch(trials[:4], name="scale", place=place, resources=Resources())
+        before = resident()
+        begun = time.perf_counter()
+        outcome = launch(trials, name="scale", place=place, resources=Resources(), resume=True)
+        wall = time.perf_counter() - begun
+        grown = (resident() - before) / 1e6
+        begun = time.perf_counter()
+        tables = ResultTables(Path(out) / "scale")
+        rows, points = len(tables.trials), len(tables.history)
+        reading = time.perf_counter() - begun
+    ray.shutdown()
+    columns = ("time/training_s", "time/measuring_s")
+    busy = [sum(row[column] for column in columns) for row in outcome.rows[4:]]
+    print(
+        f"scale: {rows} trials of {sum(busy) / len(busy):.2f} s, {points} points, {CORES} at a "
+        f"time, {wall:.0f} s"
+    )
+    share = 1 - sum(busy) / CORES / wall
+    met = verdict("share of wall time not training or measuring", share, at_most=0.2)
+    met &= verdict("driver's memory grown by, MB", grown, at_most=50)
+    return verdict("results read back in, s", reading, at_most=2) and met
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
