@@ -2,16 +2,25 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from gisgd_ray.cli import Options
-from gisgd_ray.cluster import cluster_gpus, gpu_machines, most_cpus, run_on_a_gpu
+from gisgd_ray.cluster import (
+    Machine,
+    cluster_gpus,
+    gpu_machines,
+    machines,
+    require_room,
+    run_on_a_gpu,
+)
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import DataError
 from gisgd_ray.estimate import estimate, measured_cost
 from gisgd_ray.packing import GPU, Resources, dearest, gpu_share, peak_bytes
 from gisgd_ray.plan import cost_lines
+from gisgd_ray.reporting.numbers import counted
 
 
 def chosen_resources(trials: Sequence[TrialConfig], options: Options) -> tuple[Resources, str]:
@@ -29,7 +38,7 @@ def chosen_resources(trials: Sequence[TrialConfig], options: Options) -> tuple[R
     # One after the other, each alone on a GPU; where none is up, this is what brings one up.
     measured = [run_on_a_gpu(_probe, config) for config in probed]
     peak = max(taken for taken, _ in measured)
-    cpus_to_a_gpu = min(count / gpus for gpus, count in gpu_machines())
+    cpus_to_a_gpu = min(machine.cpus / machine.gpus for machine in gpu_machines())
     gpu = GPU(memory=min(memory for _, memory in measured), cpus=cpus_to_a_gpu)
     share = gpu_share(peak, gpu, cpus=cpus)
     reason = (
@@ -52,43 +61,42 @@ def told_cost(trials: Sequence[TrialConfig], options: Options, *, connected: boo
 
 
 def _told_cost(trials: Sequence[TrialConfig], options: Options, *, connected: bool) -> list[str]:
+    cpus = options.cpus_per_trial
     if not connected:
-        resources = Resources(cpus=options.cpus_per_trial, gpus=options.gpus_per_trial or 0.0)
-        cpus = _local_cpus()
-        together = max(1, cpus // resources.cpus)
-        return cost_lines(
-            estimate(trials, together=together),
-            resources,
-            together=together,
-            machines=f"this machine ({cpus} CPUs)",
-        )
-    machines = gpu_machines()
-    if cluster_gpus() > 0 and not machines:
-        return [
-            "No machine with a GPU is up yet: what a trial takes, and how long, is measured when "
-            "the sweep has brought one up."
-        ]
-    resources, _ = chosen_resources(trials, options)
-    if resources.gpus > 0:
-        together = sum(int(count / resources.gpus) for count, _ in machines)
-        on = f"{sum(count for count, _ in machines):g} GPUs"
-        found = estimate(
-            trials,
-            together=max(1, together),
-            calibrate=lambda t: run_on_a_gpu(measured_cost, t, "cuda"),
-        )
+        here = len(os.sched_getaffinity(0))
+        on = f"this machine ({counted(here, 'CPU')}; its GPUs, if any, are found when Ray starts)"
+        resources, together = Resources(cpus=cpus), here // cpus
     else:
-        cpus = most_cpus()
-        together, on = max(1, cpus // resources.cpus), f"{cpus} CPUs"
-        found = estimate(trials, together=together)
+        with_gpu = gpu_machines()
+        if cluster_gpus() > 0 and not with_gpu:
+            return [
+                "No machine with a GPU is up yet: what a trial takes, and how long, is measured "
+                "when the sweep has brought one up."
+            ]
+        resources, _ = chosen_resources(trials, options)
+        require_room(cpus=resources.cpus, gpus=resources.gpus)
+        together = sum(slots(count, resources) for count in machines())
+        on = counted(sum(count.cpus for count in machines()), "CPU")
+        if resources.gpus > 0:
+            on = counted(sum(count.gpus for count in machines()), "GPU")
+    together = max(1, together)
+    on_gpu = partial(run_on_a_gpu, measured_cost) if resources.gpus > 0 else None
+    found = estimate(
+        trials,
+        together=together,
+        threads=cpus,
+        calibrate=None if on_gpu is None else lambda trial: on_gpu(trial, "cuda"),
+    )
     return cost_lines(found, resources, together=together, machines=on)
+
+
+def slots(machine: Machine, resources: Resources) -> int:
+    """How many trials run at once on a machine."""
+    by_cpus = int(machine.cpus // resources.cpus)
+    return min(by_cpus, int(machine.gpus / resources.gpus)) if resources.gpus > 0 else by_cpus
 
 
 def _probe(config: TrialConfig) -> tuple[int, int]:
     """In a process of its own on a GPU: the bytes that the trial takes of it, and that it has."""
     _, total = torch.cuda.mem_get_info()
     return peak_bytes(config), total
-
-
-def _local_cpus() -> int:
-    return len(os.sched_getaffinity(0))

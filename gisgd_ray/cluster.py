@@ -7,7 +7,7 @@ import socket
 import uuid
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -136,17 +136,27 @@ def require_room(*, cpus: int, gpus: float) -> None:
 
 def most_cpus() -> int:
     """CPUs of the largest machine of the cluster."""
-    import ray
-
-    return int(max(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]))
+    return int(max(machine.cpus for machine in machines()))
 
 
-def gpu_machines() -> list[tuple[float, float]]:
-    """GPUs and CPUs of every machine of the cluster that is up and has a GPU."""
+class Machine(NamedTuple):
+    """What Ray counts on one machine."""
+
+    cpus: float
+    gpus: float
+
+
+def machines() -> list[Machine]:
+    """Those of the connected cluster that are up."""
     import ray
 
     sizes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [(s["GPU"], s.get("CPU", 0)) for s in sizes if s.get("GPU", 0) > 0]
+    return [Machine(size.get("CPU", 0), size.get("GPU", 0)) for size in sizes]
+
+
+def gpu_machines() -> list[Machine]:
+    """Those that are up and have a GPU."""
+    return [machine for machine in machines() if machine.gpus > 0]
 
 
 def run_on_a_gpu(function: Any, *arguments: Any) -> Any:

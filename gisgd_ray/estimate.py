@@ -7,11 +7,15 @@ hopeful, and once as a power of the number of steps, which is too gloomy; the tw
 """
 
 import math
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from gisgd_ray import training
@@ -71,15 +75,24 @@ def estimate(
     trials: Sequence[TrialConfig],
     *,
     together: int,
+    threads: int = 1,
     calibrate: "Callable[[TrialConfig], Cost] | None" = None,
 ) -> Estimate:
     """Time of these trials, so many of them at once, by trying a few of them out here.
+
+    Args:
+        threads: of torch, for each.
+        calibrate: tries one out elsewhere.
 
     Raises:
         DataError: a dataset is missing.
     """
     chosen = spread(trials, TRIED)
-    costs = {t.trial_id: (calibrate or measured_cost)(t) for t in chosen}
+    if calibrate is None:
+        found = measured_together(chosen, together=together, threads=threads)
+    else:
+        found = [calibrate(t) for t in chosen]
+    costs = {t.trial_id: cost for t, cost in zip(chosen, found, strict=True)}
     lows, highs, points = [], [], 0.0
     for config in trials:
         like = max(chosen, key=lambda other: alikeness(config, other))
@@ -110,8 +123,18 @@ def alikeness(first: TrialConfig, second: TrialConfig) -> tuple[int, int]:
     return len(dear), len(same)
 
 
-def measured_cost(config: TrialConfig, device: str = "cpu") -> Cost:
-    """Train a trial for some seconds."""
+def measured_together(trials: Sequence[TrialConfig], *, together: int, threads: int) -> list[Cost]:
+    """Each trial's cost while others run beside it, as they will: they share memory and caches."""
+    if not trials:
+        return []
+    count = min(together, len(trials))
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(measured_cost, trials, repeat("cpu"), repeat(threads)))
+
+
+def measured_cost(config: TrialConfig, device: str = "cpu", threads: int = 1) -> Cost:
+    """Train a trial for some seconds, with so many of torch's threads."""
+    torch.set_num_threads(threads)
     begun = time.perf_counter()
     state = training.start(config, device=device)
     started = time.perf_counter()
@@ -142,11 +165,12 @@ def steps_range(
     full = t.stop_at_full_accuracy
     if full is None:
         full = config.data.label_noise > 0
-    target = t.stop_loss if t.stop_loss is not None else (MEMORISED if full else None)
-    if target is None:
+    # Of two rules that of the higher loss ends the trial.
+    target = max(t.stop_loss or 0.0, MEMORISED if full else 0.0)
+    if target == 0:
         return most, most
     if taken < 8:
-        return planned_epoch_steps(config), most
+        return min(max(taken, planned_epoch_steps(config)), most), most
     half = len(losses) // 2
     width = max(4, len(losses) // 5)
     early = float(losses[max(0, half - width) : half].mean())
@@ -160,8 +184,9 @@ def steps_range(
         early / late
     )
     exponent = math.log(early / late) / math.log(where[1] / where[0])
-    power = where[1] * (late / target) ** min(1 / exponent, 50.0)
-    return min(exponential, most), min(power, most)
+    power = where[1] * math.exp(min(math.log(late / target) / exponent, math.log(most)))
+    low, high = (min(max(taken, steps), most) for steps in (exponential, power))
+    return low, high
 
 
 def num_points(config: TrialConfig, steps: float) -> float:
@@ -178,5 +203,6 @@ def duration(seconds: float) -> str:
     """
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:
-            return f"{seconds / size:.2g} {unit}"
+            count = seconds / size
+            return f"{count:.2g} {unit}" if count < 99.5 else f"{count:,.0f} {unit}"
     return f"{seconds:.0f} s"

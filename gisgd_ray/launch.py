@@ -27,13 +27,16 @@ from gisgd_ray.errors import UserError
 from gisgd_ray.packing import Resources
 from gisgd_ray.place import Place
 from gisgd_ray.recorder import Recorder
+from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.progress import Progress
 from gisgd_ray.reporting.wandb_runs import WandbSettings, chosen_mode, project
 from gisgd_ray.results import COMPLETE, Journal, ResultTables, Row, reuse, write_tables
 from gisgd_ray.search_space import param_space
-from gisgd_ray.storage import Storage, is_uri
+from gisgd_ray.storage import Storage, is_uri, joined
 
 RETRIES = 3
+TOLD = ("trial_id", "status", "error", "wandb/status")
+"""What the closing words are made from."""
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Outcome:
     reused: int
     interrupted: bool
     rows: list[Row] = field(default_factory=list)
+    """Of every trial that has ended, :data:`TOLD`; the tables have the rest."""
     lost: int = 0
     """How often a trial was lost or failed, and went on from its last checkpoint."""
     resources: Resources | None = None
@@ -69,7 +73,6 @@ def launch(
     place: Place,
     resources: Resources,
     resume: bool = False,
-    take_over: bool = False,
     reused_folders: Sequence[Path] = (),
     labels: dict[str, str] | None = None,
     checkpoint_every_s: float = 60.0,
@@ -84,7 +87,6 @@ def launch(
     others is run again with more room. Ctrl-C stops cleanly with what finished kept.
 
     Args:
-        take_over: go on in a bucket to which another driver was writing.
         reused_folders: sweeps' folders whose finished trials are taken from there.
         on_gpu: None: if ``resources`` has a GPU.
 
@@ -93,7 +95,7 @@ def launch(
             another node cannot see it.
     """
     folder = place.folder
-    with _sole_driver(place, take_over=take_over):
+    with _sole_driver(folder):
         journal = Journal(folder)
         if journal.trial_ids() and not resume:
             raise UserError(
@@ -137,8 +139,10 @@ def launch(
             outcome.tables = write_tables(folder, trials)
         except OSError as error:
             _raise_if_storage_failed(folder, error)
-        rows = (journal.read_row(t.trial_id) for t in trials)
-        outcome.rows = [row for row in rows if row is not None]
+        for trial in trials:
+            row = journal.read_row(trial.trial_id)
+            if row is not None:
+                outcome.rows.append({name: row[name] for name in TOLD if name in row})
         outcome.interrupted = len(outcome.rows) < len(trials)
         return outcome
 
@@ -172,12 +176,15 @@ def _rounds(
             return resources
         roomier = resources.roomier(most_cpus=most_cpus())
         if roomier is None:
-            for trial in waiting:
-                recorder.failed(trial.trial_id, recorder.out_of_memory[trial.trial_id])
+            try:
+                for trial in waiting:
+                    recorder.failed(trial.trial_id, recorder.out_of_memory[trial.trial_id])
+            except OSError as error:
+                _raise_if_storage_failed(place.folder, error)
             return resources
-        some = "1 trial" if len(waiting) == 1 else f"{len(waiting)} trials"
         recorder.progress.note(
-            f"{some} ran out of memory with {resources} each; run again with {roomier}"
+            f"{counted(len(waiting), 'trial')} ran out of memory with {resources} each; run again "
+            f"with {roomier}"
         )
         resources = roomier
         recorder.out_of_memory.clear()
@@ -195,7 +202,7 @@ def _tune(
 
     from gisgd_ray.trainable import TrialTrainable
 
-    notes = Storage(f"{place.storage}/ray")
+    notes = Storage(joined(place.storage, "ray"))
     attempts = {name.split("/")[0] for name in notes.names(recursive=True)}
     tuner = tune.Tuner(
         TrialTrainable,
@@ -246,6 +253,8 @@ def _tune_callback(recorder: Recorder) -> Any:
         def on_trial_result(self, trial: Any, result: Any, **_info: Any) -> None:
             if self.recorder is not None and self.recorder.report(_id_of(trial), result):
                 trial.max_failures = trial.num_failures + self.recorder.retries
+            # Tune remembers every trial's last result; the journal has this one.
+            trial.run_metadata.last_result.pop("payload", None)
 
         def on_trial_recover(self, trial: Any, **_info: Any) -> None:
             if self.recorder is not None and self.recorder.begun_again(_id_of(trial)):
@@ -293,18 +302,16 @@ def _raise_if_storage_failed(folder: Path, error: Exception) -> None:
 
 
 @contextlib.contextmanager
-def _sole_driver(place: Place, *, take_over: bool) -> Iterator[None]:
-    """Keep other drivers away from the folder, and from its copy in a bucket."""
-    lock = FileLock(place.folder / ".lock")
+def _sole_driver(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"another sweep is writing to {place.folder}; wait for it or choose another --out"
+            f"another sweep is writing to {folder}; wait for it or choose another --out"
         ) from None
     try:
-        with contextlib.nullcontext() if place.mirror is None else place.mirror.owned(take_over):
-            yield
+        yield
     finally:
         lock.release()
 

@@ -34,7 +34,11 @@ class Mirror:
         Journals only grow, and all else is made from them.
         """
         fetched = 0
-        for name, size in self.storage.sizes(recursive=True).items():
+        try:
+            there = self.storage.sizes(recursive=True)
+        except OSError as fault:
+            raise UserError(_unreachable(self.storage, fault)) from None
+        for name, size in there.items():
             path = self.folder / name
             if name == OWNER or name.split("/")[0] in LEFT_OUT:
                 continue
@@ -57,19 +61,31 @@ class Mirror:
         Raises:
             UserError: another driver has the place, and ``take_over`` is false.
         """
-        if OWNER in self.storage.names() and not take_over:
+        try:
             owner = self.storage.read(OWNER).decode().split()
+        except FileNotFoundError:
+            owner = []
+        except OSError as fault:
+            raise UserError(_unreachable(self.storage, fault)) from None
+        if owner and not take_over:
             raise UserError(
-                f"a driver on {owner[0]} (process {owner[1]}) is writing to {self.storage.where}; "
+                f"a driver on {owner[0]} (process {owner[1]}) is writing to {self.storage}; "
                 "wait for it, choose another --out, or add --take-over if it is gone"
             )
-        self.storage.write(OWNER, self._name)
+        try:
+            self.storage.write(OWNER, self._name)
+        except OSError as fault:
+            raise UserError(_unreachable(self.storage, fault)) from None
+        pulled = False
         try:
             self.pull()
+            pulled = True
             yield
         finally:
             if self._is_owner():
-                self.push()
+                if pulled:  # else what is here may be less than what is there
+                    self.pull()  # offline W&B runs of other machines
+                    self.push()
                 self.storage.delete(OWNER)
 
     def push(self) -> int:
@@ -81,7 +97,7 @@ class Mirror:
         """
         if not self._is_owner():
             raise UserError(
-                f"another driver has begun to write to {self.storage.where}; this one stops, and "
+                f"another driver has begun to write to {self.storage}; this one stops, and "
                 f"what it has measured is in {self.folder}"
             )
         copied = 0
@@ -100,3 +116,11 @@ class Mirror:
 
     def _is_owner(self) -> bool:
         return OWNER in self.storage.names() and self.storage.read(OWNER) == self._name
+
+
+def _unreachable(storage: Storage, fault: OSError) -> str:
+    reason = str(fault).splitlines()[0]
+    return (
+        f"{storage} cannot be used for results ({reason}); does the bucket exist, and do this "
+        "machine's credentials allow to write to it?"
+    )

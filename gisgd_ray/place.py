@@ -1,11 +1,12 @@
 """Where the results of a sweep are kept: one option decides, ``--out``."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from gisgd_ray.mirror import Mirror
 from gisgd_ray.results import results_folder
-from gisgd_ray.storage import Storage, is_uri
+from gisgd_ray.storage import Storage, is_uri, joined, without_keys
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,36 @@ class Place:
         Raises:
             UserError: it cannot be written (with ``make``).
         """
-        path = Path("results", *out.split("://")) if is_uri(out) else Path(out)
+        path = Path(out)
+        if is_uri(out):
+            scheme, _, below = without_keys(out).partition("://")
+            path = Path("results", scheme, below.lstrip("/"))
         folder = path.expanduser().absolute() / name
         if make:
             folder = results_folder(folder)
         if not is_uri(out):
             return Place(folder, str(folder))
-        storage = Storage(f"{out.rstrip('/')}/{name}")
+        storage = Storage(joined(out, name))
         return Place(folder, storage.where, Mirror(folder, storage))
 
+    def owned(self, *, take_over: bool) -> AbstractContextManager[None]:
+        """Context in which the folder is brought to the bucket, and first from there.
+
+        Raises:
+            UserError: another driver has the bucket, or it cannot be reached.
+        """
+        return nullcontext() if self.mirror is None else self.mirror.owned(take_over)
+
+    def pull(self) -> None:
+        """Fetch what a bucket has, to read it.
+
+        Raises:
+            UserError: it cannot be reached.
+        """
+        if self.mirror is not None:
+            self.mirror.pull()
+
     def __str__(self) -> str:
-        return f"{self.storage} (worked on in {self.folder})" if self.mirror else str(self.folder)
+        if self.mirror is None:
+            return str(self.folder)
+        return f"{self.mirror.storage} (worked on in {self.folder})"

@@ -10,6 +10,7 @@ from gisgd_ray.estimate import Estimate
 from gisgd_ray.launch import finished_ids
 from gisgd_ray.packing import Resources
 from gisgd_ray.place import Place
+from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.progress import trial_label
 from gisgd_ray.search_space import SearchSpace
 
@@ -74,8 +75,8 @@ def plan_lines(plan: Plan, place: Place, item: str) -> list[str]:
         hidden = len(lines) - SHOWN
         lines[SHOWN // 2 : -SHOWN // 2] = [f"... {hidden} more ..."]
     lines.append(
-        f"{item}: {len(plan.trials)} trials, {len(plan.trials) - len(done)} to run, results in "
-        f"{place}"
+        f"{item}: {counted(len(plan.trials), 'trial')}, {len(plan.trials) - len(done)} to run, "
+        f"results in {place}"
     )
     return lines
 
@@ -84,11 +85,13 @@ def cost_lines(
     estimate: Estimate, resources: Resources, *, together: int, machines: str
 ) -> list[str]:
     """What the trials take, how many run at once, how long it takes, and how to stop."""
+    rate = estimate.points / max(estimate.high_s, 1)
+    often = f"{rate:.2g}" if rate < 99.5 else f"{rate:,.0f}"
     return [
         f"Each takes {resources}; {together} at once on {machines}.",
         f"Time: {estimate}.",
-        f"W&B: about {estimate.points:,} points in {estimate.trials:,} runs"
-        + (f", {estimate.points / max(estimate.high_s, 1):.2g} a second" if estimate.points else "")
+        f"W&B: about {counted(estimate.points, 'point')} in {counted(estimate.trials, 'run')}"
+        + (f", {often} a second" if estimate.points else "")
         + ".",
         "To stop a sweep: Ctrl-C once; --resume goes on later, from where each trial was.",
     ]

@@ -91,7 +91,10 @@ class Recorder:
         has ended got further than any before, by its checkpoints."""
         self.lost += 1
         self.progress.stopped(trial_id)
-        names = Checkpoints(self._storage, self.by_id[trial_id]).names()
+        try:
+            names = Checkpoints(self._storage, self.by_id[trial_id]).names()
+        except OSError:  # away for a moment: the trial's reports will tell
+            names = []
         before = self._furthest.get(trial_id, -1)
         reached = max([step_of(name) for name in names], default=-1)
         self._furthest[trial_id] = max(reached, before)
@@ -100,7 +103,11 @@ class Recorder:
     def failed(self, trial_id: str, error: str) -> None:
         """The trial has failed for good."""
         row = row_of(self.by_id[trial_id], {"status": "failed", "error": error})
-        self._finish(trial_id, row)
+        try:
+            self._finish(trial_id, row)
+        except OSError as fault:
+            self.fault = fault
+            raise
 
     def _finish(self, trial_id: str, row: Row) -> None:
         self.journal.add_row(trial_id, row)

@@ -8,6 +8,7 @@ that a crash never leaves half a table and loses at most the line in flight.
 
 import base64
 import json
+import math
 import os
 import shutil
 import zlib
@@ -232,26 +233,22 @@ def write_tables(folder: Path, trials: Iterable[TrialConfig]) -> ResultTables:
     These trials come first, in their order; then whatever else earlier launches have ended here.
     """
     journal = Journal(folder)
-    rows: list[Row] = []
-    history: list[Row] = []
+    rows, history = _Columns("trial_id", "status"), _Columns("trial_id", "step")
     asked = [config.trial_id for config in trials]
     for trial_id in [*asked, *(t for t in journal.trial_ids() if t not in set(asked))]:
         record = journal.read(trial_id, with_steps=False)
         if record.row is not None:
-            rows.append(record.row)
+            rows.add(record.row)
             if journal_bytes(steps_path(folder, trial_id)) != journal.size(trial_id):
                 write_steps(folder, journal, trial_id)
         elif trial_id not in asked:
             continue  # broken off, and not asked for any more
-        history += [{"trial_id": trial_id, **point} for point in record.points]
-    _write_parquet(
-        pd.DataFrame(rows, columns=None if rows else ["trial_id", "status"]),
-        folder / "trials.parquet",
-    )
-    _write_parquet(
-        pd.DataFrame(history, columns=None if history else ["trial_id", "step"]),
-        folder / "history.parquet",
-    )
+        for point in record.points:
+            history.add({"trial_id": trial_id, **point})
+    _write_parquet(rows.frame(), folder / "trials.parquet")
+    _write_parquet(history.frame(), folder / "history.parquet")
+    # What the tables took is given back, instead of being kept for the next time.
+    pyarrow.default_memory_pool().release_unused()
     return ResultTables(folder)
 
 
@@ -278,6 +275,29 @@ def reuse(folder: Path, trials: Iterable[TrialConfig], others: Iterable[Path]) -
                 mine.adopt(trial_id, theirs)
                 taken += 1
     return taken
+
+
+class _Columns:
+    """Records, one after the other, as a table's columns: as dicts they take ten times the memory.
+
+    A record that lacks a column has NaN there. Without records there are the columns ``least``.
+    """
+
+    def __init__(self, *least: str):
+        self._values: dict[str, list[Any]] = {name: [] for name in least}
+        self._count = 0
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        for name, value in record.items():
+            column = self._values.setdefault(name, [])
+            column += [math.nan] * (self._count - len(column))
+            column.append(value)
+        self._count += 1
+
+    def frame(self) -> pd.DataFrame:
+        for column in self._values.values():
+            column += [math.nan] * (self._count - len(column))
+        return pd.DataFrame(self._values)
 
 
 def steps_path(folder: Path, trial_id: str) -> Path:

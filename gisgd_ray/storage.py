@@ -5,6 +5,7 @@ One string names it: an absolute path, or a URI that pyarrow knows (``s3://bucke
 """
 
 import os
+import re
 from pathlib import Path, PurePosixPath
 
 from gisgd_ray.errors import UserError
@@ -17,6 +18,30 @@ def is_uri(where: str) -> bool:
     (True, False)
     """
     return "://" in where
+
+
+def joined(where: str, name: str) -> str:
+    """The place ``name`` below another; the options of a URI stay at its end.
+
+    >>> joined("s3://bucket/prefix?region=eu-west-1", "lr_batch")
+    's3://bucket/prefix/lr_batch?region=eu-west-1'
+    """
+    if not is_uri(where):
+        return f"{where.rstrip('/')}/{name}"
+    scheme, _, rest = where.partition("://")
+    path, mark, options = rest.partition("?")
+    return f"{scheme}://{path.rstrip('/')}/{name}{mark}{options}"
+
+
+def without_keys(where: str) -> str:
+    """A place as it may be shown: of a URI neither the access keys nor the options.
+
+    >>> without_keys("s3://KEY:SECRET@bucket/prefix?region=eu-west-1")
+    's3://bucket/prefix'
+    """
+    if not is_uri(where):
+        return where
+    return re.sub("://[^/@]*:.*?@", "://", where.partition("?")[0])
 
 
 class Storage:
@@ -33,12 +58,17 @@ class Storage:
             else:
                 self._fs, root = fs.LocalFileSystem(), str(Path(where).absolute())
         except (OSError, ValueError, NotImplementedError) as fault:
+            shown = without_keys(where)
+            reason = str(fault).splitlines()[0].replace(where, shown)
             raise UserError(
-                f"{where} cannot be used for results ({str(fault).splitlines()[0]}); give a "
-                "folder, or a bucket as s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+                f"{shown} cannot be used for results ({reason}); give a folder, or a bucket as "
+                "s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
             ) from None
         self._root = PurePosixPath(root)
         self._local = isinstance(self._fs, fs.LocalFileSystem)
+
+    def __str__(self) -> str:
+        return without_keys(self.where)
 
     def write(self, name: str, content: bytes) -> None:
         """Put a file into its place as a whole.

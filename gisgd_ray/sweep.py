@@ -24,10 +24,12 @@ from gisgd_ray.packing import Resources
 from gisgd_ray.place import Place
 from gisgd_ray.plan import Plan, make_plan, plan_lines
 from gisgd_ray.reporting.figures import save_figures
+from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.page import write_page
 from gisgd_ray.reporting.tables import Table, for_terminal, save_tables
 from gisgd_ray.results import ResultTables, varying_fields
 from gisgd_ray.search_space import SearchSpace
+from gisgd_ray.storage import without_keys
 
 
 @dataclass(frozen=True)
@@ -106,19 +108,40 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
     scale = _choose_scale(options.scale, connection)
     if scale in faults:
         raise UserError(f"at scale {scale}: {faults[scale]}")
-    plan = plans[scale]
+    if options.dry_run:
+        place.pull()
+        _tell(sweep, plans[scale], place, options, connected=bool(connection))
+        return 0
+    with place.owned(take_over=options.take_over):
+        # A sweep that needs no smaller scale has one: the paper's.
+        same = sweep.panels["laptop"] is sweep.panels["paper"]
+        facts = {
+            "scale": "the paper’s" if same else scale,
+            "command": shlex.join(["python", *map(without_keys, sys.argv)]),
+            "Ray": connection,
+        }
+        return _run(sweep, plans[scale], place, options, facts)
+
+
+def _tell(sweep: Sweep, plan: Plan, place: Place, options: cli.Options, *, connected: bool) -> None:
+    """What a launch would run, and what that would take."""
+    require_memory(plan.trials, largest_memory() if connected else machine_memory())
+    done = finished_ids(place.folder, plan.trials)
+    print("\n".join(plan_lines(plan, place, sweep.item)), flush=True)
+    waiting = [t for t in plan.trials if t.trial_id not in done]
+    print("\n".join(told_cost(waiting, options, connected=connected)))
+
+
+def _run(
+    sweep: Sweep, plan: Plan, place: Place, options: cli.Options, facts: Mapping[str, str]
+) -> int:
+    """Run the trials and write the page; the exit status."""
     done = finished_ids(place.folder, plan.trials)
     waiting = [t for t in plan.trials if t.trial_id not in done]
-    if options.dry_run:
-        require_memory(plan.trials, largest_memory() if connection else machine_memory())
-        print("\n".join(plan_lines(plan, place, sweep.item)), flush=True)
-        print("\n".join(told_cost(waiting, options, connected=bool(connection))))
-        return 0
     resources, reason = chosen_resources(waiting, options)
     require_room(cpus=resources.cpus, gpus=resources.gpus)
     require_memory(plan.trials, largest_memory())
-    some = "1 trial" if len(plan.trials) == 1 else f"{len(plan.trials)} trials"
-    print(f"{sweep.item}: {some}, results in {place}")
+    print(f"{sweep.item}: {counted(len(plan.trials), 'trial')}, results in {place}")
     if reason:
         print(f"Each trial takes {resources}: {reason}.")
     begun = time.monotonic()
@@ -128,7 +151,6 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
         place=place,
         resources=resources,
         resume=options.resume,
-        take_over=options.take_over,
         reused_folders=options.reuse,
         labels=plan.labels,
         checkpoint_every_s=options.checkpoint_every_s,
@@ -136,15 +158,8 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
         title=sweep.item,
     )
     seconds = time.monotonic() - begun
-    # A sweep that needs no smaller scale has one: the paper's.
-    same = sweep.panels["laptop"] is sweep.panels["paper"]
-    facts = {
-        "scale": "the paper’s" if same else scale,
-        "command": shlex.join(["python", *sys.argv]),
-        "Ray": connection,
-        "resources": f"{outcome.resources or resources} for each trial"
-        + (f": {reason}" if reason else ""),
-    }
+    taken = f"{outcome.resources or resources} for each trial" + (f": {reason}" if reason else "")
+    facts = {**facts, "resources": taken}
     if outcome.lost:
         facts["trials lost and continued"] = str(outcome.lost)
     shown = paper_tables(sweep, outcome.tables)

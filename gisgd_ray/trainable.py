@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings
 from gisgd_ray.results import Row, row_of
 from gisgd_ray.state import Point, TrainState
-from gisgd_ray.storage import Storage
+from gisgd_ray.storage import Storage, is_uri
 
 REPORT_S = 2.0
 """A report covers whole measuring points and at least about this much time."""
@@ -110,7 +111,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._trial = TrialConfig.model_validate(config["trial"]["config"])
         self._name = config["trial"]["name"]
         self._device = "cuda" if self._run.on_gpu else "cpu"
-        self._checkpoints = Checkpoints(Storage(self._run.storage), self._trial)
+        self._shared = Storage(self._run.storage)
+        self._checkpoints = Checkpoints(self._shared, self._trial)
         self._wandb: WandbRun | None = None
         self._state: TrainState | None = None
         self._schedule_save()
@@ -202,7 +204,20 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         row["device"] = self._device
         row["hostname"] = os.uname().nodename
         self._wandb.finish(row, failed=row["status"] != "finished")
+        self._keep_wandb()
         return row | {"wandb/status": self._wandb.status}
+
+    def _keep_wandb(self) -> None:
+        """Bring an offline run to the bucket, if results go to one: this machine may not last."""
+        if not is_uri(self._run.storage):
+            return
+        folder = Path(self._run.wandb["folder"])
+        try:
+            for path in folder.glob(f"wandb/offline-run-*-{self._trial.trial_id}/**/*"):
+                if path.is_file():
+                    self._shared.write(path.relative_to(folder).as_posix(), path.read_bytes())
+        except OSError:
+            traceback.print_exc()
 
     def _end(self) -> None:
         if self._wandb is not None:

@@ -167,6 +167,24 @@ class TestProcesses:
         assert server.requests == dict.fromkeys(server.files, 1)
         assert_loads("mnist", tmp_path, written)
 
+    def test_one_that_waits_takes_over_from_one_that_is_killed(self, publish, server, tmp_path):
+        written, _ = publish("mnist")
+        server.stalled.add(FIRST_GZ)
+        first = start_fetching("mnist", tmp_path, server)
+        partial = tmp_path / ".mnist.partial" / FIRST_GZ
+        wait_for(lambda: partial.exists())
+        second = start_fetching("mnist", tmp_path, server)
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(timeout=3)
+        assert server.requests[FIRST_GZ] == 1  # half way, the lock is held
+        server.stalled.clear()
+        first.kill()
+        first.wait()
+        assert second.wait(timeout=30) == 0
+        assert server.requests[FIRST_GZ] == 2
+        assert_loads("mnist", tmp_path, written)
+        assert not partial.parent.exists()
+
 
 class TestFolder:
     @pytest.mark.parametrize("name", ondisk.REAL_NAMES)

@@ -111,3 +111,12 @@ def _superscript(exponent: int) -> str:
 
 def _true_minus(text: str) -> str:
     return text.replace("-", "−")
+
+
+def counted(count: float, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "trial"), counted(1200, "point")
+    ('1 trial', '1,200 points')
+    """
+    return f"{count:,g} {noun}" if count == 1 else f"{count:,.10g} {noun}s"

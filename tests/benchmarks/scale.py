@@ -15,7 +15,7 @@ from tests.benchmarks.timing import verdict
 
 TRIALS = 500
 CORES = 2
-SECOND = {"training.max_steps": 550, "training.stop_loss": None, "data.train_fraction": 0.25}
+SECOND = {"training.max_steps": 250, "training.stop_loss": None, "data.train_fraction": 0.25}
 
 
 def run() -> bool:
@@ -23,6 +23,7 @@ def run() -> bool:
     import ray
 
     os.environ["WANDB_MODE"] = "disabled"
+    columns = ("time/training_s", "time/measuring_s")
     trials = [
         TrialConfig.model_validate(unflatten({**SECOND, "seed": seed})) for seed in range(TRIALS)
     ]
@@ -33,16 +34,16 @@ def run() -> bool:
         launch(trials[:4], name="scale", place=place, resources=Resources())
         before = resident()
         begun = time.perf_counter()
-        outcome = launch(trials, name="scale", place=place, resources=Resources(), resume=True)
+        launch(trials, name="scale", place=place, resources=Resources(), resume=True)
         wall = time.perf_counter() - begun
         grown = (resident() - before) / 1e6
         begun = time.perf_counter()
         tables = ResultTables(Path(out) / "scale")
         rows, points = len(tables.trials), len(tables.history)
         reading = time.perf_counter() - begun
+        times = tables.trials[list(columns)].to_dict("records")
     ray.shutdown()
-    columns = ("time/training_s", "time/measuring_s")
-    busy = [sum(row[column] for column in columns) for row in outcome.rows[4:]]
+    busy = [sum(row[column] for column in columns) for row in times[4:]]
     print(
         f"scale: {rows} trials of {sum(busy) / len(busy):.2f} s, {points} points, {CORES} at a "
         f"time, {wall:.0f} s"
