@@ -24,13 +24,14 @@ from gisgd_ray.cluster import most_cpus, num_nodes, require_shared
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.downloads import data_folder, ensure_files
 from gisgd_ray.errors import UserError
+from gisgd_ray.journal import COMPLETE, Journal, Row
 from gisgd_ray.packing import Resources
 from gisgd_ray.place import Place
 from gisgd_ray.recorder import Recorder
 from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.progress import Progress
 from gisgd_ray.reporting.wandb_runs import WandbSettings, chosen_mode, project
-from gisgd_ray.results import COMPLETE, Journal, ResultTables, Row, reuse, write_tables
+from gisgd_ray.results import ResultTables, reuse, write_tables
 from gisgd_ray.search_space import param_space
 from gisgd_ray.storage import Storage, is_uri, joined
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from gisgd_ray.checkpoints import Checkpoints, step_of
 from gisgd_ray.config import TrialConfig
+from gisgd_ray.journal import Journal, Row
 from gisgd_ray.mirror import Mirror
 from gisgd_ray.reporting.progress import Progress
-from gisgd_ray.results import Journal, Row, row_of, write_steps, write_tables
+from gisgd_ray.results import row_of, write_steps, write_tables
 from gisgd_ray.storage import Storage
 
 TABLES_EVERY_S = 30.0
@@ -74,6 +75,7 @@ class Recorder:
                 first_step=payload.first_step,
                 steps=payload.steps,
                 points=payload.points,
+                whole=payload.resumed,
             )
             self.progress.report(trial_id, payload.points)
             if payload.row is not None:

@@ -25,9 +25,10 @@ from gisgd_ray import training
 from gisgd_ray.checkpoints import Checkpoints
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import DataError, UserError
+from gisgd_ray.journal import Row
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings
-from gisgd_ray.results import Row, row_of
+from gisgd_ray.results import row_of
 from gisgd_ray.state import Point, TrainState
 from gisgd_ray.storage import Storage, is_uri
 
@@ -74,6 +75,8 @@ class Payload(NamedTuple):
     """A traceback: the trial has failed in a way that another attempt would repeat."""
     out_of_memory: str | None = None
     """A traceback: the trial did not fit beside the others."""
+    resumed: bool = False
+    """Whether this is such a first report."""
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]
@@ -161,7 +164,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
             steps.append(new_steps)
             self._wandb.log(point)
         row = None if state.stopped is None else self._row(state)
-        return Payload(points, first_step, StepSeries.concatenate(steps), row)
+        return Payload(points, first_step, StepSeries.concatenate(steps), row, resumed=resumed)
 
     def _result(self, payload: Payload) -> dict[str, Any]:
         """What Tune is told."""

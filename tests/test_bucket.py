@@ -11,9 +11,10 @@ import pytest
 from gisgd_ray import training
 from gisgd_ray.checkpoints import Checkpoints
 from gisgd_ray.errors import UserError
+from gisgd_ray.journal import Journal
 from gisgd_ray.mirror import OWNER, Mirror
 from gisgd_ray.place import Place
-from gisgd_ray.results import Journal, ResultTables, write_tables
+from gisgd_ray.results import ResultTables, write_tables
 from gisgd_ray.storage import Storage, joined
 from tests.journals import add_point, add_steps, series
 from tests.runs import config, finish, run, weight_bits

@@ -3,7 +3,6 @@
 The trials take some seconds each and save themselves every second.
 """
 
-import json
 import os
 import re
 import shutil
@@ -17,7 +16,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gisgd_ray.results import Journal, ResultTables
+from gisgd_ray.journal import Journal
+from gisgd_ray.results import ResultTables
 from tests.test_launch import ROOT, assert_same_tables, environment, wait_until
 
 pytestmark = pytest.mark.ray
@@ -37,8 +37,8 @@ SMALL = [
 class Running:
     """A sweep in a process of its own, and the processes of its trials."""
 
-    def __init__(self, out: Path, *arguments: str, program: list[str] | None = None):
-        self.folder = out / "lr_batch"
+    def __init__(self, out: Path | str, *arguments: str, program: list[str] | None = None):
+        self.folder = Path(out) / "lr_batch"
         script = program or [str(ROOT / "sweeps" / "lr_batch.py")]
         self.process = subprocess.Popen(
             [sys.executable, *script, f"--out={out}", *SMALL, *arguments],
@@ -91,12 +91,9 @@ def sweep(out: Path, *arguments: str) -> tuple[int, str, str]:
 
 
 def told_again(folder: Path) -> int:
-    """How many times a trial went on from a checkpoint."""
-    count = 0
-    for path in (folder / "journal").glob("*.jsonl"):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        count += sum(line["kind"] == "steps" and line["after"] == 0 for line in lines) - 1
-    return count
+    """How many trials went on from a checkpoint."""
+    journals = (folder / "journal").glob("*.jsonl")
+    return sum('"whole": true' in path.read_text() for path in journals)
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from gisgd_ray.errors import UserError
+from gisgd_ray.journal import Journal
 from gisgd_ray.mirror import OWNER, Mirror
 from gisgd_ray.place import Place
-from gisgd_ray.results import Journal, ResultTables, write_tables
+from gisgd_ray.results import ResultTables, write_tables
 from gisgd_ray.storage import Storage
 from tests.journals import add_point, add_steps, series
 

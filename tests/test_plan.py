@@ -8,10 +8,11 @@ from gisgd_ray import cli
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.estimate import Estimate
+from gisgd_ray.journal import Journal
 from gisgd_ray.packing import Resources
 from gisgd_ray.place import Place
 from gisgd_ray.plan import SHOWN, Plan, cost_lines, make_plan, plan_lines
-from gisgd_ray.results import Journal, row_of
+from gisgd_ray.results import row_of
 from gisgd_ray.search_space import SearchSpace, make_space
 from tests.journals import add_point
 

@@ -13,10 +13,11 @@ from gisgd_ray import recorder
 from gisgd_ray.checkpoints import Checkpoints
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
+from gisgd_ray.journal import Journal
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.recorder import TABLES_EVERY_S, TABLES_SHARE, Recorder
 from gisgd_ray.reporting.progress import Progress
-from gisgd_ray.results import Journal, ResultTables, row_of
+from gisgd_ray.results import ResultTables, row_of
 from gisgd_ray.trainable import Payload
 from tests.journals import series
 from tests.runs import config

@@ -11,7 +11,8 @@ import pytest
 from gisgd_ray import sweep
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.results import Journal, row_of
+from gisgd_ray.journal import Journal
+from gisgd_ray.results import row_of
 from sweeps.lr_batch import SWEEP
 
 RATE, BATCH = "training.learning_rate", "training.batch_size"

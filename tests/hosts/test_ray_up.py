@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from gisgd_ray.results import Journal, ResultTables
+from gisgd_ray.journal import Journal
+from gisgd_ray.results import ResultTables
 from tests.hosts.namespaces import NETWORK, Hosts, what_is_missing
 from tests.test_launch import assert_same_tables, wait_until
 
@@ -218,6 +219,16 @@ def strip_hosts(folder: Path) -> None:
     frame = pd.read_parquet(path)
     frame.assign(hostname="").to_parquet(path, index=False)
     assert Journal(folder).trial_ids()
+
+
+def test_a_sweep_is_submitted_as_a_job(cluster: Cluster, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp", reason="needs ray[default], for its dashboard")
+    inner = f"{SWEEP} --training.max_epochs=2 --out={tmp_path}"
+    done = cluster.on_head(f"ray job submit -- bash -c 'cd ~ && {inner}'")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 finished in" in done.stdout
+    assert "succeeded" in done.stdout
+    assert len(ResultTables(tmp_path / "lr_batch").trials) == 4
 
 
 def test_the_hosts_are_where_they_should_be(cluster: Cluster) -> None:
