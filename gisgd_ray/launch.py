@@ -25,6 +25,7 @@ from gisgd_ray.config import TrialConfig
 from gisgd_ray.downloads import data_folder, ensure_files
 from gisgd_ray.errors import UserError
 from gisgd_ray.journal import COMPLETE, Journal, Row
+from gisgd_ray.memory import give_back_freed
 from gisgd_ray.packing import Resources
 from gisgd_ray.place import Place
 from gisgd_ray.recorder import Recorder
@@ -145,6 +146,7 @@ def launch(
             if row is not None:
                 outcome.rows.append({name: row[name] for name in TOLD if name in row})
         outcome.interrupted = len(outcome.rows) < len(trials)
+        give_back_freed()
         return outcome
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from gisgd_ray.checkpoints import Checkpoints, step_of
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.journal import Journal, Row
+from gisgd_ray.memory import give_back_freed
 from gisgd_ray.mirror import Mirror
 from gisgd_ray.reporting.progress import Progress
 from gisgd_ray.results import row_of, write_steps, write_tables
@@ -125,6 +126,7 @@ class Recorder:
         if begun < self._tables_due:
             return
         write_tables(self.folder, self.trials)
+        give_back_freed()
         if self._mirror is not None:
             with contextlib.suppress(OSError):  # away for a while: the next push makes up for it
                 self._mirror.push()
