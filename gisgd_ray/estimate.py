@@ -64,9 +64,10 @@ class Estimate:
     def __str__(self) -> str:
         if self.trials == 0:
             return "nothing is left to run"
-        span = duration(self.high_s)
+        span = duration(math.sqrt(self.low_s * self.high_s))
         if self.high_s > 1.15 * self.low_s:
-            span = f"{duration(self.low_s)} to {span}"
+            # Both guesses are a factor off, in opposite directions.
+            span += f", between {duration(self.low_s)} and {duration(self.high_s)}"
         of = "1 trial" if self.tried == 1 else f"{self.tried} trials"
         return f"about {span}, by {SECONDS_EACH:g} s of {of} on this machine"
 

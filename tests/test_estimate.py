@@ -289,9 +289,15 @@ def test_durations_for_people(seconds: float, text: str) -> None:
     ("found", "text"),
     [
         (Estimate(0.0, 0.0, 0, 0, 0), "nothing is left to run"),
-        (Estimate(100, 114, 3, 9, 1), "about 1.9 min, by 2 s of 1 trial on this machine"),
-        (Estimate(40, 46.1, 3, 9, 2), "about 40 s to 46 s, by 2 s of 2 trials on this machine"),
-        (Estimate(60, 7200, 9, 9, 6), "about 60 s to 2 h, by 2 s of 6 trials on this machine"),
+        (Estimate(100, 114, 3, 9, 1), "about 1.8 min, by 2 s of 1 trial on this machine"),
+        (
+            Estimate(40, 46.1, 3, 9, 2),
+            "about 43 s, between 40 s and 46 s, by 2 s of 2 trials on this machine",
+        ),
+        (
+            Estimate(60, 7200, 9, 9, 6),
+            "about 11 min, between 60 s and 2 h, by 2 s of 6 trials on this machine",
+        ),
     ],
 )
 def test_an_estimate_for_people(found: Estimate, text: str) -> None:

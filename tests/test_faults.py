@@ -81,6 +81,12 @@ class Running:
     def steps_saved(self) -> int:
         return max([int(path.stem) for path in self.checkpoints()], default=0)
 
+    def tell_recovery(self, what: str) -> None:
+        """Wait until a trial has gone on from its checkpoint, and print how long it took."""
+        begun, known = time.monotonic(), self.steps_saved()
+        self.wait_for(lambda: self.steps_saved() > known)
+        print(f"{what}: trained on after {time.monotonic() - begun:.1f} s")
+
     def end(self, seconds: float = 240) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=seconds)
         return self.process.returncode, out, err
@@ -122,7 +128,7 @@ def test_killed_trials_go_on_from_their_checkpoints(undisturbed: Path, tmp_path:
         assert running.workers()
         for pid in running.workers():
             os.kill(pid, signal.SIGKILL)
-        time.sleep(0.5)
+        running.tell_recovery("trials killed")
     status, out, err = running.end()
     assert status == 0, err
     assert "4 finished in" in out
@@ -164,7 +170,9 @@ def test_a_lost_driver_is_resumed_and_a_damaged_checkpoint_passed_over(
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), seconds=60)
     newest = max(running.checkpoints(), key=lambda path: int(path.stem))
     newest.write_bytes(newest.read_bytes()[:-100])
-    status, _, err = sweep(tmp_path, "--resume")
+    resumed = Running(tmp_path, "--resume")
+    resumed.tell_recovery("driver killed, from the start of --resume")
+    status, _, err = resumed.end()
     assert status == 0, err
     assert told_again(running.folder) >= 1
     assert_undisturbed(running.folder, undisturbed)
