@@ -297,7 +297,12 @@ def _finite(text: str) -> float:
 
 
 def _share(text: str) -> float | None:
-    return None if text == "auto" else _finite(text)
+    if text == "auto":
+        return None
+    try:
+        return _finite(text)
+    except argparse.ArgumentTypeError as fault:
+        raise argparse.ArgumentTypeError(f"{fault}, nor is it auto") from None
 
 
 def _items(text: str) -> list[Any]:

@@ -94,7 +94,10 @@ class Journal:
                 points[line["step"]] = line
             elif kind == "steps":
                 if with_steps:
-                    columns = {name: _decode(text) for name, text in line["columns"].items()}
+                    try:
+                        columns = {name: _decode(text) for name, text in line["columns"].items()}
+                    except (ValueError, zlib.error):
+                        raise self._damaged(trial_id, f"steps after {line['after']}") from None
                     stretches.append((line["after"], StepSeries.of(columns)))
                 points = {step: point for step, point in points.items() if step <= line["after"]}
             else:
@@ -111,24 +114,25 @@ class Journal:
 
     def adopt(self, trial_id: str, other: "Journal") -> None:
         """Take all that another journal holds of a trial in the place of what is here."""
-        self._replace(trial_id, other._path(trial_id).read_bytes())
+        self._replace(trial_id, other.path(trial_id).read_bytes())
 
     def size(self, trial_id: str) -> int:
         """Bytes of the trial's journal."""
-        return self._path(trial_id).stat().st_size
+        return self.path(trial_id).stat().st_size
 
-    def _path(self, trial_id: str) -> Path:
+    def path(self, trial_id: str) -> Path:
+        """Where the trial's journal lies."""
         return self.folder / f"{trial_id}.jsonl"
 
     def _append(self, trial_id: str, *lines: Mapping[str, Any]) -> None:
-        with open(self._path(trial_id), "a+b") as file:
+        with open(self.path(trial_id), "a+b") as file:
             _drop_torn_line(file)
             file.write(_encoded(lines))
             file.flush()
             os.fsync(file.fileno())
 
     def _replace(self, trial_id: str, text: bytes) -> None:
-        path = self._path(trial_id)
+        path = self.path(trial_id)
         partial = path.with_name(path.name + ".partial")
         try:
             with open(partial, "wb") as file:
@@ -140,7 +144,7 @@ class Journal:
             partial.unlink(missing_ok=True)
 
     def _lines(self, trial_id: str, containing: bytes = b"") -> Iterable[Row]:
-        path = self._path(trial_id)
+        path = self.path(trial_id)
         if not path.exists():
             return
         with open(path, "rb") as file:
@@ -152,10 +156,13 @@ class Journal:
                 try:
                     yield json.loads(text)
                 except ValueError:
-                    raise UserError(
-                        f"line {number} of {path} is damaged; delete that file to have trial "
-                        f"{trial_id} run again, or restore it"
-                    ) from None
+                    raise self._damaged(trial_id, f"line {number}") from None
+
+    def _damaged(self, trial_id: str, what: str) -> UserError:
+        return UserError(
+            f"{what} of {self.path(trial_id)} is damaged; delete that file to have trial "
+            f"{trial_id} run again, or restore it"
+        )
 
 
 def _join(stretches: list[tuple[int, StepSeries]]) -> StepSeries:

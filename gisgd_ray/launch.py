@@ -20,11 +20,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from gisgd_ray.checkpoints import FOLDER as CHECKPOINTS
 from gisgd_ray.cluster import most_cpus, num_nodes, require_shared
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.downloads import data_folder, ensure_files
 from gisgd_ray.errors import UserError
-from gisgd_ray.journal import COMPLETE, Journal, Row
+from gisgd_ray.journal import Journal, Row
 from gisgd_ray.memory import give_back_freed
 from gisgd_ray.packing import Resources
 from gisgd_ray.place import Place
@@ -32,7 +33,7 @@ from gisgd_ray.recorder import Recorder
 from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.progress import Progress
 from gisgd_ray.reporting.wandb_runs import WandbSettings, chosen_mode, project
-from gisgd_ray.results import ResultTables, reuse, write_tables
+from gisgd_ray.results import ResultTables, finished_ids, reuse, write_tables
 from gisgd_ray.search_space import param_space
 from gisgd_ray.storage import Storage, is_uri, joined
 
@@ -57,15 +58,6 @@ class Outcome:
 
     def count(self, status: str) -> int:
         return sum(row["status"] == status for row in self.rows)
-
-
-def finished_ids(folder: Path, trials: Sequence[TrialConfig]) -> set[str]:
-    """Trials that an earlier launch into this folder has completed."""
-    if not (folder / "journal").exists():
-        return set()
-    journal = Journal(folder)
-    rows = {t.trial_id: journal.read_row(t.trial_id) for t in trials}
-    return {name for name, row in rows.items() if row is not None and row["status"] in COMPLETE}
 
 
 def launch(
@@ -109,6 +101,7 @@ def launch(
             require_shared(folder)
         reuse(folder, trials, reused_folders)
         done = finished_ids(folder, trials)
+        _clear_leftovers(place, done)
         waiting = [t for t in trials if t.trial_id not in done]
         outcome = Outcome(ResultTables(folder), reused=len(done), interrupted=False)
         if waiting:
@@ -148,6 +141,17 @@ def launch(
         outcome.interrupted = len(outcome.rows) < len(trials)
         give_back_freed()
         return outcome
+
+
+def _clear_leftovers(place: Place, done: set[str]) -> None:
+    """Checkpoints of finished trials and halves of files: left by a driver lost on the way."""
+    for path in (place.folder / "journal").glob("*.partial"):
+        path.unlink()
+    storage = Storage(place.storage)
+    with contextlib.suppress(OSError):
+        kept = {name.split("/")[1] for name in storage.names(CHECKPOINTS, recursive=True)}
+        for trial_id in kept & done:
+            storage.delete_folder(f"{CHECKPOINTS}/{trial_id}")
 
 
 def _fetch_data(trials: Sequence[TrialConfig]) -> None:
@@ -261,7 +265,9 @@ def _tune_callback(recorder: Recorder) -> Any:
 
         def on_trial_recover(self, trial: Any, **_info: Any) -> None:
             if self.recorder is not None and self.recorder.begun_again(_id_of(trial)):
-                trial.max_failures = trial.num_failures + self.recorder.retries - 1
+                # This attempt is the first of those allowed; one at least.
+                more = max(self.recorder.retries - 1, 1)
+                trial.max_failures = trial.num_failures + more
 
         def on_trial_error(self, trial: Any, **_info: Any) -> None:
             if self.recorder is None:

@@ -4,14 +4,16 @@ The driver works on a folder of its own disk (a journal is appended to, which bu
 pushes what has changed; a driver elsewhere pulls all of it before it goes on.
 """
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gisgd_ray.checkpoints import FOLDER as CHECKPOINTS
 from gisgd_ray.errors import UserError
+from gisgd_ray.journal import COMPLETE
 from gisgd_ray.storage import Storage
 
 OWNER = ".driver"
@@ -28,10 +30,11 @@ class Mirror:
         self._pushed: dict[str, tuple[int, int]] = {}
         self._name = f"{os.uname().nodename} {os.getpid()} {uuid.uuid4()}".encode()
 
-    def pull(self) -> int:
-        """Fetch every file that the bucket has and this folder has not, or has shorter; how many.
+    def pull(self, only: str = "") -> int:
+        """Fetch what the bucket has and this folder has not, in a folder ``only`` or all; how many.
 
-        Journals only grow, and all else is made from them.
+        Of a journal that is in both, that which tells more is kept: one with the trial's end, or
+        that goes further. Its length tells nothing, since journals are also written anew.
         """
         fetched = 0
         try:
@@ -42,7 +45,7 @@ class Mirror:
             path = self.folder / name
             if name == OWNER or name.split("/")[0] in LEFT_OUT:
                 continue
-            if path.exists() and path.stat().st_size >= size:
+            if not name.startswith(only) or not self._tells_more(name, size, path):
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(path.name + ".partial")
@@ -50,6 +53,15 @@ class Mirror:
             partial.replace(path)
             fetched += 1
         return fetched
+
+    def _tells_more(self, name: str, size: int, path: Path) -> bool:
+        """Whether the bucket's file is to take the place of this folder's."""
+        if not path.exists():
+            return True
+        if not name.startswith("journal/"):
+            return path.stat().st_size < size if name.startswith("wandb/") else False
+        there, here = self.storage.read(name), path.read_bytes()
+        return there != here and told(there) > told(here)
 
     @contextmanager
     def owned(self, take_over: bool) -> Iterator[None]:
@@ -84,7 +96,7 @@ class Mirror:
         finally:
             if self._is_owner():
                 if pulled:  # else what is here may be less than what is there
-                    self.pull()  # offline W&B runs of other machines
+                    self.pull("wandb/")  # offline runs of other machines
                     self.push()
                 self.storage.delete(OWNER)
 
@@ -106,16 +118,39 @@ class Mirror:
             hidden = any(part.startswith(".") for part in path.relative_to(self.folder).parts)
             if hidden or name.split("/")[0] in LEFT_OUT or not path.is_file():
                 continue
-            state = path.stat().st_mtime_ns, path.stat().st_size
-            if name.endswith(".partial") or self._pushed.get(name) == state:
-                continue
-            self.storage.write(name, path.read_bytes())
-            self._pushed[name] = state
-            copied += 1
+            if not name.endswith(".partial"):
+                copied += self.push_file(path)
         return copied
+
+    def push_file(self, path: Path) -> bool:
+        """Copy one file if it has changed since the last time; whether it had.
+
+        Raises:
+            OSError: the bucket does not answer.
+        """
+        name = path.relative_to(self.folder).as_posix()
+        state = path.stat().st_mtime_ns, path.stat().st_size
+        if self._pushed.get(name) == state:
+            return False
+        self.storage.write(name, path.read_bytes())
+        self._pushed[name] = state
+        return True
 
     def _is_owner(self) -> bool:
         return OWNER in self.storage.names() and self.storage.read(OWNER) == self._name
+
+
+def told(journal: bytes) -> tuple[bool, int]:
+    """How much a trial's journal tells: whether its end, and up to which step."""
+    ended, step = False, -1
+    for line in journal.split(b"\n")[:-1]:
+        with suppress(ValueError, TypeError, KeyError):
+            entry = json.loads(line)
+            if entry["kind"] == "row":
+                ended = entry["status"] in COMPLETE
+            elif entry["kind"] == "point":
+                step = int(entry["step"])
+    return ended, step
 
 
 def _unreachable(storage: Storage, fault: OSError) -> str:

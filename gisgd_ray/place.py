@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gisgd_ray.mirror import Mirror
-from gisgd_ray.results import results_folder
+from gisgd_ray.results import require_writable, results_folder
 from gisgd_ray.storage import Storage, is_uri, joined, without_keys
 
 
@@ -37,6 +37,8 @@ class Place:
         folder = path.expanduser().absolute() / name
         if make:
             folder = results_folder(folder)
+        else:
+            require_writable(folder)
         if not is_uri(out):
             return Place(folder, str(folder))
         storage = Storage(joined(out, name))

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gisgd_ray import cli
 from gisgd_ray.config import TrialConfig, flatten
 from gisgd_ray.estimate import Estimate
-from gisgd_ray.launch import finished_ids
 from gisgd_ray.packing import Resources
 from gisgd_ray.place import Place
 from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.progress import trial_label
+from gisgd_ray.results import finished_ids
 from gisgd_ray.search_space import SearchSpace
 
 SHOWN = 40
@@ -64,10 +65,12 @@ def _schemes_apart(trials: Iterable[TrialConfig]) -> list[str]:
     return (["scheme.name"] if len(names) > 1 else []) + within
 
 
-def plan_lines(plan: Plan, place: Place, item: str) -> list[str]:
-    """The trials, what of them is there already, and where they go; one line each."""
+def plan_lines(plan: Plan, place: Place, item: str, reused: Iterable[Path] = ()) -> list[str]:
+    """The trials, what of them is there already or in other folders, and where they go."""
     done = finished_ids(place.folder, plan.trials)
     lines = []
+    elsewhere = {name for folder in reused for name in finished_ids(folder, plan.trials)} - done
+    done |= elsewhere
     for config in plan.trials:
         state = "finished" if config.trial_id in done else "to run"
         lines.append(f"{config.trial_id}  {state:<8}  {plan.labels[config.trial_id]}")

@@ -116,7 +116,9 @@ class Recorder:
         self.journal.add_row(trial_id, row)
         self.progress.finished(trial_id, row)
         if row["status"] != "failed":  # a failed one goes on from there if it is tried again
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # what is left behind the next launch clears
+                if self._mirror is not None:
+                    self._mirror.push_file(self.journal.path(trial_id))
                 Checkpoints(self._storage, self.by_id[trial_id]).clear()
         write_steps(self.folder, self.journal, trial_id)
 

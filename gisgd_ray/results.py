@@ -5,6 +5,7 @@ that a crash never leaves half a table.
 """
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,19 @@ from gisgd_ray.journal import COMPLETE, Journal, Row
 from gisgd_ray.search_space import field_paths
 
 MADE_FROM = b"gisgd_ray.journal_bytes"
+
+
+def require_writable(path: Path) -> None:
+    """See that a folder could be made, without making it.
+
+    Raises:
+        UserError: what there is above it may not be written.
+    """
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"output folder {path} cannot be written; choose another with --out")
 
 
 def results_folder(path: Path) -> Path:
@@ -122,28 +136,44 @@ def write_tables(folder: Path, trials: Iterable[TrialConfig]) -> ResultTables:
     return ResultTables(folder)
 
 
-def reuse(folder: Path, trials: Iterable[TrialConfig], others: Iterable[Path]) -> int:
+def require_results(folders: Iterable[Path]) -> None:
+    """See that each of these is a sweep's folder.
+
+    Raises:
+        UserError: one is not.
+    """
+    for folder in folders:
+        if not (folder / "journal").is_dir():
+            raise UserError(
+                f"--reuse {folder} holds no results (there is no {folder / 'journal'}); name the "
+                "folder of a sweep on this machine, as in results/lr_batch"
+            )
+
+
+def finished_ids(folder: Path, trials: Iterable[TrialConfig]) -> set[str]:
+    """Those of the trials that an earlier launch into this folder has completed."""
+    if not (folder / "journal").exists():
+        return set()
+    journal = Journal(folder)
+    rows = {t.trial_id: journal.read_row(t.trial_id) for t in trials}
+    return {name for name, row in rows.items() if row is not None and row["status"] in COMPLETE}
+
+
+def reuse(folder: Path, trials: Sequence[TrialConfig], others: Sequence[Path]) -> int:
     """Take the trials that other sweeps' folders have completed from there; how many.
 
     Raises:
-        UserError: one of the folders holds no sweep.
+        UserError: one of the folders holds no sweep, or a damaged journal.
     """
+    require_results(others)
     taken = 0
     mine = Journal(folder)
     for other in others:
-        if not (other / "journal").is_dir():
-            raise UserError(
-                f"--reuse {other} holds no results (there is no {other / 'journal'}); name the "
-                "folder of a sweep, as in results/lr_batch"
-            )
         theirs = Journal(other)
-        for trial_id in (config.trial_id for config in trials):
-            row, own = theirs.read_row(trial_id), mine.read_row(trial_id)
-            if row is None or row["status"] not in COMPLETE:
-                continue
-            if own is None or own["status"] not in COMPLETE:
-                mine.adopt(trial_id, theirs)
-                taken += 1
+        for trial_id in finished_ids(other, trials) - finished_ids(folder, trials):
+            theirs.read(trial_id)  # whole, or it is not taken
+            mine.adopt(trial_id, theirs)
+            taken += 1
     return taken
 
 

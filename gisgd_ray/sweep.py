@@ -18,7 +18,7 @@ from gisgd_ray.claims import Claim
 from gisgd_ray.cluster import cluster_gpus, connect, largest_memory, require_room
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.launch import Outcome, finished_ids, launch
+from gisgd_ray.launch import Outcome, launch
 from gisgd_ray.memory import machine_memory, require_memory
 from gisgd_ray.packing import Resources
 from gisgd_ray.place import Place
@@ -27,9 +27,12 @@ from gisgd_ray.reporting.figures import save_figures
 from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.page import write_page
 from gisgd_ray.reporting.tables import Table, for_terminal, save_tables
-from gisgd_ray.results import ResultTables, varying_fields
+from gisgd_ray.results import ResultTables, finished_ids, require_results, varying_fields
 from gisgd_ray.search_space import SearchSpace
-from gisgd_ray.storage import without_keys
+from gisgd_ray.storage import is_uri, without_keys
+
+SHORTEST_S = 0.1
+"""Between two checkpoints of a trial."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,7 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
             faults[scale] = fault
     if not plans:
         raise faults[scales[0]]
-    Resources(cpus=options.cpus_per_trial, gpus=options.gpus_per_trial or 0.0)  # sound at all?
-    if options.retries < 0:
-        raise UserError(f"--retries = {options.retries} must be at least 0")
+    _require_sound(options)
     place = Place.of(options.out, sweep.name, make=not options.dry_run)
     connection = connect(start_local=not options.dry_run)
     scale = _choose_scale(options.scale, connection)
@@ -123,12 +124,41 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
         return _run(sweep, plans[scale], place, options, facts)
 
 
+def _require_sound(options: cli.Options) -> None:
+    """Raises UserError on what can be seen to be wrong before anything starts."""
+    Resources(cpus=options.cpus_per_trial, gpus=options.gpus_per_trial or 0.0)
+    if options.retries < 0:
+        raise UserError(f"--retries = {options.retries} must be at least 0")
+    if options.checkpoint_every_s < SHORTEST_S:
+        raise UserError(
+            f"--checkpoint-every = {options.checkpoint_every_s:g} must be at least {SHORTEST_S:g} "
+            "seconds; a trial does little else when it saves itself at every step"
+        )
+    if options.take_over and not is_uri(options.out):
+        raise UserError(
+            f"--take-over is for a bucket, and --out {options.out} is a folder: of a driver that "
+            "is gone a folder knows by itself"
+        )
+    require_results(options.reuse)
+
+
+def _waiting(plan: Plan, place: Place, options: cli.Options) -> list[TrialConfig]:
+    """The trials that are finished neither here nor in a folder to reuse."""
+    done = {
+        trial_id
+        for folder in (place.folder, *options.reuse)
+        for trial_id in finished_ids(folder, plan.trials)
+    }
+    return [t for t in plan.trials if t.trial_id not in done]
+
+
 def _tell(sweep: Sweep, plan: Plan, place: Place, options: cli.Options, *, connected: bool) -> None:
     """What a launch would run, and what that would take."""
     require_memory(plan.trials, largest_memory() if connected else machine_memory())
-    done = finished_ids(place.folder, plan.trials)
-    print("\n".join(plan_lines(plan, place, sweep.item)), flush=True)
-    waiting = [t for t in plan.trials if t.trial_id not in done]
+    print("\n".join(plan_lines(plan, place, sweep.item, options.reuse)), flush=True)
+    if (place.folder / "journal").exists() and not options.resume:
+        print(f"{place.folder} holds results already: a launch needs --resume.")
+    waiting = _waiting(plan, place, options)
     print("\n".join(told_cost(waiting, options, connected=connected)))
 
 
@@ -136,8 +166,7 @@ def _run(
     sweep: Sweep, plan: Plan, place: Place, options: cli.Options, facts: Mapping[str, str]
 ) -> int:
     """Run the trials and write the page; the exit status."""
-    done = finished_ids(place.folder, plan.trials)
-    waiting = [t for t in plan.trials if t.trial_id not in done]
+    waiting = _waiting(plan, place, options)
     resources, reason = chosen_resources(waiting, options)
     require_room(cpus=resources.cpus, gpus=resources.gpus)
     require_memory(plan.trials, largest_memory())

@@ -371,6 +371,14 @@ def test_damaged_tables_are_made_again_from_the_journals(undisturbed: Path, tmp_
     journal = next((folder / "journal").glob("*.jsonl"))
     journal.write_bytes(journal.read_bytes()[:-10])
     assert Journal(folder).read(journal.stem).row is None
+    # And what a driver leaves that is lost between a trial's row and its checkpoints' end.
+    other = next(path for path in (folder / "journal").glob("*.jsonl") if path != journal)
+    left = [folder / "checkpoints" / other.stem / "000000000100.ckpt"]
+    left.append(other.with_name(other.name + ".partial"))
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
     status, _, err = sweep(tmp_path, "--resume")
     assert status == 0, err
     assert_undisturbed(folder, undisturbed)
+    assert not any(path.exists() for path in left)

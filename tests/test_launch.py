@@ -296,7 +296,7 @@ def test_a_trial_killed_between_checkpoints_continues_bit_for_bit(tmp_path: Path
         "--training.batch_size=30",
         "--training.stop_loss=null",
         "--training.max_epochs=400",
-        "--checkpoint-every=0",
+        "--checkpoint-every=0.1",
     ]
     process = start(tmp_path, *one)
     wait_until(lambda: len(checkpoints_in(folder)) > 1 or process.poll() is not None)

@@ -1,5 +1,6 @@
 """A sweep's folder and its copy elsewhere, one driver at a time; a local folder is the bucket."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -65,17 +66,56 @@ def files(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------- pull
 
 
-def test_pull_fetches_what_is_missing_or_shorter(
-    mirror: Mirror, folder: Path, bucket: Path
-) -> None:
-    there = {"journal/new.jsonl": b"1\n", "journal/grown.jsonl": b"1\n2\n", "steps/a.parquet": b"x"}
-    put(bucket, {**there, "journal/same.jsonl": b"THERE", "journal/older.jsonl": b"1\n"})
-    put(folder, {"journal/grown.jsonl": b"1\n"})
-    here = {"journal/same.jsonl": b"here!", "journal/older.jsonl": b"1\n2\n", "mine": b"only"}
+def lines(step: int, *, status: str = "", wordy: int = 0) -> bytes:
+    """A journal that tells up to a step, and the end if there is a status."""
+    told = [{"kind": "point", "step": i} for i in range(step + 1)] * (1 + wordy)
+    told += [{"kind": "row", "status": status}] if status else []
+    return b"".join(json.dumps(line).encode() + b"\n" for line in told)
+
+
+def test_pull_fetches_what_is_missing(mirror: Mirror, folder: Path, bucket: Path) -> None:
+    there = {"journal/new.jsonl": lines(1), "steps/a.parquet": b"x", "wandb/run/b": b"longer"}
+    put(bucket, {**there, "trials.parquet": b"a longer table"})
+    put(folder, {"wandb/run/b": b"half"})
+    here = {"trials.parquet": b"table", "mine": b"only"}  # made from the journals
     put(folder, here)
     assert mirror.pull() == 3
     assert files(folder) == {**there, **here}
     assert mirror.pull() == 0
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "taken"),
+    [
+        (lines(2), lines(1), True),
+        (lines(1), lines(2), False),
+        (lines(1, status="finished"), lines(9, wordy=5), True),
+        (lines(9, wordy=5), lines(1, status="finished"), False),  # long, for it was told twice
+        (lines(3, status="diverged"), lines(9), True),
+        (lines(2, status="failed"), lines(3), False),  # goes on, and has got further
+        (lines(2), lines(2), False),
+        (lines(2) + b"torn", lines(2), False),
+        (lines(2), b"", True),
+    ],
+)
+def test_of_two_journals_the_one_that_tells_more_is_kept(
+    mirror: Mirror, folder: Path, bucket: Path, there: bytes, here: bytes, taken: bool
+) -> None:
+    put(bucket, {"journal/a.jsonl": there})
+    put(folder, {"journal/a.jsonl": here})
+    assert mirror.pull() == taken
+    assert files(folder) == {"journal/a.jsonl": there if taken else here}
+
+
+def test_a_trial_that_ends_with_a_shorter_journal_stays_ended(
+    mirror: Mirror, folder: Path, bucket: Path
+) -> None:
+    with mirror.owned(take_over=False):
+        put(folder, {"journal/a.jsonl": lines(5, wordy=3)})
+        mirror.push()
+        put(folder, {"journal/a.jsonl": lines(9, status="finished")})
+    assert files(folder)["journal/a.jsonl"] == lines(9, status="finished")
+    assert files(bucket)["journal/a.jsonl"] == lines(9, status="finished")
 
 
 def test_pull_leaves_checkpoints_notes_of_rays_and_the_owner(
@@ -90,8 +130,8 @@ def test_pull_leaves_checkpoints_notes_of_rays_and_the_owner(
 def test_a_pull_that_breaks_off_leaves_whole_files_only(
     mirror: Mirror, folder: Path, bucket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(bucket, {"a": b"1\n2\n"})
-    put(folder, {"a": b"1\n"})
+    put(bucket, {"journal/a": lines(2)})
+    put(folder, {"journal/a": lines(1)})
 
     def lost(*_: Path) -> None:
         raise OSError("the machine is lost")
@@ -100,7 +140,7 @@ def test_a_pull_that_breaks_off_leaves_whole_files_only(
     with pytest.raises(OSError, match="machine is lost"):
         mirror.pull()
     monkeypatch.undo()
-    assert (folder / "a").read_bytes() == b"1\n"
+    assert (folder / "journal" / "a").read_bytes() == lines(1)
     assert mirror.pull() == 1
     assert files(folder) == files(bucket)
 

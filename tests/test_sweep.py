@@ -63,7 +63,8 @@ def test_dry_run_tells_what_is_finished(dry_run: Any, tmp_path: Path) -> None:
     for trial_id, trial_status in zip(ids, ("finished", "diverged", "failed"), strict=True):
         row = row_of(TrialConfig(), {"status": trial_status}) | {"trial_id": trial_id}
         journal.add_row(trial_id, row)
-    _, *lines, total, _ = dry_run(*argv)[1].splitlines()
+    _, *lines, total, note, _ = dry_run(*argv)[1].splitlines()
+    assert note.endswith("lr_batch holds results already: a launch needs --resume.")
     assert [line.split()[1] for line in lines] == ["finished", "finished", "to"]
     assert total.startswith("Figure 6: 3 trials, 1 to run, ")
 
@@ -94,9 +95,14 @@ BAD_INPUT = {
     "--learning_rate=1": f"--learning_rate is not an option; did you mean --{RATE}?",
     "--cpu-per-trial 2": "--cpu-per-trial is not an option; did you mean --cpus-per-trial?",
     "--xyz": "--xyz is not an option; --help lists every option",
-    "--gpus-per-trial inf": "--gpus-per-trial: 'inf' is not a finite number; "
+    "--checkpoint-every 0": "--checkpoint-every = 0 must be at least 0.1 seconds; a trial does "
+    "little else when it saves itself at every step",
+    "--retries -1": "--retries = -1 must be at least 0",
+    "--reuse nowhere": "--reuse nowhere holds no results (there is no nowhere/journal); name the "
+    "folder of a sweep on this machine, as in results/lr_batch",
+    "--gpus-per-trial inf": "--gpus-per-trial: 'inf' is not a finite number, nor is it auto; "
     "--help lists every option",
-    "--gpus-per-trial half": "--gpus-per-trial: 'half' is not a finite number; "
+    "--gpus-per-trial half": "--gpus-per-trial: 'half' is not a finite number, nor is it auto; "
     "--help lists every option",
     "--cpus-per-trial 0": "--cpus-per-trial = 0 must be at least 1",
     "--panel x": "--panel x: at scale laptop this sweep has mlp_mnist5k",
