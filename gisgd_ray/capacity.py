@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
@@ -17,7 +16,7 @@ from gisgd_ray.cluster import (
 )
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import DataError
-from gisgd_ray.estimate import estimate, measured_cost
+from gisgd_ray.estimate import Cost, estimate, measured_cost
 from gisgd_ray.packing import GPU, Resources, dearest, gpu_share, peak_bytes
 from gisgd_ray.plan import cost_lines
 from gisgd_ray.reporting.numbers import counted
@@ -80,13 +79,13 @@ def _told_cost(trials: Sequence[TrialConfig], options: Options, *, connected: bo
         if resources.gpus > 0:
             on = counted(sum(count.gpus for count in machines()), "GPU")
     together = max(1, together)
-    on_gpu = partial(run_on_a_gpu, measured_cost) if resources.gpus > 0 else None
-    found = estimate(
-        trials,
-        together=together,
-        threads=cpus,
-        calibrate=None if on_gpu is None else lambda trial: on_gpu(trial, "cuda"),
-    )
+
+    def on_a_gpu(trial: TrialConfig) -> Cost:
+        cost: Cost = run_on_a_gpu(measured_cost, trial, "cuda")
+        return cost
+
+    calibrate = on_a_gpu if resources.gpus > 0 else None
+    found = estimate(trials, together=together, threads=cpus, calibrate=calibrate)
     return cost_lines(found, resources, together=together, machines=on)
 
 

@@ -28,6 +28,13 @@ def step_of(name: str) -> int:
     return int(PurePosixPath(name).stem)
 
 
+def clear_all(storage: Storage, trial_ids: set[str]) -> None:
+    """Delete the checkpoints of these trials, wherever there are any."""
+    kept = {name.split("/")[1] for name in storage.names(FOLDER, recursive=True)}
+    for trial_id in kept & trial_ids:
+        storage.delete_folder(f"{FOLDER}/{trial_id}")
+
+
 class Checkpoints:
     """The checkpoints of one trial."""
 

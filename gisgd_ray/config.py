@@ -306,6 +306,12 @@ class TrialConfig(Frozen):
         return "groups" if mixing or self.measures_composite else "per_sample"
 
     @property
+    def stops_at_full_accuracy(self) -> bool:
+        """Whether 100 % training accuracy ends the run."""
+        asked = self.training.stop_at_full_accuracy
+        return self.data.label_noise > 0 if asked is None else asked
+
+    @property
     def measures_composite(self) -> bool:
         """Whether the dispersion is of a gradient that is no multiple of the plain one."""
         applied = self.measurement.dispersion_of == "applied"

@@ -163,11 +163,8 @@ def steps_range(
     taken, most = float(len(losses)), float(planned_steps(config))
     if over:
         return taken, taken
-    full = t.stop_at_full_accuracy
-    if full is None:
-        full = config.data.label_noise > 0
     # Of two rules that of the higher loss ends the trial.
-    target = max(t.stop_loss or 0.0, MEMORISED if full else 0.0)
+    target = max(t.stop_loss or 0.0, MEMORISED if config.stops_at_full_accuracy else 0.0)
     if target == 0:
         return most, most
     if taken < 8:

@@ -10,6 +10,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from gisgd_ray.errors import UserError
 from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.whole_files import replace_file
 
 Row = dict[str, Any]
 
@@ -33,10 +35,6 @@ class TrialRecord:
     points: list[Row]
     row: Row | None
     steps: StepSeries
-
-    @property
-    def is_complete(self) -> bool:
-        return self.row is not None and self.row["status"] in COMPLETE
 
 
 class Journal:
@@ -68,7 +66,7 @@ class Journal:
             lines.append({"kind": "steps", "after": first_step, **again, "columns": columns})
         lines += [{"kind": "point", **point} for point in points]
         if whole:
-            self._replace(trial_id, _encoded(lines))
+            replace_file(self.path(trial_id), _encoded(lines))
         else:
             self._append(trial_id, *lines)
 
@@ -114,7 +112,7 @@ class Journal:
 
     def adopt(self, trial_id: str, other: "Journal") -> None:
         """Take all that another journal holds of a trial in the place of what is here."""
-        self._replace(trial_id, other.path(trial_id).read_bytes())
+        replace_file(self.path(trial_id), other.path(trial_id).read_bytes())
 
     def size(self, trial_id: str) -> int:
         """Bytes of the trial's journal."""
@@ -130,18 +128,6 @@ class Journal:
             file.write(_encoded(lines))
             file.flush()
             os.fsync(file.fileno())
-
-    def _replace(self, trial_id: str, text: bytes) -> None:
-        path = self.path(trial_id)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            with open(partial, "wb") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _lines(self, trial_id: str, containing: bytes = b"") -> Iterable[Row]:
         path = self.path(trial_id)
@@ -163,6 +149,19 @@ class Journal:
             f"{what} of {self.path(trial_id)} is damaged; delete that file to have trial "
             f"{trial_id} run again, or restore it"
         )
+
+
+def told(journal: bytes) -> tuple[bool, int]:
+    """How much a trial's journal tells: whether its end, and up to which step."""
+    ended, step = False, -1
+    for line in journal.split(b"\n")[:-1]:
+        with suppress(ValueError, TypeError, KeyError):
+            entry = json.loads(line)
+            if entry["kind"] == "row":
+                ended = entry["status"] in COMPLETE
+            elif entry["kind"] == "point":
+                step = int(entry["step"])
+    return ended, step
 
 
 def _join(stretches: list[tuple[int, StepSeries]]) -> StepSeries:

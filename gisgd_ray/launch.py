@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gisgd_ray.checkpoints import FOLDER as CHECKPOINTS
+from gisgd_ray.checkpoints import clear_all
 from gisgd_ray.cluster import most_cpus, num_nodes, require_shared
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.downloads import data_folder, ensure_files
@@ -147,11 +147,8 @@ def _clear_leftovers(place: Place, done: set[str]) -> None:
     """Checkpoints of finished trials and halves of files: left by a driver lost on the way."""
     for path in (place.folder / "journal").glob("*.partial"):
         path.unlink()
-    storage = Storage(place.storage)
     with contextlib.suppress(OSError):
-        kept = {name.split("/")[1] for name in storage.names(CHECKPOINTS, recursive=True)}
-        for trial_id in kept & done:
-            storage.delete_folder(f"{CHECKPOINTS}/{trial_id}")
+        clear_all(Storage(place.storage), done)
 
 
 def _fetch_data(trials: Sequence[TrialConfig]) -> None:
@@ -261,7 +258,7 @@ def _tune_callback(recorder: Recorder) -> Any:
             if self.recorder is not None and self.recorder.report(_id_of(trial), result):
                 trial.max_failures = trial.num_failures + self.recorder.retries
             # Tune remembers every trial's last result; the journal has this one.
-            trial.run_metadata.last_result.pop("payload", None)
+            result.pop("payload", None)
 
         def on_trial_recover(self, trial: Any, **_info: Any) -> None:
             if self.recorder is not None and self.recorder.begun_again(_id_of(trial)):

@@ -4,17 +4,17 @@ The driver works on a folder of its own disk (a journal is appended to, which bu
 pushes what has changed; a driver elsewhere pulls all of it before it goes on.
 """
 
-import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from gisgd_ray.checkpoints import FOLDER as CHECKPOINTS
 from gisgd_ray.errors import UserError
-from gisgd_ray.journal import COMPLETE
+from gisgd_ray.journal import told
 from gisgd_ray.storage import Storage
+from gisgd_ray.whole_files import replace_file
 
 OWNER = ".driver"
 """Who pushes: a driver that finds another's name there has been replaced."""
@@ -48,9 +48,7 @@ class Mirror:
             if not name.startswith(only) or not self._tells_more(name, size, path):
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(path.name + ".partial")
-            partial.write_bytes(self.storage.read(name))
-            partial.replace(path)
+            replace_file(path, self.storage.read(name))
             fetched += 1
         return fetched
 
@@ -138,19 +136,6 @@ class Mirror:
 
     def _is_owner(self) -> bool:
         return OWNER in self.storage.names() and self.storage.read(OWNER) == self._name
-
-
-def told(journal: bytes) -> tuple[bool, int]:
-    """How much a trial's journal tells: whether its end, and up to which step."""
-    ended, step = False, -1
-    for line in journal.split(b"\n")[:-1]:
-        with suppress(ValueError, TypeError, KeyError):
-            entry = json.loads(line)
-            if entry["kind"] == "row":
-                ended = entry["status"] in COMPLETE
-            elif entry["kind"] == "point":
-                step = int(entry["step"])
-    return ended, step
 
 
 def _unreachable(storage: Storage, fault: OSError) -> str:

@@ -1,6 +1,6 @@
 """What a launch would run: its trials, their names, and what they will take."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,11 @@ class Plan:
     labels: dict[str, str]
     """A trial's name for people: the fields in which it differs from the others."""
     swept: list[str]
+
+    def waiting(self, folders: Iterable[Path]) -> list[TrialConfig]:
+        """The trials that no earlier launch into one of these folders has completed."""
+        done = {name for folder in folders for name in finished_ids(folder, self.trials)}
+        return [t for t in self.trials if t.trial_id not in done]
 
 
 def make_plan(
@@ -65,21 +70,18 @@ def _schemes_apart(trials: Iterable[TrialConfig]) -> list[str]:
     return (["scheme.name"] if len(names) > 1 else []) + within
 
 
-def plan_lines(plan: Plan, place: Place, item: str, reused: Iterable[Path] = ()) -> list[str]:
-    """The trials, what of them is there already or in other folders, and where they go."""
-    done = finished_ids(place.folder, plan.trials)
+def plan_lines(plan: Plan, waiting: Sequence[TrialConfig], place: Place, item: str) -> list[str]:
+    """The trials, which of them are still to run, and where they go."""
+    to_run = {config.trial_id for config in waiting}
     lines = []
-    elsewhere = {name for folder in reused for name in finished_ids(folder, plan.trials)} - done
-    done |= elsewhere
     for config in plan.trials:
-        state = "finished" if config.trial_id in done else "to run"
+        state = "to run" if config.trial_id in to_run else "finished"
         lines.append(f"{config.trial_id}  {state:<8}  {plan.labels[config.trial_id]}")
     if len(lines) > SHOWN:
         hidden = len(lines) - SHOWN
         lines[SHOWN // 2 : -SHOWN // 2] = [f"... {hidden} more ..."]
     lines.append(
-        f"{item}: {counted(len(plan.trials), 'trial')}, {len(plan.trials) - len(done)} to run, "
-        f"results in {place}"
+        f"{item}: {counted(len(plan.trials), 'trial')}, {len(to_run)} to run, results in {place}"
     )
     return lines
 

@@ -19,6 +19,7 @@ from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.journal import COMPLETE, Journal, Row
 from gisgd_ray.search_space import field_paths
+from gisgd_ray.whole_files import replace_by
 
 MADE_FROM = b"gisgd_ray.journal_bytes"
 
@@ -232,13 +233,8 @@ def journal_bytes(path: Path) -> int | None:
 
 def _write_parquet(frame: pd.DataFrame, path: Path, made_from: int | None = None) -> None:
     """Replace ``path`` as a whole: readers see the old table or the new one."""
-    partial = path.with_name(path.name + ".partial")
     table = pyarrow.Table.from_pandas(frame, preserve_index=False)
     if made_from is not None:
         notes = {**(table.schema.metadata or {}), MADE_FROM: str(made_from).encode()}
         table = table.replace_schema_metadata(notes)
-    try:
-        parquet.write_table(table, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_by(path, lambda partial: parquet.write_table(table, partial))

@@ -4,11 +4,11 @@ One string names it: an absolute path, or a URI that pyarrow knows (``s3://bucke
 ``gs://...``). Files are written whole: a reader sees the old content, the new or none.
 """
 
-import os
 import re
 from pathlib import Path, PurePosixPath
 
 from gisgd_ray.errors import UserError
+from gisgd_ray.whole_files import replace_file
 
 
 def is_uri(where: str) -> bool:
@@ -82,16 +82,7 @@ class Storage:
                 file.write(content)
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        # Two machines may write the same file, one of them believed dead.
-        partial = Path(f"{path}.{os.uname().nodename}-{os.getpid()}.partial")
-        try:
-            with open(partial, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        replace_file(Path(path), content)
 
     def read(self, name: str) -> bytes:
         """The whole file.

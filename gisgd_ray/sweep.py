@@ -27,7 +27,7 @@ from gisgd_ray.reporting.figures import save_figures
 from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.page import write_page
 from gisgd_ray.reporting.tables import Table, for_terminal, save_tables
-from gisgd_ray.results import ResultTables, finished_ids, require_results, varying_fields
+from gisgd_ray.results import ResultTables, require_results, varying_fields
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.storage import is_uri, without_keys
 
@@ -142,23 +142,13 @@ def _require_sound(options: cli.Options) -> None:
     require_results(options.reuse)
 
 
-def _waiting(plan: Plan, place: Place, options: cli.Options) -> list[TrialConfig]:
-    """The trials that are finished neither here nor in a folder to reuse."""
-    done = {
-        trial_id
-        for folder in (place.folder, *options.reuse)
-        for trial_id in finished_ids(folder, plan.trials)
-    }
-    return [t for t in plan.trials if t.trial_id not in done]
-
-
 def _tell(sweep: Sweep, plan: Plan, place: Place, options: cli.Options, *, connected: bool) -> None:
     """What a launch would run, and what that would take."""
     require_memory(plan.trials, largest_memory() if connected else machine_memory())
-    print("\n".join(plan_lines(plan, place, sweep.item, options.reuse)), flush=True)
+    waiting = plan.waiting([place.folder, *options.reuse])
+    print("\n".join(plan_lines(plan, waiting, place, sweep.item)), flush=True)
     if (place.folder / "journal").exists() and not options.resume:
         print(f"{place.folder} holds results already: a launch needs --resume.")
-    waiting = _waiting(plan, place, options)
     print("\n".join(told_cost(waiting, options, connected=connected)))
 
 
@@ -166,7 +156,7 @@ def _run(
     sweep: Sweep, plan: Plan, place: Place, options: cli.Options, facts: Mapping[str, str]
 ) -> int:
     """Run the trials and write the page; the exit status."""
-    waiting = _waiting(plan, place, options)
+    waiting = plan.waiting([place.folder, *options.reuse])
     resources, reason = chosen_resources(waiting, options)
     require_room(cpus=resources.cpus, gpus=resources.gpus)
     require_memory(plan.trials, largest_memory())

@@ -205,10 +205,7 @@ def stop_reason(state: TrainState, point: Point) -> tuple[str | None, bool]:
         return f"training loss {train_loss:.4g} at step {state.step}", True
     if t.stop_loss is not None and train_loss < t.stop_loss:
         return "stop_loss", False
-    full_accuracy = t.stop_at_full_accuracy
-    if full_accuracy is None:
-        full_accuracy = state.config.data.label_noise > 0
-    if full_accuracy and point["train/accuracy"] == 1.0:
+    if state.config.stops_at_full_accuracy and point["train/accuracy"] == 1.0:
         return "full_accuracy", False
     if t.max_steps is not None and state.step >= t.max_steps:
         return "max_steps", False

@@ -19,6 +19,7 @@ from gisgd_ray.estimate import Cost, Estimate, measured_cost
 from gisgd_ray.launch import launch
 from gisgd_ray.packing import GPU, PROBED, Resources, dearest, gpu_share
 from gisgd_ray.place import Place
+from tests.processes import training_below
 from tests.runs import config
 
 pytestmark = pytest.mark.ray
@@ -308,26 +309,6 @@ def test_on_gpus_trials_are_timed_on_a_gpu(
 # ---------------------------------------------------------------- the packing is real
 
 
-def training_processes() -> set[int]:
-    """Those of this process's Ray that hold a trial."""
-    parents, names = {}, {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            # "pid (name) state ppid ...": the name may hold anything.
-            after = (path / "stat").read_text().rpartition(")")[2].split()
-            parents[int(path.name)] = int(after[1])
-            names[int(path.name)] = (path / "cmdline").read_bytes()
-        except (OSError, IndexError):
-            continue
-
-    def is_ours(pid: int) -> bool:
-        while pid in parents and pid != os.getpid():
-            pid = parents[pid]
-        return pid == os.getpid()
-
-    return {p for p in names if names[p].startswith(b"ray::TrialTrainable") and is_ours(p)}
-
-
 class Watch(threading.Thread):
     """How many processes held a trial at each look, until told to stop."""
 
@@ -338,7 +319,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         while not self.over.is_set():
-            self.counts.append(len(training_processes()))
+            self.counts.append(len(training_below(os.getpid())))
             time.sleep(0.1)
 
 

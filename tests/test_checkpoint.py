@@ -263,7 +263,7 @@ class TestCheckpoints:
         def full(_: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("gisgd_ray.storage.os.fsync", full)
+        monkeypatch.setattr("gisgd_ray.whole_files.os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
             kept.save(state)
         monkeypatch.undo()

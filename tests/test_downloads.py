@@ -146,10 +146,7 @@ class TestFailedDownload:
 
     def test_leftovers_of_a_killed_process(self, publish, server, tmp_path):
         written, _ = publish("mnist")
-        server.stalled.add(FIRST_GZ)
-        process = start_fetching("mnist", tmp_path, server)
-        partial = tmp_path / ".mnist.partial" / FIRST_GZ
-        wait_for(lambda: partial.exists())
+        process, partial = half_way("mnist", tmp_path, server)
         process.kill()
         process.wait()
         assert partial.exists()
@@ -169,10 +166,7 @@ class TestProcesses:
 
     def test_one_that_waits_takes_over_from_one_that_is_killed(self, publish, server, tmp_path):
         written, _ = publish("mnist")
-        server.stalled.add(FIRST_GZ)
-        first = start_fetching("mnist", tmp_path, server)
-        partial = tmp_path / ".mnist.partial" / FIRST_GZ
-        wait_for(lambda: partial.exists())
+        first, partial = half_way("mnist", tmp_path, server)
         second = start_fetching("mnist", tmp_path, server)
         with pytest.raises(subprocess.TimeoutExpired):
             second.wait(timeout=3)
@@ -258,6 +252,15 @@ class TestFolder:
 def closed_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as held:
         return held.getsockname()[1]
+
+
+def half_way(name: str, folder: Path, server: ondisk.Server) -> tuple["subprocess.Popen", Path]:
+    """A process that fetches a file which stops half way, and what it has of the file."""
+    server.stalled.add(FIRST_GZ)
+    process = start_fetching(name, folder, server)
+    partial = folder / f".{name}.partial" / FIRST_GZ
+    wait_for(lambda: partial.exists())
+    return process, partial
 
 
 def start_fetching(name: str, folder: Path, server: ondisk.Server) -> subprocess.Popen[bytes]:

@@ -18,6 +18,7 @@ import pytest
 
 from gisgd_ray.journal import Journal
 from gisgd_ray.results import ResultTables
+from tests.processes import training_below
 from tests.test_launch import ROOT, assert_same_tables, environment, wait_until
 
 pytestmark = pytest.mark.ray
@@ -50,26 +51,7 @@ class Running:
 
     def workers(self) -> list[int]:
         """Processes that train: descendants of the driver, by way of Ray's."""
-        parents, names = {}, {}
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                # "pid (name) state ppid ...": the name may hold anything.
-                after = (path / "stat").read_text().rpartition(")")[2].split()
-                parents[int(path.name)] = int(after[1])
-                names[int(path.name)] = (path / "cmdline").read_bytes()
-            except (OSError, IndexError):
-                continue
-
-        def is_ours(pid: int) -> bool:
-            while pid in parents:
-                if pid == self.process.pid:
-                    return True
-                pid = parents[pid]
-            return False
-
-        return [
-            pid for pid in names if names[pid].startswith(b"ray::TrialTrainable") and is_ours(pid)
-        ]
+        return training_below(self.process.pid)
 
     def wait_for(self, condition: Callable[[], object], seconds: float = 120) -> None:
         wait_until(lambda: condition() or self.process.poll() is not None, seconds=seconds)

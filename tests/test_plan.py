@@ -36,6 +36,10 @@ def note(folder: Path, config: TrialConfig, status: str) -> None:
     Journal(folder).add_row(config.trial_id, row_of(config, {"status": status}))
 
 
+def told(plan: Plan, place: Place, item: str) -> list[str]:
+    return plan_lines(plan, plan.waiting([place.folder]), place, item)
+
+
 # ---------------------------------------------------------------- the trials and their labels
 
 
@@ -122,7 +126,7 @@ def test_the_list_says_what_is_finished_and_what_is_not(tmp_path: Path) -> None:
     for config, status in zip(plan.trials, ("finished", "diverged", "failed"), strict=False):
         note(tmp_path, config, status)
     add_point(Journal(tmp_path), plan.trials[3].trial_id, {"step": 0})  # broken off
-    *lines, last = plan_lines(plan, Place(tmp_path, str(tmp_path)), "Figure 0")
+    *lines, last = told(plan, Place(tmp_path, str(tmp_path)), "Figure 0")
     states = ["finished", "finished", "to run  ", "to run  ", "to run  "]
     assert lines == [
         f"{config.trial_id}  {state}  label {config.seed}"
@@ -133,13 +137,13 @@ def test_the_list_says_what_is_finished_and_what_is_not(tmp_path: Path) -> None:
 
 def test_listing_makes_no_folder(tmp_path: Path) -> None:
     folder = tmp_path / "none"
-    assert plan_lines(of_seeds(1), Place(folder, str(folder)), "It")[-1].endswith(str(folder))
+    assert told(of_seeds(1), Place(folder, str(folder)), "It")[-1].endswith(str(folder))
     assert not folder.exists()
 
 
 @pytest.mark.parametrize("count", [0, 1, SHOWN - 1, SHOWN])
 def test_a_list_that_is_short_enough_is_whole(count: int, tmp_path: Path) -> None:
-    lines = plan_lines(of_seeds(count), Place(tmp_path, str(tmp_path)), "It")
+    lines = told(of_seeds(count), Place(tmp_path, str(tmp_path)), "It")
     assert [line.split()[-1] for line in lines[:-1]] == [str(i) for i in range(count)]
 
 
@@ -147,7 +151,7 @@ def test_a_list_that_is_short_enough_is_whole(count: int, tmp_path: Path) -> Non
 def test_a_long_list_is_cut_in_its_middle(count: int, tmp_path: Path) -> None:
     plan = of_seeds(count)
     note(tmp_path, plan.trials[SHOWN // 2], "finished")  # counts though it is not shown
-    lines = plan_lines(plan, Place(tmp_path, str(tmp_path)), "It")
+    lines = told(plan, Place(tmp_path, str(tmp_path)), "It")
     half = SHOWN // 2
     assert lines[half] == f"... {count - SHOWN} more ..."
     shown = [line.split()[-1] for line in lines[:half] + lines[half + 1 : -1]]

@@ -36,6 +36,7 @@ from gisgd_ray.reporting.comparison import compare
 from gisgd_ray.reporting.numbers import format_number, format_setting, is_missing
 from gisgd_ray.reporting.tables import Table
 from gisgd_ray.results import ResultTables
+from gisgd_ray.whole_files import replace_file
 
 PACKAGES = ("torch", "ray", "numpy", "backpack-for-pytorch", "pyhessian")
 MAX_LISTED = 8
@@ -122,10 +123,8 @@ def write_page(
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
     page = tables.folder / "report.html"
-    partial = page.with_name(page.name + ".partial")
     # A surrogate in an error message must not cost the page.
-    partial.write_bytes(text.encode(errors="backslashreplace"))
-    partial.replace(page)
+    replace_file(page, text.encode(errors="backslashreplace"))
     return page
 
 

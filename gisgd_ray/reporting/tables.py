@@ -6,6 +6,8 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
+from gisgd_ray.whole_files import replace_file
+
 
 @dataclass(frozen=True)
 class Row:
@@ -57,6 +59,4 @@ def save_tables(tables: Sequence[Table], path: Path) -> None:
     """All tables in one Markdown file, replaced as a whole; no file without tables."""
     if not tables:
         return
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("\n".join(as_markdown(table) for table in tables), encoding="utf-8")
-    partial.replace(path)
+    replace_file(path, "\n".join(as_markdown(table) for table in tables).encode())

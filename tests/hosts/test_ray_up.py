@@ -20,22 +20,14 @@ import yaml
 from gisgd_ray.journal import Journal
 from gisgd_ray.results import ResultTables
 from tests.hosts.namespaces import NETWORK, Hosts, what_is_missing
+from tests.test_faults import SMALL
 from tests.test_launch import assert_same_tables, wait_until
 
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = Path(sys.prefix)
-SMALL = [
-    "--scale=laptop",
-    "--data.train_fraction=0.1",
-    "--model.width=16",
-    "--training.learning_rate=0.02,0.04",
-    "--training.batch_size=20,40",
-    "--training.stop_loss=null",
-    "--training.max_epochs=600",
-    "--checkpoint-every=1",
-]
+LONGER = [*SMALL, "--training.max_epochs=600", "--checkpoint-every=1"]
 """Four trials of some ten seconds each: time enough to lose a host."""
 
 
@@ -126,7 +118,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed")
     script = str(ROOT / "sweeps" / "lr_batch.py")
     done = subprocess.run(
-        [sys.executable, script, *SMALL, f"--out={out}"],
+        [sys.executable, script, *LONGER, f"--out={out}"],
         capture_output=True,
         text=True,
         timeout=300,
@@ -136,7 +128,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "lr_batch"
 
 
-SWEEP = "cd gisgd-ray && python sweeps/lr_batch.py " + " ".join(SMALL)
+SWEEP = "cd gisgd-ray && python sweeps/lr_batch.py " + " ".join(LONGER)
 
 
 def test_code_and_token_reach_every_host(cluster: Cluster) -> None:

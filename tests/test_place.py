@@ -1,0 +1,80 @@
+"""Where results go, by the one option that says so."""
+
+from pathlib import Path
+
+import pytest
+
+from gisgd_ray.errors import UserError
+from gisgd_ray.mirror import Mirror
+from gisgd_ray.place import Place
+from gisgd_ray.storage import Storage
+
+S3 = "s3://KEY:SECRET@bucket/prefix"
+OPTIONS = "?endpoint_override=127.0.0.1:9&scheme=http"
+"""With an endpoint of its own nothing is asked of the network before the first file."""
+
+
+def test_the_place_of_a_path_is_its_folder(tmp_path: Path) -> None:
+    place = Place.of(f"{tmp_path}/out/", "lr_batch")
+    assert place == Place(tmp_path / "out/lr_batch", str(tmp_path / "out/lr_batch"), None)
+    assert str(place) == str(tmp_path / "out/lr_batch")
+    assert place.folder.is_dir()
+
+
+def test_a_place_may_be_relative_or_below_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    places = [Place.of(out, "lr_batch", make=False) for out in ("results", "~/results")]
+    assert [p.folder for p in places] == [
+        tmp_path / "results/lr_batch",
+        tmp_path / "me/results/lr_batch",
+    ]
+    assert [p.storage for p in places] == [str(p.folder) for p in places]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("out", [S3, S3 + "/"])
+@pytest.mark.parametrize("make", [True, False])
+def test_the_place_of_a_bucket_is_worked_on_below_results(
+    out: str, make: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = Place.of(out + OPTIONS, "lr_batch", make=make)
+    assert place.folder == tmp_path / "results/s3/bucket/prefix/lr_batch"
+    assert place.folder.exists() == make
+    assert place.storage == f"{S3}/lr_batch{OPTIONS}"
+    assert place.mirror is not None
+    assert place.mirror.folder == place.folder
+    assert place.mirror.storage.where == place.storage
+    assert str(place) == f"s3://bucket/prefix/lr_batch (worked on in {place.folder})"
+
+
+def test_a_uri_without_a_bucket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"give a folder, or a bucket as s3://BUCKET/PREFIX"):
+        Place.of("s3://", "lr_batch", make=False)
+
+
+def test_a_uri_of_a_folder_is_worked_on_in_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = Place.of(f"file://{tmp_path}/bucket", "lr_batch")
+    assert place.folder == Path(f"{tmp_path}/results/file{tmp_path}/bucket/lr_batch")
+    assert place.mirror is not None
+    with place.mirror.owned(take_over=False):
+        (place.folder / "a").write_bytes(b"1")
+    assert (tmp_path / "bucket/lr_batch/a").read_bytes() == b"1"
+
+
+def test_no_message_of_a_mirror_tells_the_keys(tmp_path: Path) -> None:
+    storage = Storage(f"file://{tmp_path}/bucket")
+    storage.where = S3 + OPTIONS
+    first, second = Mirror(tmp_path / "a", storage), Mirror(tmp_path / "b", storage)
+    with first.owned(take_over=False):
+        with pytest.raises(UserError, match="is writing to s3://bucket/prefix;"):
+            second.owned(take_over=False).__enter__()
+        with pytest.raises(UserError, match="to write to s3://bucket/prefix;"):
+            second.push()
