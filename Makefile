@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: setup sweep test test-cluster lint format bench clean help
+.PHONY: setup sweep sync test test-cluster lint format bench clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /: /'
@@ -25,6 +25,9 @@ test: setup  ## run the tests; ARGS='tests/test_bounds.py -k lemma7'
 
 test-cluster: setup  ## ray up, a sweep and a lost host on three hosts of namespaces; needs root
 	$(BIN)/python -m pytest -m cluster -s tests/hosts $(ARGS)
+
+sync: setup  ## upload the W&B runs that were kept offline, of results/ or ARGS=FOLDER
+	@find $(or $(ARGS),results) -name 'run-*.wandb' -path '*/wandb/*' | xargs -r $(BIN)/wandb sync
 
 lint: setup  ## style, format and types
 	$(BIN)/ruff check .

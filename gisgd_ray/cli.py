@@ -44,6 +44,8 @@ class Options:
     """None: found out by trying the dearest trial out."""
     checkpoint_every_s: float
     retries: int
+    wandb_requests: float
+    """A minute, of all trials together."""
     settings: dict[str, int]
     """``seeds``, ``samples``, ``sampling_seed`` where given."""
     overrides: dict[str, Any]
@@ -138,6 +140,14 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Options
         help="how often in a row a lost or failing trial is tried again without getting further "
         "than before (default 3)",
     )
+    add(
+        "--wandb-requests",
+        type=_finite,
+        default=120.0,
+        metavar="N",
+        help="requests a minute in which all trials together tell W&B their new points (default "
+        "120); fewer means later, never fewer points",
+    )
     fields = parser.add_argument_group("fields of a trial")
     for path, owners in field_paths().items():
         fields.add_argument(f"--{path}", metavar="V", help=_help(path, owners))
@@ -158,6 +168,7 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Options
         gpus_per_trial=given["gpus_per_trial"],
         checkpoint_every_s=given["checkpoint_every"],
         retries=given["retries"],
+        wandb_requests=given["wandb_requests"],
         settings=settings,
         overrides={
             path: parse_values(path, given[path])

@@ -13,15 +13,16 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from gisgd_ray.capacity import slots
 from gisgd_ray.checkpoints import clear_all
-from gisgd_ray.cluster import most_cpus, num_nodes, require_shared
+from gisgd_ray.cluster import machines, most_cpus, num_nodes, require_shared
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.downloads import data_folder, ensure_files
 from gisgd_ray.errors import UserError
@@ -32,12 +33,14 @@ from gisgd_ray.place import Place
 from gisgd_ray.recorder import Recorder
 from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.progress import Progress
-from gisgd_ray.reporting.wandb_runs import WandbSettings, chosen_mode, project
+from gisgd_ray.reporting.wandb_access import access, project
+from gisgd_ray.reporting.wandb_runs import WandbSettings, seconds_between
 from gisgd_ray.results import ResultTables, finished_ids, reuse, write_tables
 from gisgd_ray.search_space import param_space
 from gisgd_ray.storage import Storage, is_uri, joined
 
 RETRIES = 3
+WANDB_REQUESTS_PER_MINUTE = 120.0
 TOLD = ("trial_id", "status", "error", "wandb/status")
 """What the closing words are made from."""
 
@@ -73,6 +76,8 @@ def launch(
     retries: int = RETRIES,
     title: str | None = None,
     on_gpu: bool | None = None,
+    on_start: Callable[[], None] = lambda: None,
+    wandb_requests_per_minute: float = WANDB_REQUESTS_PER_MINUTE,
 ) -> Outcome:
     """Run every trial that has no complete row in the place; Ray must be connected.
 
@@ -83,6 +88,8 @@ def launch(
     Args:
         reused_folders: sweeps' folders whose finished trials are taken from there.
         on_gpu: None: if ``resources`` has a GPU.
+        on_start: called once the folder is this launch's own.
+        wandb_requests_per_minute: that all trials together make to tell W&B their points.
 
     Raises:
         UserError: the folder holds results and ``resume`` is false, another sweep uses it, or
@@ -99,6 +106,7 @@ def launch(
             )
         if not is_uri(place.storage):
             require_shared(folder)
+        on_start()
         reuse(folder, trials, reused_folders)
         done = finished_ids(folder, trials)
         _clear_leftovers(place, done)
@@ -118,8 +126,16 @@ def launch(
                     retries=retries,
                     names=labels or {},
                 )
+                found = access()
+                if found.mode != "disabled":
+                    progress.note(str(found))
                 wandb = WandbSettings(
-                    mode=chosen_mode()[0], folder=str(folder), group=name, project=project()
+                    mode=found.mode,
+                    folder=str(folder),
+                    group=name,
+                    project=project(),
+                    entity=found.entity,
+                    every_s=seconds_between(_at_once(resources), wandb_requests_per_minute),
                 )
                 run = {
                     "storage": place.storage,
@@ -141,6 +157,11 @@ def launch(
         outcome.interrupted = len(outcome.rows) < len(trials)
         give_back_freed()
         return outcome
+
+
+def _at_once(resources: Resources) -> int:
+    """How many trials the cluster runs at once as it is now, at least one."""
+    return max(1, sum(slots(machine, resources) for machine in machines()))
 
 
 def _clear_leftovers(place: Place, done: set[str]) -> None:

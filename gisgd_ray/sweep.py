@@ -5,10 +5,10 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -19,15 +19,16 @@ from gisgd_ray.cluster import cluster_gpus, connect, largest_memory, require_roo
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.launch import Outcome, launch
+from gisgd_ray.launch_record import LaunchRecord, keep, last_record, versions
 from gisgd_ray.memory import machine_memory, require_memory
 from gisgd_ray.packing import Resources
 from gisgd_ray.place import Place
 from gisgd_ray.plan import Plan, make_plan, plan_lines
-from gisgd_ray.reporting.figures import save_figures
 from gisgd_ray.reporting.numbers import counted
-from gisgd_ray.reporting.page import write_page
-from gisgd_ray.reporting.tables import Table, for_terminal, save_tables
-from gisgd_ray.results import ResultTables, require_results, varying_fields
+from gisgd_ray.reporting.run_panels import RunPanel
+from gisgd_ray.reporting.sweep_report import write_report
+from gisgd_ray.reporting.tables import Table, for_terminal
+from gisgd_ray.results import ResultTables, require_results
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.storage import is_uri, without_keys
 
@@ -52,6 +53,7 @@ class Sweep:
             in ``tables.md``.
         check: raises :class:`UserError` for a trial that does not suit the figure; asked for every
             trial before anything starts.
+        run_panels: the figure's panels as W&B rebuilds them from run data.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Sweep:
     captions: Mapping[str, str] = field(default_factory=dict)
     check: Callable[[TrialConfig], None] | None = None
     tables: Callable[[ResultTables], list[Table]] | None = None
+    run_panels: Sequence[RunPanel] = ()
 
 
 def main(sweep: Sweep, argv: Sequence[str] | None = None) -> int:
@@ -134,6 +137,8 @@ def _require_sound(options: cli.Options) -> None:
             f"--checkpoint-every = {options.checkpoint_every_s:g} must be at least {SHORTEST_S:g} "
             "seconds; a trial does little else when it saves itself at every step"
         )
+    if options.wandb_requests <= 0:
+        raise UserError(f"--wandb-requests = {options.wandb_requests:g} must be above 0")
     if options.take_over and not is_uri(options.out):
         raise UserError(
             f"--take-over is for a bucket, and --out {options.out} is a folder: of a driver that "
@@ -163,6 +168,15 @@ def _run(
     print(f"{sweep.item}: {counted(len(plan.trials), 'trial')}, results in {place}")
     if reason:
         print(f"Each trial takes {resources}: {reason}.")
+    record = LaunchRecord(
+        sweep=sweep.name,
+        script=str(Path(sys.argv[0]).absolute()),
+        begun=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        swept=list(plan.swept),
+        planned=[trial.trial_id for trial in plan.trials],
+        facts=dict(facts),
+        versions=versions() if waiting else {},
+    )
     begun = time.monotonic()
     outcome = launch(
         plan.trials,
@@ -175,75 +189,22 @@ def _run(
         checkpoint_every_s=options.checkpoint_every_s,
         retries=options.retries,
         title=sweep.item,
+        on_start=lambda: keep(place.folder, record),
+        wandb_requests_per_minute=options.wandb_requests,
     )
     seconds = time.monotonic() - begun
     taken = f"{outcome.resources or resources} for each trial" + (f": {reason}" if reason else "")
     facts = {**facts, "resources": taken}
     if outcome.lost:
         facts["trials lost and continued"] = str(outcome.lost)
-    shown = paper_tables(sweep, outcome.tables)
-    page = report(sweep, outcome, plan, shown, facts=facts, seconds=seconds)
-    for table in shown:
+    keep(place.folder, replace(record, facts=facts, seconds=seconds))
+    report = write_report(sweep, outcome.tables, last_record(place.folder))
+    for table in report.tables:
         Console().print(for_terminal(table))
-    _print_closing(outcome, page, seconds)
+    _print_closing(outcome, report.page, seconds)
     if outcome.interrupted:
         return 130
     return 1 if outcome.count("failed") else 0
-
-
-def report(
-    sweep: Sweep,
-    outcome: Outcome,
-    plan: Plan,
-    shown: Sequence[Table],
-    *,
-    facts: Mapping[str, str],
-    seconds: float,
-) -> Path:
-    """Figures and page from the tables of what has finished; ``shown`` are the paper's."""
-    trials = outcome.tables.trials
-    done = trials[trials["status"] == "finished"]
-    planned = {t.trial_id for t in plan.trials}
-    swept = list(plan.swept)
-    if set(trials["trial_id"]) - planned:
-        # Earlier launches asked for other trials: what tells those apart is swept as well.
-        swept += varying_fields(trials, besides=[*swept, "seed"])
-    figures = sweep.plot(outcome.tables) if len(done) else {}
-    claims = sweep.claims(outcome.tables) if len(done) else []
-    paths = save_figures(figures, outcome.tables.folder / "figures")
-    save_tables(shown, outcome.tables.folder / "tables.md")
-    return write_page(
-        outcome.tables,
-        item=sweep.item,
-        name=sweep.name,
-        description=sweep.description,
-        facts={**facts, **_time_facts(trials, seconds)},
-        figures=paths,
-        captions=sweep.captions,
-        claims=claims,
-        paper_tables=shown,
-        swept=swept,
-        planned=len(planned | set(trials["trial_id"])),
-    )
-
-
-def paper_tables(sweep: Sweep, tables: ResultTables) -> list[Table]:
-    """The sweep's tables as the paper prints them, once a trial has finished."""
-    if sweep.tables is None or not (tables.trials["status"] == "finished").any():
-        return []
-    return sweep.tables(tables)
-
-
-def _time_facts(trials: pd.DataFrame, seconds: float) -> dict[str, str]:
-    facts = {"wall time of this launch": f"{seconds:.0f} s"}
-    columns = ["time/training_s", "time/measuring_s"]
-    if set(columns) <= set(trials.columns):
-        training, measuring = (float(trials[c].sum()) for c in columns)
-        facts["time in all trials"] = (
-            f"{training:.0f} s training with on-line measuring, {measuring:.0f} s evaluation and "
-            "all other measuring"
-        )
-    return facts
 
 
 def _choose_scale(asked: str, connection: str) -> str:

@@ -20,11 +20,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gisgd_ray.claims.figure2 import claims, panel_axis
+from gisgd_ray.claims.figure2 import AXES, claims, panel_axis
 from gisgd_ray.claims.points import finished
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.reporting.figures import curve, hollow_below_zero, log_scale, panel_grid, style
+from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.sweep import Sweep, main
@@ -148,6 +149,28 @@ SWEEP = Sweep(
         "training. Label noise is the fraction of train and of test labels redrawn at random. "
         "With several seeds, means with one standard deviation shaded."
     },
+    run_panels=[
+        RunPanel(
+            f"{what} against {AXES[path][0]}",
+            "scatter",
+            [metric],
+            x=path,
+            # A negative gap has no place on a log axis.
+            log_y=metric != "gap/loss",
+            only={"model.name": model, **(NOISY if noisy else {})},
+            without={} if noisy else NOISY,
+        )
+        for model, path, noisy in (
+            ("mlp", "model.width", False),
+            ("alexnet", "model.filters", False),
+            ("mlp", "data.label_noise", True),
+            ("alexnet", "data.label_noise", True),
+        )
+        for metric, what in (
+            ("bound/theorem2_closed_form", "Bound (Eq. 3)"),
+            ("gap/loss", "Gap (test loss minus training loss)"),
+        )
+    ],
 )
 
 if __name__ == "__main__":

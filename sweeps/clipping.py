@@ -27,12 +27,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from gisgd_ray.claims.figure4 import Variant, begun, claims, figure_panels
+from gisgd_ray.claims.figure4 import FACTOR, Variant, begun, claims, figure_panels
 from gisgd_ray.claims.points import TEST, TRAIN, finished, points_after_start
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.reporting.figures import COLOURS, curve, panel_grid, style
 from gisgd_ray.reporting.numbers import format_setting
+from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import UNMEASURED, SearchSpace
 from gisgd_ray.sweep import Sweep, main
@@ -230,6 +231,14 @@ SWEEP = Sweep(
         "means with one standard deviation shaded."
         for name, model in (("figure4", "MLP"), ("figure9", "AlexNet"))
     },
+    run_panels=[
+        RunPanel(what, "lines", [metric], x="epoch", each="data.label_noise")
+        for metric, what in (
+            (TEST, "Test accuracy"),
+            (TRAIN, "Train accuracy"),
+            (FACTOR, "Clipped to this part of the gradient"),
+        )
+    ],
 )
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import setting_text
 from gisgd_ray.reporting.figures import COLOURS, curve, panel_grid, style
+from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.sweep import Sweep, main
@@ -186,6 +187,10 @@ SWEEP = Sweep(
         "means with one standard deviation shaded; towards the end over the seeds that have not "
         "yet fitted all labels."
     },
+    run_panels=[
+        RunPanel("Training and test accuracy", "lines", [TRAIN, TEST], x="epoch", each=NOISE),
+        RunPanel("Gradient dispersion V", "lines", [DISPERSION], x="epoch", each=NOISE),
+    ],
 )
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from gisgd_ray.reporting.figures import (
     new_figure,
     style,
 )
+from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.sweep import Sweep, main
@@ -118,6 +119,17 @@ SWEEP = Sweep(
         "figure8": "Two-layer ReLU network: Theorem 4, with the active units measured at every "
         "step, and the gap, shown likewise.",
     },
+    run_panels=[
+        RunPanel(
+            f"{theorem} and the gap (where it is positive: the axis is logarithmic)",
+            "lines",
+            [bound, "gap/loss"],
+            x="step",
+            log_y=True,
+            only={"model.name": model},
+        )
+        for model, (bound, theorem, _) in THEOREMS.items()
+    ],
 )
 
 if __name__ == "__main__":

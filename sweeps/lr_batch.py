@@ -23,6 +23,7 @@ from gisgd_ray.claims.figure6 import BATCH, FLATNESS, RATE, TRAJECTORY
 from gisgd_ray.claims.points import finished
 from gisgd_ray.panels import panels
 from gisgd_ray.reporting.figures import COLOURS, MARKERS, log_scale, new_figure, style
+from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.sweep import Sweep, main
@@ -117,6 +118,17 @@ SWEEP = Sweep(
         "the end of training, against batch size; a curve per learning rate λ. With several seeds, "
         "means with bars of one standard deviation."
     },
+    run_panels=[
+        RunPanel(
+            f"{name} against batch size, coloured by learning rate",
+            "scatter",
+            [metric],
+            x=BATCH,
+            colour=RATE,
+            log_y=True,
+        )
+        for metric, name in ((TRAJECTORY, "Trajectory factor"), (FLATNESS, "Flatness factor"))
+    ],
 )
 
 if __name__ == "__main__":

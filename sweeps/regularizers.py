@@ -23,6 +23,7 @@ from gisgd_ray.claims.points import finished
 from gisgd_ray.claims.tables1_3 import ERM, by_panel, claims, relative_time
 from gisgd_ray.panels import MODELS
 from gisgd_ray.reporting.figures import COLOURS, panel_grid, style
+from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.reporting.tables import Row, Table
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import UNMEASURED, SearchSpace
@@ -211,6 +212,11 @@ SWEEP = Sweep(
         "regularizers": "Test accuracy after the last step: every trial (dots), mean and one "
         "standard deviation over the seeds (bars); GMP in blue, ERM’s mean dashed."
     },
+    run_panels=[
+        RunPanel("Test accuracy after the last step", "bars", ["test/accuracy"]),
+        RunPanel("Time of all training steps in s", "bars", ["time/training_s"]),
+        RunPanel("Test accuracy along training", "lines", ["test/accuracy"], x="epoch"),
+    ],
 )
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import panels
 from gisgd_ray.reporting.figures import curve, log_scale, new_figure, style
+from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.sweep import Sweep, main
@@ -153,6 +154,22 @@ SWEEP = Sweep(
         "mean over Z alone (Neu et al.) at every iteration; expectations over W are means over the "
         "replicas."
     },
+    run_panels=[
+        RunPanel(
+            "Trajectory terms: Theorem 2 (ours) and Lemma 2 (Neu et al.)",
+            "lines",
+            ["term/theorem2_trajectory@", "term/lemma2_trajectory@"],
+            x="step",
+            log_y=True,
+        ),
+        RunPanel(
+            "V (ours, about E over W and Z) and Ṽ (Neu et al., over Z alone)",
+            "lines",
+            ["measure/gradient_dispersion", "measure/gradient_dispersion_neu"],
+            x="step",
+            log_y=True,
+        ),
+    ],
 )
 
 if __name__ == "__main__":

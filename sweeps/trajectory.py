@@ -25,6 +25,7 @@ from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import panels
 from gisgd_ray.reporting.figures import curve, log_scale, new_figure, style
+from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.sweep import Sweep, main
@@ -163,6 +164,30 @@ SWEEP = Sweep(
         "parameter as well: σ² stands beside σ where that reading may apply. With several seeds, "
         "means with one standard deviation shaded."
     },
+    run_panels=[
+        # W&B's panels show what was logged: the sums, not their roots.
+        RunPanel(
+            "Sums up to each epoch: V (ours) and Ψ, which Neu et al. add to it",
+            "lines",
+            ["sum/dispersion", "sum/sensitivity@"],
+            x="epoch",
+            log_y=True,
+        ),
+        RunPanel(
+            "Sensitivity Ψ and dispersion V per step",
+            "lines",
+            ["measure/local_gradient_sensitivity@", "measure/gradient_dispersion"],
+            x="epoch",
+            log_y=True,
+        ),
+        RunPanel(
+            "Trajectory terms with all constants: Theorem 2 (ours) and Lemma 2 (Neu et al.)",
+            "lines",
+            ["term/theorem2_trajectory@", "term/lemma2_trajectory@"],
+            x="epoch",
+            log_y=True,
+        ),
+    ],
 )
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ class Document(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes something else"
 
     def handle_data(self, data: str) -> None:
-        if "style" in self.open:
+        if {"style", "script"} & set(self.open):
             return
         self.texts.append(data)
         if {"td", "th"} & set(self.open):

@@ -259,7 +259,7 @@ def test_the_page_shows_it_before_the_other_table(tmp_path: Path) -> None:
     rows = [with_bounds(finished("a")), with_bounds(finished("b", training__batch_size=40))]
     text = write(tmp_path, rows)
     document = Document(text)
-    order = ["The paper’s claims", "Ours against Neu et al.", "The bounds, trial by trial"]
+    order = ["Ours against Neu et al.", "The paper’s claims", "The bounds, trial by trial"]
     places = [document.texts.index(heading) for heading in order]
     assert places == sorted(places)
     headings, blocks = compared(text)

@@ -3,15 +3,22 @@
 import base64
 import doctest
 import re
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
+from gisgd_ray import launch_record
 from gisgd_ray.claims import Claim
-from gisgd_ray.reporting import page
+from gisgd_ray.reporting import (
+    page,
+    page_cautions,
+    page_cost,
+    page_curves,
+    page_facts,
+    page_json,
+)
+from gisgd_ray.reporting.page_cost import cost_facts
 from gisgd_ray.results import ResultTables
 from tests.pages import BATCH, EQ3, NAN, RATE, Document, cell, failed, finished, with_bounds, write
 
@@ -47,7 +54,7 @@ def test_claims_come_with_test_evidence_and_verdict_in_words(tmp_path: Path) -> 
         Claim("All is well.", "third", "n = 4", "fails"),
     ]
     text = write(tmp_path, [finished("a")], claims=claims)
-    rows = Document(text).tables[0][1:]
+    rows = next(t for t in Document(text).tables if t[0][0] == "The paper says")[1:]
     plain = [[c.replace("\N{NO-BREAK SPACE}", " ") for c in row] for row in rows]
     assert plain[0] == [
         "Small is flat.",
@@ -78,20 +85,21 @@ def test_errors_and_every_other_text_are_escaped(tmp_path: Path) -> None:
         claims=[Claim(evil, evil, evil, "holds")],
     )
     document = Document(text)
-    assert "script" not in {tag for tag, _ in document.tags}
-    assert "<script" not in text
+    scripts = [tag for tag, _ in document.tags].count("script")
+    assert scripts == text.count("<script") == 1  # the page's own
     assert document.text.count("<script>alert('x')</script>") >= 12
     tags = [tag for tag, _ in document.tags]
     assert tags.index("details") < tags.index("pre")
     assert not any("open" in attributes for tag, attributes in document.tags if tag == "details")
 
 
-def test_nothing_is_loaded_from_outside_and_nothing_runs(tmp_path: Path) -> None:
+def test_nothing_is_loaded_from_outside(tmp_path: Path) -> None:
     svg = tmp_path / "f.svg"
     svg.write_text('<svg xmlns="http://www.w3.org/2000/svg"><g id="a"/></svg>')
     text = write(tmp_path, [finished("a")], figures={"f": svg, "g": svg})
     document = Document(text)
-    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in document.tags}
+    assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in document.tags}
+    assert "Plotly" not in text  # there is nothing to draw
     for tag, attributes in document.tags:
         for name, value in attributes.items():
             assert not name.startswith("on")
@@ -181,7 +189,7 @@ def test_configuration_tells_swept_from_shared_from_differing() -> None:
         finished("c", model__name="alexnet", model__width=None, training__stop_loss=1e-4),
     ]
     rows[0]["training.stop_loss"] = 1e-3
-    found = page.configuration(pd.DataFrame(rows), ["model.name", RATE])
+    found = page_facts.configuration(pd.DataFrame(rows), ["model.name", RATE])
     assert found.swept == {"model.name": "mlp, alexnet", RATE: "0.05, 0.1", "seed": "0, 1"}
     assert found.differing == {"training.stop_loss": "0.001, 0.0001"}
     assert found.shared == {
@@ -194,7 +202,7 @@ def test_configuration_tells_swept_from_shared_from_differing() -> None:
 
 def test_many_values_are_a_range() -> None:
     rows = [finished(str(i), training__learning_rate=0.1 + i) for i in range(9)]
-    found = page.configuration(pd.DataFrame(rows), [RATE])
+    found = page_facts.configuration(pd.DataFrame(rows), [RATE])
     assert found.swept[RATE] == "9 values, 0.1 to 8.1"
 
 
@@ -273,54 +281,57 @@ def test_same_tables_same_page_but_for_the_date(tmp_path: Path) -> None:
     assert date.sub("", texts[0]) == date.sub("", texts[1])
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        FileNotFoundError("git"),
-        subprocess.TimeoutExpired("git", 10),
-        subprocess.CalledProcessError(128, "git"),
-    ],
-)
-def test_git_never_costs_the_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+@pytest.mark.parametrize("given", [None, {"torch": "9.9", "gisgd-ray": "0, commit abc"}])
+def test_versions_are_those_that_made_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str] | None
 ) -> None:
-    def run(*_: Any, **__: Any) -> None:
-        raise fault
-
-    monkeypatch.setattr(subprocess, "run", run)
-    assert (
-        "commit" not in Document(write(tmp_path, [finished("a")])).text.partition("gisgd-ray ")[2]
-    )
+    monkeypatch.setattr(launch_record, "versions", lambda: {"torch": "1.2"})
+    text = Document(write(tmp_path, [finished("a")], versions=given)).text
+    assert ("torch 9.9; gisgd-ray 0, commit abc" if given else "torch 1.2") in text
 
 
-def test_commit_is_that_of_the_checkout_the_code_is_tracked_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "gisgd_ray"
-    (package / "reporting").mkdir(parents=True)
-    (package / "__init__.py").touch()
-    monkeypatch.setattr(page, "__file__", str(package / "reporting" / "page.py"))
+def test_what_was_run_names_seeds_command_and_cost(tmp_path: Path) -> None:
+    times = {"time/training_s": 5400.0, "time/measuring_s": 1800.0, "device": "cuda:0"}
+    rows = [finished("a", **times), finished("b", seed=7, **times), failed("c", "x")]
+    facts = {
+        "command": "python /home/ada/gisgd/sweeps/lr_batch.py --out /home/ada/out --seeds 2",
+        "resources": "2 CPUs and 0.25 of a GPU for each trial: found by trying",
+    }
+    text = Document(write(tmp_path, rows, facts=facts, price_per_hour=0.5)).text
+    assert "python sweeps/lr_batch.py --out …/out --seeds 2" in text
+    assert "core hours 8.00 h; of 2 of 3 trials" in text
+    assert "GPU hours 1.00 h, 0.25 of a GPU for each trial" in text
+    assert "cost 2.00, at 0.5 for an hour of a trial" in text
+    assert "seeds 0, 7" in text
+    assert "ada" not in text.replace("loada", "")
 
-    def git(*arguments: str) -> str:
-        who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-        command = ["git", "-C", str(tmp_path), *who, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    try:
-        git("init", "-q")
-    except FileNotFoundError:
-        pytest.skip("git is not installed")
-    (tmp_path / "other").touch()
-    git("add", "other")
-    git("commit", "-qm", "a repository that merely contains the package")
-    assert page._commit() is None
-    git("add", ".")
-    git("commit", "-qm", "now with the package")
-    commit = git("rev-parse", "HEAD")[:12]
-    assert page._commit() == commit
-    (package / "__init__.py").write_text("changed")
-    assert page._commit() == f"{commit} with uncommitted changes"
+def test_cost_says_what_is_not_known() -> None:
+    times = {"time/training_s": [3600.0], "time/measuring_s": [NAN], "device": ["cuda"]}
+    assert cost_facts(pd.DataFrame({"status": ["failed"]}), "") == {}
+    found = cost_facts(pd.DataFrame(times), "")
+    assert "taking 1 CPU a trial" in found["core hours"]
+    assert found["GPU hours"] == "at most 1.00 h: what share a trial took is not recorded"
+    assert "cost" not in found
+    cpu = cost_facts(pd.DataFrame(times | {"device": ["cpu"]}), "4 CPUs for each trial")
+    assert cpu["core hours"].startswith("4.00 h, without")
+    assert cpu["GPU hours"] == "0: no trial ran on a GPU"
+
+
+def test_order_of_the_page(tmp_path: Path) -> None:
+    text = write(tmp_path, [finished("a")])
+    headings = re.findall(r"<h2>(.*?)</h2>", text)
+    assert headings == [
+        "Ours against Neu et al.",
+        "The figure",
+        "The paper’s claims",
+        "The bounds, trial by trial",
+        "To be read with care",
+        "What the numbers mean",
+        "What was run",
+    ]
 
 
 def test_docstring_examples() -> None:
-    assert doctest.testmod(page).failed == 0
+    for module in (page, page_cautions, page_cost, page_curves, page_facts, page_json):
+        assert doctest.testmod(module).failed == 0

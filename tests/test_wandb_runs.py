@@ -13,7 +13,8 @@ import wandb
 from wandb.errors import CommError
 
 from gisgd_ray.reporting import wandb_runs
-from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings, chosen_mode
+from gisgd_ray.reporting.wandb_access import chosen_mode
+from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings
 
 CONFIG = {"training.learning_rate": 0.1, "scheme.name": "sgd"}
 
@@ -91,14 +92,14 @@ def test_a_folder_that_cannot_be_made_is_survived(tmp_path: Path) -> None:
 UNREACHABLE = """
 import sys
 import wandb
-from gisgd_ray.reporting import wandb_runs
+from gisgd_ray.reporting import wandb_access, wandb_runs
 wandb_runs.INIT_TIMEOUT_S = 2.0
 modes, real = [], wandb.init
 def spied(**arguments):
     modes.append(arguments["mode"])
     return real(**arguments)
 wandb.init = spied
-print(*wandb_runs.chosen_mode(), sep="|")
+print(*wandb_access.chosen_mode(), sep="|")
 settings = wandb_runs.WandbSettings(mode="online", folder=sys.argv[1], group="g", project="p")
 for name in ("first", "second"):
     run = wandb_runs.WandbRun(settings, trial_id=name, name=name, config={})
@@ -140,7 +141,9 @@ def test_an_unreachable_server_means_offline_and_is_asked_once(tmp_path: Path) -
 
 
 def test_a_malformed_key_is_told() -> None:
-    code = "from gisgd_ray.reporting.wandb_runs import chosen_mode; print(*chosen_mode(), sep='|')"
+    code = (
+        "from gisgd_ray.reporting.wandb_access import chosen_mode; print(*chosen_mode(), sep='|')"
+    )
     (line,) = in_fresh_process(code, WANDB_API_KEY="short")
     assert line.startswith("offline|the login does not work: WANDB_API_KEY invalid")
 
@@ -175,7 +178,10 @@ def test_a_finish_that_hangs_is_left_behind(
     run._run = Hanging()
     run.finish({"status": "finished"})
     release.set()
-    assert run.status == "off: TimeoutError: W&B did not take the run within 0.1 s"
+    assert run.status == (
+        "off: TimeoutError: W&B did not take the run within 0.1 s; `make sync` uploads what is "
+        "missing"
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ Nothing here may fail or stall a trial: the first fault switches logging off for
 its row says so in ``wandb/status``. The tables are the record; W&B is a copy of it.
 """
 
+import json
+import math
 import os
 import shutil
 import threading
@@ -11,15 +13,29 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import wandb
 
-Mode = Literal["online", "offline", "disabled"]
+from gisgd_ray.reporting.wandb_access import Mode
 
 INIT_TIMEOUT_S = 15.0
 RETRY_ONLINE_S = 600.0
 FINISH_TIMEOUT_S = 60.0
+LEAST_EVERY_S = 5.0
+MAX_ROWS = 200_000
+"""Rows that a table of W&B's may have."""
+
+BEST = {
+    "train/loss": "min",
+    "test/loss": "min",
+    "gap/loss": "max",
+    "train/accuracy": "max",
+    "test/accuracy": "max",
+    "measure/gradient_dispersion": "min",
+    "bound/theorem2_closed_form": "min",
+}
+"""Metrics whose best value is kept beside the last one; in the summary as ``min/train/loss``."""
 
 
 @dataclass(frozen=True)
@@ -31,31 +47,18 @@ class WandbSettings:
     """Absolute; a trial's own working directory is not kept."""
     group: str
     project: str
+    entity: str | None = None
+    every_s: float = 15.0
+    """Between two requests with a trial's new points; no point is left out."""
 
 
-def project() -> str:
-    """The W&B project of all sweeps: ``WANDB_PROJECT`` or gisgd-ray."""
-    return os.environ.get("WANDB_PROJECT") or "gisgd-ray"
+def seconds_between(trials_at_once: int, requests_per_minute: float) -> float:
+    """How long each of so many trials waits between two requests that tell its new points.
 
-
-def chosen_mode() -> tuple[Mode, str]:
-    """``WANDB_MODE`` if set, else online when this user has logged in, else offline; and why."""
-    chosen = os.environ.get("WANDB_MODE", "").lower()
-    modes: dict[str, Mode] = {
-        "offline": "offline",
-        "dryrun": "offline",
-        "disabled": "disabled",
-        "online": "online",
-        "run": "online",
-    }
-    if chosen in modes:
-        return modes[chosen], f"WANDB_MODE is {chosen}"
-    try:
-        if wandb.login(prompt=False, verify=False):
-            return "online", "this user has logged in"
-    except Exception as fault:
-        return "offline", f"the login does not work: {str(fault).strip()[:200]}"
-    return "offline", "nobody has logged in with wandb login"
+    >>> seconds_between(2, 120), seconds_between(400, 120)
+    (5.0, 200.0)
+    """
+    return max(LEAST_EVERY_S, trials_at_once * 60 / requests_per_minute)
 
 
 class WandbRun:
@@ -81,16 +84,22 @@ class WandbRun:
     ):
         self.status: str = settings.mode
         self._run: Any = None
-        self._told = -1
-        """The last training step of which the run has a point."""
+        self._id = trial_id
+        self._best: dict[str, float] = {}
+        self._seen = 0
+        self._told = 0
+        """The first so many points are there already. (The summary does not say: it may come
+        through before them.)"""
         if settings.mode == "disabled":
             return
         try:
             self._run = self._open(settings, trial_id=trial_id, name=name, config=config)
             if self._run.resumed:
-                self._told = int(self._run.summary.get("step", -1))
+                self._told = int(self._run.starting_step)
             self._run.define_metric("step")
             self._run.define_metric("*", step_metric="step")
+            for metric, best in BEST.items():
+                self._run.define_metric(metric, step_metric="step", summary=f"{best},last")
         except Exception as fault:
             self._give_up(fault)
         # A new offline run tells the trial from the start; a server's run has the points that
@@ -102,25 +111,34 @@ class WandbRun:
         self, settings: WandbSettings, *, trial_id: str, name: str, config: Mapping[str, Any]
     ) -> Any:
         os.makedirs(settings.folder, exist_ok=True)
+        # What an artifact is made of waits there, and an offline run needs it until it is synced.
+        os.environ["WANDB_DATA_DIR"] = settings.folder
+        named = ("scheme.name", "model.name", "data.dataset")
+        tags = [str(config[field]) for field in named if config.get(field)]
 
         def init(mode: Mode) -> Any:
             if mode == "offline":
                 # What a broken-off trial left, which the new run tells again in full.
                 for left in Path(settings.folder).glob(f"wandb/offline-run-*-{trial_id}*"):
                     shutil.rmtree(left, ignore_errors=True)
-            return wandb.init(
+            run = wandb.init(
+                entity=settings.entity,
                 project=settings.project,
                 id=trial_id,
                 name=name,
                 group=settings.group,
                 job_type=str(config.get("scheme.name")),
+                tags=tags,
                 dir=settings.folder,
                 mode=mode,
                 resume="allow" if mode == "online" else None,
                 reinit="create_new",
-                config=dict(config),
-                settings=_slim(),
+                settings=_slim(settings.every_s),
             )
+            if run.resumed:
+                _require_same(dict(run.config), config, where=f"{settings.project}/{trial_id}")
+            run.config.update(dict(config), allow_val_change=True)  # type: ignore[no-untyped-call]
+            return run
 
         if settings.mode != "online":
             return init(settings.mode)
@@ -128,6 +146,8 @@ class WandbRun:
         if time.monotonic() >= WandbRun._unreachable_until:
             try:
                 return init("online")
+            except OtherSettingsError:
+                raise
             except Exception as fault:
                 reason = _told(fault)
                 WandbRun._unreachable_until = time.monotonic() + RETRY_ONLINE_S
@@ -145,21 +165,42 @@ class WandbRun:
 
     def log(self, point: Mapping[str, Any]) -> None:
         """One measuring point; ``step`` is the axis."""
-        if self._run is None or point["step"] <= self._told:
+        for metric, best in BEST.items():
+            value = point.get(metric)
+            if value is not None and not math.isnan(value):
+                better = min if best == "min" else max
+                key = f"{best}/{metric}"
+                self._best[key] = better(value, self._best.get(key, value))
+        self._seen += 1
+        if self._run is None or self._seen <= self._told:
             return
         try:
             self._run.log(dict(point))
-            self._told = point["step"]
         except Exception as fault:
             self._give_up(fault)
 
-    def finish(self, row: Mapping[str, Any] | None, *, failed: bool = False) -> None:
-        """The row becomes the summary; a trial that failed or diverged is marked so."""
+    def finish(
+        self,
+        row: Mapping[str, Any] | None,
+        *,
+        failed: bool = False,
+        steps: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The row becomes the summary; a trial that failed or diverged is marked so.
+
+        Args:
+            steps: columns of numbers, each as long as the run has steps: kept as a table.
+        """
         if self._run is None:
             return
         try:
             if row is not None:
-                self._run.summary.update(dict(row))
+                # The row's own names hold its values alone, whatever they held while it ran.
+                self._run.summary.update({**row, **self._best})
+                if row["status"] != "finished":
+                    self._run.tags = (*(self._run.tags or ()), str(row["status"]))
+            if steps:
+                self._run.log_artifact(_table_of(steps, f"steps-{self._id}"))
             # An unreachable server would hold finish() for as long as it retries.
             closing = threading.Thread(
                 target=self._run.finish, kwargs={"exit_code": int(failed)}, daemon=True
@@ -167,7 +208,10 @@ class WandbRun:
             closing.start()
             closing.join(FINISH_TIMEOUT_S)
             if closing.is_alive():
-                raise TimeoutError(f"W&B did not take the run within {FINISH_TIMEOUT_S:g} s")
+                raise TimeoutError(
+                    f"W&B did not take the run within {FINISH_TIMEOUT_S:g} s; `make sync` uploads "
+                    "what is missing"
+                )
             self._run = None
         except Exception as fault:
             self._give_up(fault)
@@ -182,7 +226,37 @@ def _told(fault: BaseException) -> str:
     return f"{type(fault).__name__}: {lines[0][:300]}"
 
 
-def _slim() -> wandb.Settings:
+class OtherSettingsError(Exception):
+    """The server has a run of this id that is not this trial's."""
+
+
+def _require_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], *, where: str) -> None:
+    """See that a run which is continued is the same trial's.
+
+    Raises:
+        OtherSettingsError: a setting is another.
+    """
+    for name, value in json.loads(json.dumps(dict(ours))).items():  # lists for tuples, as theirs
+        if name in theirs and theirs[name] != value:
+            raise OtherSettingsError(
+                f"the run {where} exists with other settings ({name} is {theirs[name]} there and "
+                f"{value} here); nothing was written to it: choose another WANDB_PROJECT"
+            )
+
+
+def _table_of(columns: Mapping[str, Any], name: str) -> wandb.Artifact:
+    """Columns of equal length as an artifact of tables, as many as their length needs."""
+    artifact = wandb.Artifact(name, type="steps")
+    lists = [column.tolist() for column in columns.values()]
+    length = len(lists[0])
+    for part, first in enumerate(range(0, length, MAX_ROWS)):
+        stretch = (column[first : first + MAX_ROWS] for column in lists)
+        rows: list[Any] = [list(row) for row in zip(*stretch, strict=True)]
+        artifact.add(wandb.Table(columns=list(columns), data=rows), f"steps-{part + 1}")
+    return artifact
+
+
+def _slim(every_s: float = 15.0) -> wandb.Settings:
     """Settings with which a run costs tens of milliseconds: only what a sweep reads later."""
     return wandb.Settings(
         console="off",
@@ -193,6 +267,7 @@ def _slim() -> wandb.Settings:
         x_disable_stats=True,
         x_disable_meta=True,
         x_save_requirements=False,
+        x_file_stream_transmit_interval=every_s,
         silent=True,
         init_timeout=INIT_TIMEOUT_S,
     )

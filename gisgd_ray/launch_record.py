@@ -1,0 +1,134 @@
+"""What the launches of a sweep were, kept beside its results.
+
+With the tables this is all that figures and page are made of: they can be made again at any time,
+on another machine, and still tell the code and the packages that made the numbers.
+"""
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gisgd_ray.errors import UserError
+from gisgd_ray.whole_files import replace_file
+
+FILE = "launches.json"
+FORMAT = 1
+PACKAGES = ("torch", "ray", "numpy", "backpack-for-pytorch", "pyhessian")
+
+
+@dataclass(frozen=True)
+class LaunchRecord:
+    """One launch of a sweep into a folder."""
+
+    sweep: str
+    """The sweep's name."""
+    script: str
+    """The script that declares it; on the machine of the launch."""
+    begun: str
+    """UTC, ISO 8601."""
+    swept: list[str]
+    """Dotted fields in which the trials differ."""
+    planned: list[str]
+    """Ids of the trials asked for."""
+    facts: dict[str, str]
+    """What the page tells of it, by name; ``scale`` and ``command`` are among them."""
+    versions: dict[str, str]
+    """Of Python, the packages that make the numbers, and this one with its commit; empty of a
+    launch that found all its trials finished."""
+    seconds: float | None = None
+    """Wall time; None of a launch that was broken off."""
+    earlier: dict[str, list[str]] = field(default_factory=dict)
+    """Versions that earlier launches into the folder had, where they were others."""
+
+
+def keep(folder: Path, record: LaunchRecord) -> None:
+    """Add a launch to those of the folder, or bring it up to date."""
+    others = [launch for launch in _launches(folder) if launch["begun"] != record.begun]
+    kept = {name: value for name, value in asdict(record).items() if name != "earlier"}
+    content = {"format": FORMAT, "launches": [*others, kept]}
+    replace_file(folder / FILE, json.dumps(content, indent=1).encode())
+
+
+def last_record(folder: Path) -> LaunchRecord | None:
+    """The last launch into the folder; None if no launch has left its record.
+
+    Raises:
+        UserError: the record is damaged, or of a later version.
+    """
+    launches = _launches(folder)
+    if not launches:
+        return None
+    try:
+        *earlier, last = [LaunchRecord(**launch) for launch in launches]
+    except TypeError as fault:
+        raise UserError(f"{folder / FILE} is damaged ({fault}); remove it") from None
+    ran = [launch.versions for launch in (*earlier, last) if launch.versions]
+    if not ran:
+        return last
+    return replace(last, versions=ran[-1], earlier=_others(ran[-1], ran[:-1]))
+
+
+def _others(last: Mapping[str, str], earlier: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for names in earlier:
+        for name, version in names.items():
+            known = found.setdefault(name, [])
+            if version not in (last.get(name), *known):
+                known.append(version)
+    return {name: others for name, others in found.items() if others}
+
+
+def _launches(folder: Path) -> Sequence[dict[str, Any]]:
+    try:
+        content = json.loads((folder / FILE).read_bytes())
+        if content["format"] > FORMAT:
+            raise UserError(
+                f"{folder / FILE} was written by a later version of gisgd-ray (format "
+                f"{content['format']}, known here: {FORMAT}); use that version"
+            )
+        return list(content["launches"])
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as fault:
+        raise UserError(f"{folder / FILE} is damaged ({fault}); remove it") from None
+
+
+def versions() -> dict[str, str]:
+    """Python, the packages that make the numbers, and this one with its commit."""
+    found = {"Python": platform.python_version()}
+    found |= {package: _version(package) for package in PACKAGES}
+    commit = _commit()
+    found["gisgd-ray"] = _version("gisgd-ray") + (f", commit {commit}" if commit else "")
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed as a package"
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this code runs from, or None where it runs from none.
+
+    A repository that merely contains the installed package (a venv inside it) does not count.
+    """
+    package = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(package), *arguments]
+        done = subprocess.run(command, check=True, capture_output=True, timeout=10)
+        return done.stdout.decode(errors="replace").strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        changed = git("status", "--porcelain", "--", ".", "../sweeps")
+        return git("rev-parse", "HEAD")[:12] + (" with uncommitted changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,80 @@
+"""What a reader must know before using the numbers of a sweep."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from gisgd_ray.reporting.bounds_table import known, records, trial_label
+from gisgd_ray.reporting.numbers import format_number
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A trial that failed, told without this machine's paths."""
+
+    label: str
+    trial_id: str
+    error: str
+    """The last line: what went wrong."""
+    traceback: str
+    """All of it; empty where there is no more than the last line."""
+
+
+@dataclass(frozen=True)
+class Cautions:
+    """What a reader must know before using the numbers."""
+
+    diverged: list[tuple[str, str]]
+    """Label and reason."""
+    failed: list[Failure]
+    outside: dict[str, list[str]]
+    """What is outside the theorem -> labels of the trials."""
+    ill_conditioned: list[tuple[str, str]]
+    """Label and "3 of 1,200" steps."""
+
+    def __bool__(self) -> bool:
+        return any((self.diverged, self.failed, self.outside, self.ill_conditioned))
+
+
+def find_cautions(trials: pd.DataFrame, paths: Sequence[str]) -> Cautions:
+    """Diverged and failed trials, those outside the theorem, and ill-conditioned steps."""
+    found = Cautions([], [], {}, [])
+    for row in records(trials):
+        label = trial_label(row, paths)
+        if row["status"] == "failed":
+            text = without_machine(str(known(row, "error") or "")).strip()
+            lines = text.splitlines() or ["no error was recorded"]
+            traceback = text if len(lines) > 1 else ""
+            found.failed.append(Failure(label, str(row["trial_id"]), lines[-1], traceback))
+        if row["status"] == "diverged":
+            found.diverged.append((label, str(known(row, "stop_reason") or "no reason recorded")))
+        if outside := known(row, "outside_theorem"):
+            found.outside.setdefault(str(outside), []).append(label)
+        if steps := known(row, "measure/ill_conditioned_steps"):
+            some, of = (format_number(int(count)) for count in (steps, row["steps"]))
+            found.ill_conditioned.append((label, f"{some} of {of}"))
+    return found
+
+
+def without_machine(text: str) -> str:
+    """A traceback fit to be passed on: no folders of this machine, addresses or colour codes.
+
+    >>> without_machine('File "/home/ada/venv/site-packages/ray/x.py", line 3 (pid=7, ip=::1)')
+    'File "…/ray/x.py", line 3 (pid=7)'
+    """
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", text)
+    text = re.sub(r",? ?\bip=[^\s,)]+", "", text)
+    return re.sub(r"(?<![\w/:.<>…])/[^\s\"'<>(),;:]+", _short_path, text)
+
+
+def _short_path(match: re.Match[str]) -> str:
+    path = match.group()
+    for anchor, keep in (("/site-packages/", ""), ("/gisgd_ray/", "gisgd_ray/")):
+        _, found, inner = path.partition(anchor)
+        if found:
+            return f"…/{keep}{inner}"
+    parts = path.strip("/").split("/")
+    return path if len(parts) == 1 else f"…/{parts[-1]}"

@@ -1,0 +1,136 @@
+"""The reproduction scoreboard: every figure and table of the paper, and what has become of it."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from os.path import relpath
+from pathlib import Path
+from urllib.parse import quote
+
+import jinja2
+import pandas as pd
+
+from gisgd_ray.reporting.numbers import counted
+from gisgd_ray.reporting.page import status_line, tight
+from gisgd_ray.reporting.sweep_report import Report
+from gisgd_ray.whole_files import replace_file
+
+ITEMS = (
+    ("Figure 1", "trajectory", "Trajectory terms of ours and Neu et al.’s, epoch by epoch"),
+    ("Figure 2", "bound_verification", "The bound and the gap against width and label noise"),
+    ("Figure 3", "double_descent", "Gradient dispersion along training under label noise"),
+    ("Figure 4", "clipping", "Dynamic gradient clipping under label noise"),
+    ("Figure 5", "stochastic", "The trajectory terms and the two dispersions over replicas"),
+    ("Figure 6", "lr_batch", "Trajectory and flatness factor: learning rate and batch size"),
+    ("Figure 7", "linear_relu", "Theorem 3 and the gap of a linear network"),
+    ("Figure 8", "linear_relu", "Theorem 4 and the gap of a two-layer ReLU network"),
+    ("Figure 9", "clipping", "Dynamic gradient clipping, more label noise"),
+    ("Table 1", "regularizers", "Test accuracy of VGG16 under nine training schemes"),
+    ("Table 2", "regularizers", "The same of PreActResNet18"),
+    ("Table 3", "regularizers", "GMP with the absolute difference"),
+)
+"""Of Wang & Mao (ICLR 2022): what it is, the sweep that reproduces it, and what it shows."""
+
+VERDICTS = ("holds", "undecided", "fails")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sweep of which there are results."""
+
+    name: str
+    item: str
+    folder: Path
+    report: Report
+    trials: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure or table of the paper on the scoreboard."""
+
+    item: str
+    title: str
+    sweep: str
+    done: Sequence["Sweep"]
+    """The folders that reproduce it; none where it was not run."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One folder's results, as text."""
+
+    item: str
+    folder: str
+    page: str
+    """Address of its page, relative to the scoreboard."""
+    status: str
+    scale: str
+    verdicts: dict[str, int]
+    claims: Sequence[dict[str, str]]
+    figures: Sequence[tuple[str, str]]
+    """Name and data URI of the SVG."""
+
+
+def write_scoreboard(entries: Sequence[Entry], folder: Path) -> Path:
+    """Write ``scoreboard.html`` into the folder, replacing it as a whole; returns its path."""
+    sweeps = {id(entry): _sweep(entry, folder) for entry in entries}
+    lines = [
+        Line(item, title, name, [sweeps[id(e)] for e in entries if e.name == name])
+        for item, name, title in ITEMS
+    ]
+    known = {name for _, name, _ in ITEMS}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["tight"] = tight
+    text = environment.get_template("scoreboard.html").render(
+        lines=lines,
+        others=[sweeps[id(entry)] for entry in entries if entry.name not in known],
+        sweeps=list(sweeps.values()),
+        summary=_summary(lines, sweeps.values()),
+        verdicts=VERDICTS,
+        date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    )
+    path = folder / "scoreboard.html"
+    replace_file(path, text.encode(errors="backslashreplace"))
+    return path
+
+
+def _sweep(entry: Entry, above: Path) -> Sweep:
+    report = entry.report
+    claims = [
+        {"text": c.text, "test": c.test, "evidence": c.evidence, "verdict": c.verdict}
+        for c in report.claims
+    ]
+    return Sweep(
+        item=entry.item,
+        folder=relpath(entry.folder.resolve(), above.resolve()),
+        page=quote(relpath(report.page.resolve(), above.resolve())),
+        status=status_line(entry.trials, report.planned),
+        scale=report.facts.get("scale", "not recorded"),
+        verdicts={v: sum(c["verdict"] == v for c in claims) for v in VERDICTS},
+        claims=claims,
+        figures=[
+            (name, "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode())
+            for name, path in report.figures.items()
+        ],
+    )
+
+
+def _summary(lines: Iterable[Line], sweeps: Iterable[Sweep]) -> str:
+    """ "9 of 12 figures and tables reproduced; of 31 claims 20 hold, 8 are undecided, 3 fail"."""
+    lines, sweeps = list(lines), list(sweeps)
+    done = sum(bool(line.done) for line in lines)
+    counts = {v: sum(sweep.verdicts[v] for sweep in sweeps) for v in VERDICTS}
+    holds, undecided, fails = (counts[v] for v in VERDICTS)
+    return (
+        f"{done} of {len(lines)} figures and tables have results; of "
+        f"{counted(sum(counts.values()), 'claim')} tested {holds} hold, {undecided} are undecided "
+        f"and {fails} fail"
+    )

@@ -1,0 +1,133 @@
+"""A sweep with W&B online: what the server has in the end is what the tables have."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gisgd_ray.reporting.wandb_runs import BEST
+from gisgd_ray.results import ResultTables
+from tests.processes import training_below
+from tests.test_faults import SMALL
+from tests.test_launch import ROOT, wait_until
+from tests.wandb_server import Run, Server, environment
+
+pytestmark = pytest.mark.ray
+
+
+def online(server: Server, folder: Path) -> dict[str, str]:
+    left = ("RAY_ADDRESS", "GISGD_DATA")
+    told = {k: v for k, v in environment(server, folder).items() if k not in left}
+    return {**told, "PYTHONPATH": str(ROOT)}
+
+
+def command(out: Path, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "sweeps/lr_batch.py"), f"--out={out}", *SMALL, *arguments]
+
+
+def equal(found: Any, true: Any) -> bool:
+    """As JSON numbers: 1.0 is 1, NaN is itself."""
+    if isinstance(true, list | tuple | np.ndarray):
+        return [*map(float, found)] == [*map(float, true)]
+    if isinstance(true, float) and math.isnan(true):
+        return found is None or (isinstance(found, float) and math.isnan(found))
+    return bool(found == true)
+
+
+def assert_told_as_in(tables: ResultTables, runs: list[Run]) -> None:
+    trials, history = tables.trials, tables.history
+    assert {run.id for run in runs} == set(trials["trial_id"])
+    for run in runs:
+        points = history[history["trial_id"] == run.id].drop(columns="trial_id")
+        assert [point["step"] for point in run.history] == points["step"].tolist()
+        for told, (_, point) in zip(run.history, points.iterrows(), strict=True):
+            for name, value in point.items():
+                if name in told or not pd.isna(value):
+                    assert equal(told[name], value), (run.id, point["step"], name)
+        row = trials[trials["trial_id"] == run.id].iloc[0]
+        for name, value in row.items():
+            if name in run.summary and name != "wandb/status":
+                assert equal(run.summary[name], value), (run.id, name)
+        assert {"gap/loss", "bound/theorem2_closed_form", "status"} <= set(run.summary)
+        for metric, best in BEST.items():
+            assert run.summary[f"{best}/{metric}"] == getattr(points[metric], best)(), metric
+        assert run.config["training.learning_rate"] == row["training.learning_rate"]
+        assert (run.group, run.job_type) == ("lr_batch", "sgd")
+        assert run.state == "finished"
+        assert set(run.tags) == {"sgd", "mlp", "mnist5k"}
+
+
+def test_cuts_and_lost_trials_leave_every_point_once(tmp_path: Path) -> None:
+    with Server() as server:
+        process = subprocess.Popen(
+            command(tmp_path, "--training.max_epochs=800", "--wandb-requests=600"),
+            env=online(server, tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+        def posts() -> int:
+            return sum("file_stream" in request.path for request in server.requests)
+
+        def wait_for(condition: Any) -> None:
+            wait_until(lambda: condition() or process.poll() is not None, seconds=90)
+
+        wait_for(lambda: posts() >= 2)
+        assert process.poll() is None, process.communicate()
+        server.fail(500, count=2, match="file_stream")
+        server.fail(429, count=2, match="file_stream", retry_after=1)
+        server.cut(1, match="file_stream", after=True)
+        server.slow(1.0, count=3)
+        folder = tmp_path / "lr_batch"
+        wait_for(lambda: list(folder.glob("checkpoints/*/*.ckpt")))
+        for pid in training_below(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        before = posts()
+        wait_for(lambda: posts() >= before + 2)
+        with server.away():
+            time.sleep(10)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        assert "W&B: online, in tester/gisgd-ray." in err
+        assert server.unknown == []
+        tables = ResultTables(folder)
+        assert set(tables.trials["wandb/status"]) == {"online"}
+        assert "a trial was lost" in out
+        assert_told_as_in(tables, server.runs)
+        steps = {a.name: a for a in server.artifacts if a.type == "steps"}
+        assert set(steps) == {f"steps-{name}" for name in tables.trials["trial_id"]}
+        assert all(artifact.committed for artifact in steps.values())
+
+
+def test_runs_kept_offline_are_uploaded_later_under_the_same_ids(tmp_path: Path) -> None:
+    with Server() as server:
+        told = online(server, tmp_path)
+        subprocess.run(
+            command(tmp_path, "--training.max_epochs=10"),
+            env={**told, "WANDB_MODE": "offline"},
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+        assert server.runs == []
+        for _ in range(2):  # the second time nothing is new
+            make = ["make", "-o", ".venv/installed", f"BIN={Path(sys.executable).parent}"]
+            subprocess.run(
+                [*make, "sync", f"ARGS={tmp_path}"],
+                cwd=ROOT,
+                env=told,
+                check=True,
+                capture_output=True,
+                timeout=120,
+            )
+            assert_told_as_in(ResultTables(tmp_path / "lr_batch"), server.runs)
+        assert len([a for a in server.artifacts if a.type == "steps"]) == 4
