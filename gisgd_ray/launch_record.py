@@ -48,10 +48,18 @@ class LaunchRecord:
 
 def keep(folder: Path, record: LaunchRecord) -> None:
     """Add a launch to those of the folder, or bring it up to date."""
-    others = [launch for launch in _launches(folder) if launch["begun"] != record.begun]
-    kept = {name: value for name, value in asdict(record).items() if name != "earlier"}
-    content = {"format": FORMAT, "launches": [*others, kept]}
+    others = [launch for launch in _launches(folder) if launch.get("begun") != record.begun]
+    if not (folder / FILE).exists() and any((folder / "journal").glob("*.jsonl")):
+        # Trials of a version that kept no record, which must not pass for this one's.
+        unrecorded = {"gisgd-ray": "a version that left no record"}
+        earlier = LaunchRecord(record.sweep, "", "", [], [], {}, versions=unrecorded)
+        others = [_kept(earlier)]
+    content = {"format": FORMAT, "launches": [*others, _kept(record)]}
     replace_file(folder / FILE, json.dumps(content, indent=1).encode())
+
+
+def _kept(record: LaunchRecord) -> dict[str, Any]:
+    return {name: value for name, value in asdict(record).items() if name != "earlier"}
 
 
 def last_record(folder: Path) -> LaunchRecord | None:
@@ -91,7 +99,7 @@ def _launches(folder: Path) -> Sequence[dict[str, Any]]:
                 f"{folder / FILE} was written by a later version of gisgd-ray (format "
                 f"{content['format']}, known here: {FORMAT}); use that version"
             )
-        return list(content["launches"])
+        return [{**launch} for launch in content["launches"]]
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as fault:

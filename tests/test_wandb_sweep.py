@@ -1,5 +1,6 @@
 """A sweep with W&B online: what the server has in the end is what the tables have."""
 
+import json
 import math
 import os
 import signal
@@ -35,8 +36,8 @@ def command(out: Path, *arguments: str) -> list[str]:
 
 def equal(found: Any, true: Any) -> bool:
     """As JSON numbers: 1.0 is 1, NaN is itself."""
-    if isinstance(true, list | tuple | np.ndarray):
-        return [*map(float, found)] == [*map(float, true)]
+    if isinstance(true, list | tuple | np.ndarray | pd.Series):
+        return np.array_equal(np.asarray(found, float), np.asarray(true, float), equal_nan=True)
     if isinstance(true, float) and math.isnan(true):
         return found is None or (isinstance(found, float) and math.isnan(found))
     return bool(found == true)
@@ -106,6 +107,13 @@ def test_cuts_and_lost_trials_leave_every_point_once(tmp_path: Path) -> None:
         steps = {a.name: a for a in server.artifacts if a.type == "steps"}
         assert set(steps) == {f"steps-{name}" for name in tables.trials["trial_id"]}
         assert all(artifact.committed for artifact in steps.values())
+        for name in tables.trials["trial_id"]:
+            (content,) = steps[f"steps-{name}"].files.values()
+            told, true = json.loads(content), tables.steps(name)
+            for column, values in zip(
+                told["columns"], zip(*told["data"], strict=True), strict=True
+            ):
+                assert equal([math.nan if v is None else v for v in values], true[column]), column
 
 
 def test_runs_kept_offline_are_uploaded_later_under_the_same_ids(tmp_path: Path) -> None:

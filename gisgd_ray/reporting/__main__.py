@@ -8,6 +8,7 @@ Runs nothing: everything is made from the tables and from ``launches.json`` besi
 """
 
 import argparse
+import contextlib
 import importlib.util
 import math
 import os
@@ -54,8 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _report(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _refused(str(error))
+    except OSError as error:
+        return _refused(f"{error.strerror or error}: {error.filename or 'a sweep’s folder'}")
+
+
+def _refused(why: str) -> int:
+    print(f"error: {why}", file=sys.stderr)
+    return 2
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -66,23 +73,40 @@ def _report(options: argparse.Namespace) -> int:
         from gisgd_ray.reporting.wandb_report import entity_and_project
 
         entity_and_project(options.wandb)
-    folders = [folder for given in options.folders for folder in sweeps_in(given.expanduser())]
-    entries = []
-    for folder in dict.fromkeys(folders):
-        record = last_record(folder)
-        sweep = sweep_of(folder, record, options.script)
-        tables = ResultTables(folder)
-        report = write_report(sweep, tables, record, price_per_hour=price)
-        print(f"{sweep.item}: {report.page}")
-        entries.append(Entry(sweep.name, sweep.item, folder, report, tables.trials))
-        if options.wandb is not None:
-            from gisgd_ray.reporting.wandb_report import report_online
-
-            print(f"{sweep.item}: {report_online(sweep, tables, report, options.wandb)}")
-    if len(entries) > 1 or options.folders[0] not in folders:
+    given = [folder.expanduser() for folder in options.folders]
+    # One folder may be named twice, in two ways.
+    folders = {folder.resolve(): folder for top in given for folder in sweeps_in(top)}.values()
+    several = len(folders) > 1 or not (given[0] / TABLE).exists()
+    if options.script is not None and not several:
+        require_same_sweep(given[0], options.script)
+    entries, faults = [], {}
+    for folder in folders:
+        try:
+            entries.append(_reported(folder, options))
+        except UserError as error:
+            # The others are reported all the same.
+            faults[folder] = str(error)
+            _refused(str(error))
+    if several and entries:
         above = Path(os.path.commonpath([entry.folder.parent.resolve() for entry in entries]))
-        print(f"Scoreboard: {write_scoreboard(entries, above)}")
-    return 0
+        if above == above.parent:  # nothing in common but the disk
+            above = Path.cwd()
+        print(f"Scoreboard: {write_scoreboard(entries, above, faults)}")
+    return 2 if faults else 0
+
+
+def _reported(folder: Path, options: argparse.Namespace) -> Entry:
+    """One sweep's figures and page, and its report on W&B if it is to have one."""
+    record = last_record(folder)
+    sweep = sweep_of(folder, record, options.script)
+    tables = ResultTables(folder)
+    report = write_report(sweep, tables, record, price_per_hour=options.price_per_hour)
+    print(f"{sweep.item}: {report.page}")
+    if options.wandb is not None:
+        from gisgd_ray.reporting.wandb_report import report_online
+
+        print(f"{sweep.item}: {report_online(sweep, tables, report, options.wandb)}")
+    return Entry(sweep.name, sweep.item, folder, report, tables.trials)
 
 
 def sweeps_in(folder: Path) -> list[Path]:
@@ -107,39 +131,83 @@ def sweeps_in(folder: Path) -> list[Path]:
 def sweep_of(folder: Path, record: LaunchRecord | None, script: Path | None) -> "Sweep":
     """The sweep whose results a folder holds: as declared by a script, looked for where it was.
 
+    Args:
+        script: looked into first; of another sweep than the folder's it is passed over.
+
     Raises:
-        UserError: no script is found, or it declares no sweep.
+        UserError: no script is found, or the one given declares no sweep.
     """
     name = record.sweep if record is not None else folder.resolve().name
-    if script is not None:
-        places = [script]
-    else:
-        here = Path(__file__).parents[2] / "sweeps" / f"{name}.py"
-        # The launch's own comes first: it may be one that is not part of this package.
-        places = [Path(record.script)] if record is not None else []
-        places += [Path("sweeps") / f"{name}.py", here]
-    for place in places:
+    given = _declared(script) if script is not None else None
+    if given is not None and given.name == name:
+        return given
+    here = Path(__file__).parents[2] / "sweeps" / f"{name}.py"
+    # The launch's own comes first: it may be one that is not part of this package.
+    places = [Path(record.script)] if record is not None else []
+    places += [Path("sweeps") / f"{name}.py", here]
+    for place in dict.fromkeys(places):
         if place.is_file() and place.suffix == ".py":
-            found = getattr(_loaded(place), "SWEEP", None)
-            if found is None:
-                raise UserError(f"{place} declares no SWEEP; name a sweep's script with --script")
-            return found  # type: ignore[no-any-return]
+            with contextlib.suppress(NoSweepError):
+                found = _declared(place)
+                if record is None or found.name == name:
+                    return found
+    if given is not None and record is None:
+        return given  # a folder under another name than its sweep's
     raise UserError(
         f"the script of the sweep {name} in {folder} is not at {' or '.join(map(str, places))}; "
         "name it with --script sweeps/NAME.py"
     )
 
 
+def require_same_sweep(folder: Path, script: Path) -> None:
+    """See that a script that was named for a folder declares the sweep in it.
+
+    Raises:
+        UserError: it declares another, or none.
+    """
+    record, declared = last_record(folder), _declared(script)
+    if record is not None and declared.name != record.sweep:
+        raise UserError(
+            f"--script {script} declares the sweep {declared.name}, and {folder} holds "
+            f"{record.sweep}; name the script of that one"
+        )
+
+
+class NoSweepError(UserError):
+    """A script declares no sweep."""
+
+
+def _declared(script: Path) -> "Sweep":
+    """The ``SWEEP`` of a script.
+
+    Raises:
+        UserError: there is none, or the script cannot be loaded.
+    """
+    from gisgd_ray.sweep import Sweep
+
+    found = getattr(_loaded(script), "SWEEP", None)
+    if not isinstance(found, Sweep):
+        raise NoSweepError(f"{script} declares no SWEEP; name a sweep's script with --script")
+    return found
+
+
 def _loaded(script: Path) -> ModuleType:
     """A script as a module; scripts may import each other as ``sweeps.NAME``."""
-    root = str(script.resolve().parents[1])
+    if not script.is_file() or script.suffix != ".py":
+        raise UserError(f"--script {script} is not a Python script; name a sweep's")
+    root = str(script.resolve().parent.parent)
     if root not in sys.path:
         sys.path.insert(0, root)
     spec = importlib.util.spec_from_file_location(f"sweep_{script.stem}", script)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # where dataclasses look for the names in a module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as fault:
+        why = f"{type(fault).__name__}: {fault}"
+        raise UserError(f"{script} cannot be loaded ({why}); name another with --script") from fault
     return module
 
 

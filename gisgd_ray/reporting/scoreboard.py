@@ -1,7 +1,9 @@
 """The reproduction scoreboard: every figure and table of the paper, and what has become of it."""
 
 import base64
-from collections.abc import Iterable, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from os.path import relpath
@@ -13,7 +15,9 @@ import pandas as pd
 
 from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.page import status_line, tight
+from gisgd_ray.reporting.page_cautions import without_machine
 from gisgd_ray.reporting.sweep_report import Report
+from gisgd_ray.reporting.tables import Table
 from gisgd_ray.whole_files import replace_file
 
 ITEMS = (
@@ -32,7 +36,8 @@ ITEMS = (
 )
 """Of Wang & Mao (ICLR 2022): what it is, the sweep that reproduces it, and what it shows."""
 
-VERDICTS = ("holds", "undecided", "fails")
+VERDICTS = {"holds": "hold", "undecided": "undecided", "fails": "fail"}
+"""Each verdict, and as it is said of several claims."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ class Line:
     done: Sequence["Sweep"]
     """The folders that reproduce it; none where it was not run."""
 
+    @property
+    def has_results(self) -> bool:
+        return any(sweep.finished for sweep in self.done)
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -65,17 +74,30 @@ class Sweep:
     folder: str
     page: str
     """Address of its page, relative to the scoreboard."""
+    finished: int
+    """Trials."""
     status: str
     scale: str
+    told: Sequence[tuple[str, str]]
+    """Verdicts that there are, and how many claims have it: ("holds", "2 hold")."""
     verdicts: dict[str, int]
     claims: Sequence[dict[str, str]]
     figures: Sequence[tuple[str, str]]
     """Name and data URI of the SVG."""
+    tables: Sequence[Table]
 
 
-def write_scoreboard(entries: Sequence[Entry], folder: Path) -> Path:
-    """Write ``scoreboard.html`` into the folder, replacing it as a whole; returns its path."""
+def write_scoreboard(
+    entries: Sequence[Entry], folder: Path, faults: Mapping[Path, str] | None = None
+) -> Path:
+    """Write ``scoreboard.html`` into the folder, replacing it as a whole; returns its path.
+
+    Args:
+        faults: sweeps' folders that could not be reported, and why.
+    """
+    faults = faults or {}
     sweeps = {id(entry): _sweep(entry, folder) for entry in entries}
+    items = Counter(entry.item for entry in entries)
     lines = [
         Line(item, title, name, [sweeps[id(e)] for e in entries if e.name == name])
         for item, name, title in ITEMS
@@ -93,8 +115,9 @@ def write_scoreboard(entries: Sequence[Entry], folder: Path) -> Path:
         lines=lines,
         others=[sweeps[id(entry)] for entry in entries if entry.name not in known],
         sweeps=list(sweeps.values()),
+        repeated={item for item, number in items.items() if number > 1},
+        faults={_below(place, folder): without_machine(why) for place, why in faults.items()},
         summary=_summary(lines, sweeps.values()),
-        verdicts=VERDICTS,
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
     path = folder / "scoreboard.html"
@@ -108,29 +131,42 @@ def _sweep(entry: Entry, above: Path) -> Sweep:
         {"text": c.text, "test": c.test, "evidence": c.evidence, "verdict": c.verdict}
         for c in report.claims
     ]
+    verdicts = {v: sum(c["verdict"] == v for c in claims) for v in VERDICTS}
     return Sweep(
         item=entry.item,
-        folder=relpath(entry.folder.resolve(), above.resolve()),
-        page=quote(relpath(report.page.resolve(), above.resolve())),
+        folder=_below(entry.folder, above),
+        page=quote(os.fsencode(_below(report.page, above))),
+        finished=int((entry.trials["status"] == "finished").sum()),
         status=status_line(entry.trials, report.planned),
         scale=report.facts.get("scale", "not recorded"),
-        verdicts={v: sum(c["verdict"] == v for c in claims) for v in VERDICTS},
+        told=[(v, _counted(verdicts, v)) for v in VERDICTS if verdicts[v]],
+        verdicts=verdicts,
         claims=claims,
         figures=[
             (name, "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode())
             for name, path in report.figures.items()
         ],
+        tables=report.tables,
     )
 
 
+def _below(path: Path, above: Path) -> str:
+    """The path as it is written from the scoreboard's folder."""
+    return relpath(path.resolve(), above.resolve())
+
+
+def _counted(verdicts: Mapping[str, int], verdict: str) -> str:
+    count = verdicts[verdict]
+    return f"{count:,} {verdict if count == 1 else VERDICTS[verdict]}"
+
+
 def _summary(lines: Iterable[Line], sweeps: Iterable[Sweep]) -> str:
-    """ "9 of 12 figures and tables reproduced; of 31 claims 20 hold, 8 are undecided, 3 fail"."""
+    """As in "9 of 12 figures and tables have results; of 3 claims tested: 1 holds, 2 undecided"."""
     lines, sweeps = list(lines), list(sweeps)
-    done = sum(bool(line.done) for line in lines)
+    done = sum(line.has_results for line in lines)
     counts = {v: sum(sweep.verdicts[v] for sweep in sweeps) for v in VERDICTS}
-    holds, undecided, fails = (counts[v] for v in VERDICTS)
+    told = ", ".join(_counted(counts, v) for v in VERDICTS)
     return (
         f"{done} of {len(lines)} figures and tables have results; of "
-        f"{counted(sum(counts.values()), 'claim')} tested {holds} hold, {undecided} are undecided "
-        f"and {fails} fail"
+        f"{counted(sum(counts.values()), 'claim')} tested: {told}"
     )

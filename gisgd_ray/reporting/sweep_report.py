@@ -53,6 +53,9 @@ def write_report(
         UserError: the tables lack what the figure shows: they are of another version.
     """
     trials = tables.trials
+    for column in ("trial_id", "status"):
+        if column not in trials.columns:
+            raise _lacking(sweep, tables, column)
     present = set(trials["trial_id"])
     planned = set(record.planned) if record is not None else present
     swept = list(record.swept) if record is not None else []
@@ -65,11 +68,7 @@ def write_report(
         claims = sweep.claims(tables) if done else []
         shown = sweep.tables(tables) if done and sweep.tables is not None else []
     except KeyError as missing:
-        raise UserError(
-            f"{tables.folder / 'trials.parquet'} has no {missing}, which {sweep.item} needs: it is "
-            "of another version of gisgd-ray or of another sweep; report with the version that ran "
-            "it, or run it again with another --out"
-        ) from None
+        raise _lacking(sweep, tables, missing.args[0]) from None
     figures = save_figures(drawn, tables.folder / "figures")
     save_tables(shown, tables.folder / "tables.md")
     facts = dict(record.facts) if record is not None else {}
@@ -96,16 +95,25 @@ def write_report(
     return Report(page, claims, shown, figures, swept, facts, total)
 
 
+def _lacking(sweep: "Sweep", tables: ResultTables, column: object) -> UserError:
+    # pandas says "Column not found: NAME" in some places, and the name alone in others.
+    name = str(column).removeprefix("Column not found: ")
+    return UserError(
+        f"the tables in {tables.folder} have no {name}, which {sweep.item} needs: they are of "
+        "another version of gisgd-ray or of another sweep; report with the version that ran it, "
+        "or run it again with another --out"
+    )
+
+
 def _versions(record: LaunchRecord | None) -> dict[str, str]:
     """Those that made the numbers, where that is known."""
-    if record is None:
-        return {**versions(), "these": "the versions that wrote the page; no launch left a record"}
-    return {
-        name: " (earlier launches: ".join([version, ", ".join(record.earlier[name]) + ")"])
-        if name in record.earlier
-        else version
-        for name, version in record.versions.items()
-    }
+    if record is None or not record.versions:
+        why = "no launch left a record" if record is None else "no launch here ran a trial"
+        return {**versions(), "these": f"the versions that wrote the page; {why}"}
+    told = dict(record.versions)
+    for name, others in record.earlier.items():
+        told[name] = f"{told.get(name, 'none')} (earlier launches: {', '.join(others)})"
+    return told
 
 
 def _time_facts(trials: pd.DataFrame) -> dict[str, str]:

@@ -20,6 +20,7 @@ from tests.benchmarks import (
     sensitivity,
     sweep_overhead,
     trace,
+    wandb_cost,
 )
 
 BENCHMARKS = {
@@ -31,6 +32,7 @@ BENCHMARKS = {
     "schemes": schemes.run,
     "sweep": sweep_overhead.run,
     "scale": scale.run,
+    "wandb": wandb_cost.run,
 }
 
 

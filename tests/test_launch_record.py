@@ -1,0 +1,124 @@
+"""The record of a sweep's launches: added to, brought up to date, and the versions it tells."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gisgd_ray.errors import UserError
+from gisgd_ray.launch_record import FILE, PACKAGES, LaunchRecord, keep, last_record, versions
+
+FIRST = LaunchRecord(
+    sweep="lr_batch",
+    script="/home/ada/sweeps/lr_batch.py",
+    begun="2026-01-02T03:04:05.678+00:00",
+    swept=["training.learning_rate"],
+    planned=["a", "b"],
+    facts={"scale": "laptop"},
+    versions={"torch": "2.6", "ray": "2.50"},
+)
+
+
+def later(day: int, **versions: str) -> LaunchRecord:
+    return replace(FIRST, begun=f"2026-01-{day:02d}T00:00:00+00:00", versions=versions)
+
+
+def kept(folder: Path, *records: LaunchRecord) -> LaunchRecord:
+    """The last record once all these are kept."""
+    for record in records:
+        keep(folder, record)
+    last = last_record(folder)
+    assert last is not None
+    return last
+
+
+def test_a_folder_without_launches_has_no_record(tmp_path: Path) -> None:
+    assert last_record(tmp_path) is None
+
+
+def test_a_record_comes_back_as_it_was_kept(tmp_path: Path) -> None:
+    assert kept(tmp_path, FIRST) == FIRST
+
+
+def test_a_launch_is_brought_up_to_date_and_the_next_one_appended(tmp_path: Path) -> None:
+    ended = replace(FIRST, seconds=12.5, facts={"scale": "laptop", "resources": "1 CPU"})
+    assert kept(tmp_path, FIRST, ended) == ended
+    second = later(3, **FIRST.versions)
+    assert kept(tmp_path, second) == second
+    launches = json.loads((tmp_path / FILE).read_bytes())["launches"]
+    assert [launch["seconds"] for launch in launches] == [12.5, None]
+
+
+def test_versions_of_earlier_launches_are_told_once_where_they_differ(tmp_path: Path) -> None:
+    records = [
+        later(2, torch="2.4", ray="2.50"),
+        later(3, torch="2.5", ray="2.50"),
+        later(4, torch="2.4", ray="2.50"),
+        later(5, torch="2.6", ray="2.50"),
+    ]
+    last = kept(tmp_path, *records)
+    assert last.versions == {"torch": "2.6", "ray": "2.50"}
+    assert last.earlier == {"torch": ["2.4", "2.5"]}
+
+
+def test_a_launch_that_ran_nothing_tells_the_versions_of_the_one_that_did(tmp_path: Path) -> None:
+    last = kept(tmp_path, later(2, torch="2.4"), later(3, torch="2.5"), later(4))
+    assert (last.begun, last.versions) == (later(4).begun, {"torch": "2.5"})
+    assert last.earlier == {"torch": ["2.4"]}
+
+
+def test_where_no_launch_ran_anything_there_are_no_versions(tmp_path: Path) -> None:
+    last = kept(tmp_path, later(2), later(3))
+    assert (last.versions, last.earlier) == ({}, {})
+
+
+def test_trials_of_a_version_without_records_do_not_pass_for_this_ones(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "a.jsonl").touch()
+    record = replace(FIRST, versions={"gisgd-ray": "0.2"})
+    assert kept(tmp_path, record, record).earlier == {"gisgd-ray": ["a version that left no record"]}
+    assert kept(tmp_path, later(3)).versions == {"gisgd-ray": "0.2"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        '{"format": 1, "laun',
+        "[]",
+        "{}",
+        '{"format": 1}',
+        '{"format": "1", "launches": []}',
+        '{"format": 1, "launches": 5}',
+        '{"format": 1, "launches": ["a"]}',
+        '{"format": 1, "launches": [{"begun": "x"}]}',
+        "\ud800",
+    ],
+)
+def test_a_damaged_record_is_told_and_left_alone(tmp_path: Path, content: str) -> None:
+    damaged = content.encode(errors="surrogatepass")
+    (tmp_path / FILE).write_bytes(damaged)
+    with pytest.raises(UserError, match=r"launches\.json is damaged \(.+\); remove it$"):
+        last_record(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == damaged
+
+
+def test_a_launch_is_not_added_to_a_damaged_record(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text('{"format": 1, "launches": ["a"]}')
+    with pytest.raises(UserError, match="damaged"):
+        keep(tmp_path, FIRST)
+
+
+def test_a_later_format_is_told_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text('{"format": 2, "runs": []}')
+    with pytest.raises(UserError, match=r"later version of gisgd-ray \(format 2, known here: 1\)"):
+        last_record(tmp_path)
+    with pytest.raises(UserError, match="later version"):
+        keep(tmp_path, FIRST)
+    assert json.loads((tmp_path / FILE).read_bytes())["format"] == 2
+
+
+def test_versions_name_all_that_makes_the_numbers() -> None:
+    assert list(versions()) == ["Python", *PACKAGES, "gisgd-ray"]
+    assert all(versions().values())
