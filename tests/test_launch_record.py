@@ -77,7 +77,9 @@ def test_trials_of_a_version_without_records_do_not_pass_for_this_ones(tmp_path:
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal" / "a.jsonl").touch()
     record = replace(FIRST, versions={"gisgd-ray": "0.2"})
-    assert kept(tmp_path, record, record).earlier == {"gisgd-ray": ["a version that left no record"]}
+    assert kept(tmp_path, record, record).earlier == {
+        "gisgd-ray": ["a version that left no record"]
+    }
     assert kept(tmp_path, later(3)).versions == {"gisgd-ray": "0.2"}
 
 

@@ -1,8 +1,9 @@
 """``python -m gisgd_ray.reporting``: pages made again, of one folder or several, and bad input."""
 
 import re
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from gisgd_ray.launch import Outcome
 from gisgd_ray.launch_record import FILE, keep, last_record
 from gisgd_ray.packing import Resources
 from gisgd_ray.reporting import sweep_report
-from gisgd_ray.reporting.__main__ import main
+from gisgd_ray.reporting.__main__ import _declared, main
 from gisgd_ray.results import ResultTables, row_of
 from sweeps.lr_batch import SWEEP
 from tests.pages import RATE, Document
@@ -35,8 +36,8 @@ SWEEP = dataclasses.replace(SWEEP, name="mine", item="Table 9", tables=lambda _:
 """
 
 
-@pytest.fixture(autouse=True)
-def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _no_ray() -> Iterator[None]:
     """A sweep's launch writes the same measurements for every trial, and Ray is not asked."""
 
     def launch(trials: Any, *, place: Any, on_start: Callable[[], None], **_: Any) -> Outcome:
@@ -48,13 +49,15 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         pd.DataFrame(history).to_parquet(place.folder / "history.parquet")
         return Outcome(ResultTables(place.folder), reused=0, interrupted=False, rows=rows)
 
-    monkeypatch.setattr(sweeps, "connect", lambda **_: "a Ray of none")
-    monkeypatch.setattr(sweeps, "largest_memory", lambda: 2**40)
-    monkeypatch.setattr(sweeps, "require_room", lambda **_: None)
-    monkeypatch.setattr(sweeps, "chosen_resources", lambda *_: (Resources(cpus=1, gpus=0), ""))
-    monkeypatch.setattr(sweeps, "launch", launch)
-    # Plotly's four megabytes are of no interest here, nor is drawing.
-    monkeypatch.setattr("gisgd_ray.reporting.page.get_plotlyjs", lambda: "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweeps, "connect", lambda **_: "a Ray of none")
+        patch.setattr(sweeps, "largest_memory", lambda: 2**40)
+        patch.setattr(sweeps, "require_room", lambda **_: None)
+        patch.setattr(sweeps, "chosen_resources", lambda *_: (Resources(cpus=1, gpus=0), ""))
+        patch.setattr(sweeps, "launch", launch)
+        # Plotly's four megabytes are of no interest here.
+        patch.setattr("gisgd_ray.reporting.page.get_plotlyjs", lambda: "")
+        yield
 
 
 def swept(out: Path, script: Path = SCRIPT, sweep: sweeps.Sweep = SWEEP) -> Path:
@@ -75,9 +78,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return swept(tmp_path_factory.mktemp("original"))
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return swept(tmp_path / "results")
+def folder(original: Path, tmp_path: Path) -> Path:
+    """What Figure 6's sweep left, with two trials."""
+    return shutil.copytree(original, tmp_path / "results" / "lr_batch")
 
 
 @pytest.fixture
@@ -86,9 +95,7 @@ def mine(tmp_path: Path) -> tuple[Path, Path]:
     script = tmp_path / "own" / "sweeps" / "mine.py"
     script.parent.mkdir(parents=True)
     script.write_text(MINE)
-    table: dict[str, Any] = {}
-    exec(MINE.replace("@dataclasses.dataclass", ""), table | {"Cell": None}, table)
-    return script, swept(tmp_path / "results", script, table["SWEEP"])
+    return script, swept(tmp_path / "results", script, _declared(script))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
@@ -129,9 +136,8 @@ def test_a_folder_of_several_gets_a_scoreboard(
 def test_several_folders_get_a_scoreboard_above_them(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / "deep" / "lr_batch"
     other.parent.mkdir(parents=True)
-    folder.rename(other)
-    again = swept(tmp_path / "results")
-    assert main([str(other), str(again)]) == 0
+    shutil.copytree(folder, other)
+    assert main([str(other), str(folder)]) == 0
     assert (tmp_path / "scoreboard.html").exists()
 
 

@@ -75,7 +75,10 @@ def _report(options: argparse.Namespace) -> int:
         entity_and_project(options.wandb)
     given = [folder.expanduser() for folder in options.folders]
     # One folder may be named twice, in two ways.
-    folders = {folder.resolve(): folder for top in given for folder in sweeps_in(top)}.values()
+    found: dict[Path, Path] = {}
+    for folder in [folder for top in given for folder in sweeps_in(top)]:
+        found.setdefault(folder.resolve(), folder)
+    folders = list(found.values())
     several = len(folders) > 1 or not (given[0] / TABLE).exists()
     if options.script is not None and not several:
         require_same_sweep(given[0], options.script)

@@ -1,5 +1,6 @@
 """Figures, tables and page of a sweep, from what its folder holds."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +97,8 @@ def write_report(
 
 
 def _lacking(sweep: "Sweep", tables: ResultTables, column: object) -> UserError:
-    # pandas says "Column not found: NAME" in some places, and the name alone in others.
-    name = str(column).removeprefix("Column not found: ")
+    # pandas says "NAME", "Column not found: NAME" or "['NAME'] not in index".
+    name = re.sub(r"Column not found: |[\[\]']| not in index", "", str(column))
     return UserError(
         f"the tables in {tables.folder} have no {name}, which {sweep.item} needs: they are of "
         "another version of gisgd-ray or of another sweep; report with the version that ran it, "

@@ -249,7 +249,7 @@ def _table_of(columns: Mapping[str, Any], name: str) -> wandb.Artifact:
     """Columns of equal length as an artifact of tables, as many as their length needs."""
     artifact = wandb.Artifact(name, type="steps")
     arrays = [np.asarray(column) for column in columns.values()]
-    lists = [np.where(np.isfinite(a), a, None).tolist() for a in arrays]
+    lists = [[v if math.isfinite(v) else None for v in a.tolist()] for a in arrays]
     # W&B checks the type of every cell, which would take a tenth of a short trial's time: one row
     # tells the types, and the file is written here in W&B's form.
     sample = wandb.Table(columns=list(columns), data=[[a.dtype.type(0).item() for a in arrays]])
