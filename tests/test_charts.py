@@ -257,3 +257,10 @@ def test_mathtext_is_readable_and_escaped(text: str, shown: str) -> None:
 
 def test_docstring_examples() -> None:
     assert doctest.testmod(charts_text).failed == 0
+
+
+def test_ticks_of_a_log_axis_are_whole_numbers() -> None:
+    from gisgd_ray.reporting.charts import _log_ticks
+
+    assert _log_ticks(0.15, 1.2, 0.9) == [0.2, 0.5, 1.0]
+    assert _log_ticks(2.0, 6.0, 0.48) == [2.0, 3.0, 4.0, 5.0, 6.0]

@@ -133,7 +133,10 @@ def _axis(axis: Axis, limits: tuple[float, float]) -> dict[str, Any]:
         if decades > 3:
             shown |= {"dtick": max(1, round(decades / 6)), "exponentformat": "power"}
         else:
-            shown["dtick"] = "D1" if decades < 0.8 else "D2"
+            # plotly's own would leave out the powers of ten: 1, 5, 2 for 1, 0.5, 0.2.
+            ticks = _log_ticks(min(low, high), max(low, high), decades)
+            shown |= {"tickmode": "array", "tickvals": ticks}
+            shown["ticktext"] = [f"{tick:g}" for tick in ticks]
     elif scale == "linear":
         shown |= {"type": "linear", "range": [low, high]}
     else:
@@ -142,6 +145,14 @@ def _axis(axis: Axis, limits: tuple[float, float]) -> dict[str, Any]:
         shown |= {"tickmode": "array", "tickvals": list(texts), "ticktext": list(texts.values())}
         del shown["hoverformat"]
     return shown
+
+
+def _log_ticks(low: float, high: float, decades: float) -> list[float]:
+    """The more, the fewer decades there are."""
+    steps = (1.0, 2.0, 5.0) if decades >= 0.8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [float(f"{step}e{power}") for power in powers for step in steps]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def _fixed(axis: Axis) -> dict[float, str]:
