@@ -179,8 +179,7 @@ def test_a_finish_that_hangs_is_left_behind(
     run.finish({"status": "finished"})
     release.set()
     assert run.status == (
-        "off: TimeoutError: W&B did not take the run within 0.1 s; `make sync` uploads what is "
-        "missing"
+        "off: TimeoutError: W&B did not take the run within 0.1 s; the tables have all of it"
     )
 
 

@@ -139,3 +139,51 @@ def test_runs_kept_offline_are_uploaded_later_under_the_same_ids(tmp_path: Path)
             )
             assert_told_as_in(ResultTables(tmp_path / "lr_batch"), server.runs)
         assert len([a for a in server.artifacts if a.type == "steps"]) == 4
+
+
+ONE_AFTER_ANOTHER = """
+import os, sys
+from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings
+config = {"training.learning_rate": 0.1, "scheme.name": sys.argv[3]}
+settings = WandbSettings(mode=sys.argv[1], folder=sys.argv[2], group="g", project="p", every_s=5)
+run = WandbRun(settings, trial_id="abc", name="x", config=config)
+for step in range(int(sys.argv[4])):
+    run.log({"step": step, "train/loss": 1.0 / (step + 1)})
+run.finish({"status": "finished"})
+print(run.status)
+"""
+
+
+def one(server: Server, folder: Path, *arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_ANOTHER, arguments[0], str(folder), *arguments[1:]],
+        env=online(server, folder),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    ).stdout.strip()
+
+
+def test_what_is_kept_offline_of_a_run_begun_online_is_a_run_beside_it(tmp_path: Path) -> None:
+    with Server() as server:
+        assert one(server, tmp_path, "online", "sgd", "3") == "online"
+        assert one(server, tmp_path, "offline", "sgd", "6") == "offline"
+        make = ["make", "-o", ".venv/installed", f"BIN={Path(sys.executable).parent}", "sync"]
+        command = [*make, f"ARGS={tmp_path}"]
+        subprocess.run(command, cwd=ROOT, env=online(server, tmp_path), check=True, timeout=90)
+        told = {run.id: [point["step"] for point in run.history] for run in server.runs}
+        assert told == {"abc": [0, 1, 2], "abc-offline": [0, 1, 2, 3, 4, 5]}
+
+
+def test_a_run_of_that_id_with_other_settings_is_left_alone(tmp_path: Path) -> None:
+    with Server() as server:
+        assert one(server, tmp_path, "online", "sgd", "3") == "online"
+        status = one(server, tmp_path, "online", "gmp", "6")
+        assert status.startswith(
+            "off: OtherSettingsError: the run p/abc exists with other settings (scheme.name is sgd "
+            "there, and gmp here)"
+        )
+        (run,) = server.runs
+        assert [point["step"] for point in run.history] == [0, 1, 2]
+        assert run.config["scheme.name"] == "sgd"

@@ -117,15 +117,20 @@ class WandbRun:
         named = ("scheme.name", "model.name", "data.dataset")
         tags = [str(config[field]) for field in named if config.get(field)]
 
+        been_online = Path(settings.folder) / "wandb" / f"online-{trial_id}"
+
         def init(mode: Mode) -> Any:
+            run_id = trial_id
             if mode == "offline":
+                # An upload would put its points after those that the server has: a run beside it.
+                run_id += "-offline" if been_online.exists() else ""
                 # What a broken-off trial left, which the new run tells again in full.
                 for left in Path(settings.folder).glob(f"wandb/offline-run-*-{trial_id}*"):
                     shutil.rmtree(left, ignore_errors=True)
             run = wandb.init(
                 entity=settings.entity,
                 project=settings.project,
-                id=trial_id,
+                id=run_id,
                 name=name,
                 group=settings.group,
                 job_type=str(config.get("scheme.name")),
@@ -136,8 +141,16 @@ class WandbRun:
                 reinit="create_new",
                 settings=_slim(settings.every_s),
             )
-            if run.resumed:
-                _require_same(dict(run.config), config, where=f"{settings.project}/{trial_id}")
+            # A run that was lost before it told anything has no settings yet.
+            if run.resumed and (run.starting_step > 0 or dict(run.config)):
+                try:
+                    _require_same(dict(run.config), config, where=f"{settings.project}/{trial_id}")
+                except OtherSettingsError:
+                    run.finish()
+                    raise
+            if mode == "online":
+                been_online.parent.mkdir(exist_ok=True)
+                been_online.touch()
             run.config.update(dict(config), allow_val_change=True)  # type: ignore[no-untyped-call]
             return run
 
@@ -210,8 +223,8 @@ class WandbRun:
             closing.join(FINISH_TIMEOUT_S)
             if closing.is_alive():
                 raise TimeoutError(
-                    f"W&B did not take the run within {FINISH_TIMEOUT_S:g} s; `make sync` uploads "
-                    "what is missing"
+                    f"W&B did not take the run within {FINISH_TIMEOUT_S:g} s; the tables have all "
+                    "of it"
                 )
             self._run = None
         except Exception as fault:
@@ -238,10 +251,11 @@ def _require_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], *, where: 
         OtherSettingsError: a setting is another.
     """
     for name, value in json.loads(json.dumps(dict(ours))).items():  # lists for tuples, as theirs
-        if name in theirs and theirs[name] != value:
+        if name not in theirs or theirs[name] != value:
+            there = f"is {theirs[name]}" if name in theirs else "is not set"
             raise OtherSettingsError(
-                f"the run {where} exists with other settings ({name} is {theirs[name]} there and "
-                f"{value} here); nothing was written to it: choose another WANDB_PROJECT"
+                f"the run {where} exists with other settings ({name} {there} there, and {value} "
+                "here); none of this trial's points went to it: choose another WANDB_PROJECT"
             )
 
 
