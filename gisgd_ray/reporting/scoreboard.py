@@ -78,6 +78,8 @@ class Sweep:
     """Trials."""
     status: str
     scale: str
+    ran: str
+    """Networks and data, which at laptop scale are not the paper's: "mlp on mnist5k"."""
     told: Sequence[tuple[str, str]]
     """Verdicts that there are, and how many claims have it: ("holds", "2 hold")."""
     verdicts: dict[str, int]
@@ -125,6 +127,14 @@ def write_scoreboard(
     return path
 
 
+def _ran(trials: pd.DataFrame) -> str:
+    columns = ["model.name", "data.dataset"]
+    if not set(columns) <= set(trials.columns):
+        return ""
+    pairs = trials[columns].drop_duplicates().astype(str).itertuples(index=False)
+    return ", ".join(f"{model} on {data}" for model, data in pairs)
+
+
 def _sweep(entry: Entry, above: Path) -> Sweep:
     report = entry.report
     claims = [
@@ -139,6 +149,7 @@ def _sweep(entry: Entry, above: Path) -> Sweep:
         finished=int((entry.trials["status"] == "finished").sum()),
         status=status_line(entry.trials, report.planned),
         scale=report.facts.get("scale", "not recorded"),
+        ran=_ran(entry.trials),
         told=[(v, _counted(verdicts, v)) for v in VERDICTS if verdicts[v]],
         verdicts=verdicts,
         claims=claims,
