@@ -18,6 +18,7 @@ from gisgd_ray.claims import Claim
 from gisgd_ray.cluster import cluster_gpus, connect, largest_memory, require_room
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
+from gisgd_ray.estimate import duration
 from gisgd_ray.launch import Outcome, launch
 from gisgd_ray.launch_record import LaunchRecord, keep, last_record, versions
 from gisgd_ray.memory import machine_memory, require_memory
@@ -25,6 +26,7 @@ from gisgd_ray.packing import Resources
 from gisgd_ray.place import Place
 from gisgd_ray.plan import Plan, make_plan, plan_lines
 from gisgd_ray.reporting.numbers import counted
+from gisgd_ray.reporting.progress import error_line
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.reporting.sweep_report import write_report
 from gisgd_ray.reporting.tables import Table, for_terminal
@@ -34,6 +36,8 @@ from gisgd_ray.storage import is_uri, without_keys
 
 SHORTEST_S = 0.1
 """Between two checkpoints of a trial."""
+FAILURES_TOLD = 10
+"""In the closing words; the page has all of them."""
 
 
 @dataclass(frozen=True)
@@ -220,22 +224,25 @@ def _choose_scale(asked: str, connection: str) -> str:
 
 
 def _print_closing(outcome: Outcome, page: Path, seconds: float) -> None:
+    """How the sweep ended, what went wrong, and last where the results are."""
     counts = [
         f"{outcome.count(status)} {status}"
         for status in ("finished", "diverged", "failed")
         if outcome.count(status)
     ]
     reused = f" ({outcome.reused} from an earlier launch)" if outcome.reused else ""
-    print(f"{', '.join(counts) or 'no trial ended'}{reused} in {seconds:.0f} s.")
+    print(f"{', '.join(counts) or 'no trial ended'}{reused} in {duration(seconds)}.")
     if outcome.lost:
         times = "once" if outcome.lost == 1 else f"{outcome.lost} times"
         print(f"{times} a trial was lost, and went on from its last checkpoint.".capitalize())
     if outcome.interrupted:
         print("Stopped before the end: the same command with --resume runs what is missing.")
-    for row in outcome.rows:
-        if row["status"] == "failed":
-            last = str(row["error"]).strip().splitlines()[-1:]
-            print(f"failed: trial {row['trial_id']}: {''.join(last)}", file=sys.stderr)
+    sys.stdout.flush()  # in a log of both, stderr would come before it
+    failed = [row for row in outcome.rows if row["status"] == "failed"]
+    for row in failed[:FAILURES_TOLD]:
+        print(f"failed: trial {row['trial_id']}: {error_line(row['error'])}", file=sys.stderr)
+    if (rest := len(failed) - FAILURES_TOLD) > 0:
+        print(f"and {rest} more failed; all of them are on the page", file=sys.stderr)
     statuses = sorted({row["wandb/status"] for row in outcome.rows if "wandb/status" in row})
     for kind, what in (("off: ", "was switched off"), ("offline: ", "was kept offline")):
         faults = [s.removeprefix(kind) for s in statuses if s.startswith(kind)]
@@ -243,6 +250,6 @@ def _print_closing(outcome: Outcome, page: Path, seconds: float) -> None:
             more = f" (and {len(faults) - 1} like it)" if len(faults) > 1 else ""
             print(f"W&B {what} for some trials: {faults[0]}{more}", file=sys.stderr)
     if any(status.startswith("offline") for status in statuses):
-        runs = outcome.tables.folder / "wandb"
+        runs = shlex.quote(str(outcome.tables.folder / "wandb"))
         print(f"W&B runs are offline; upload with: wandb sync {runs}/offline-run-*")
-    print(f"Tables, figures and page: {page}")
+    print(f"Tables, figures and page: {page}", flush=True)

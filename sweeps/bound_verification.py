@@ -147,7 +147,8 @@ SWEEP = Sweep(
     captions={
         "figure2": "The bound of Eq. 3 and the gap (test loss minus training loss) at the end of "
         "training. Label noise is the fraction of train and of test labels redrawn at random. "
-        "With several seeds, means with one standard deviation shaded."
+        "With several seeds, means with one standard deviation shaded; where that reaches below "
+        "zero, which a log axis does not have, the upper half alone."
     },
     run_panels=[
         RunPanel(

@@ -181,8 +181,11 @@ KEY = [
 
 
 def _places(variants: list[Variant]) -> dict[str, int]:
-    """Colours by label: black without clipping, then the same for the same way of clipping."""
-    preferred = {("running_minimum", True): 0, ("lag", False): 1, ("running_minimum", False): 2}
+    """Colours by label: black without clipping, then the same for the same way of clipping.
+
+    Of the colours those that differ in grey as well: a lag's is the lightest.
+    """
+    preferred = {("running_minimum", True): 0, ("lag", False): 4, ("running_minimum", False): 2}
     places: dict[str, int] = {}
     for variant in variants:
         way = (str(variant.setting.get("scheme.variant")), variant.starts_by_itself)

@@ -160,7 +160,7 @@ def _panel(axis: Axes, tables: ResultTables, trials: pd.DataFrame, title: str) -
             at = float(np.mean(epochs))
             axis.axvline(at, color=colour, linestyle=pattern, linewidth=1.2, label=label)
             where.append(f"{label} at {'' if where else 'epoch '}{at:.3g}")
-    axis.set_title("\n".join([title, ", ".join(where)]))
+    axis.set_title("\n".join([title, ", ".join(where)]), fontsize=8)  # two abreast must not meet
     axis.set_xlabel("epoch")
     axis.set_ylabel("accuracy (%)")
     axis.set_ylim(0, 102)

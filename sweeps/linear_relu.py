@@ -78,11 +78,18 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
         if not shown:
             continue
         with style():
-            figure = new_figure(4.5, 3.2 * len(shown))
+            figure = new_figure(4.5, 3.0 * len(shown) + 0.5)
             axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
             for axis, (title, group) in zip(axes, shown.items(), strict=True):
                 _panel(axis, points_after_start(tables, group), bound, theorem)
                 axis.set_title(title)
+            # Below the axes: the gap may be anywhere in them.
+            named = {
+                label: handle
+                for axis in axes
+                for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+            }
+            figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=2)
         figures[name] = figure
     return figures
 
@@ -100,7 +107,6 @@ def _panel(axis: Axes, points: pd.DataFrame, bound: str, theorem: str) -> None:
     log_scale(axis)
     axis.set_xlabel("iteration")
     axis.set_ylabel("loss")
-    axis.legend()
 
 
 SWEEP = Sweep(

@@ -177,9 +177,9 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
     shown = by_panel(finished(tables))
     with style():
         figure, axes = panel_grid(len(shown), height=3.2)
-        for axis, (title, panel) in zip(axes, shown.items(), strict=True):
+        for i, (axis, (title, panel)) in enumerate(zip(axes, shown.items(), strict=True)):
             _dots(axis, panel)
-            axis.set_title(title, wrap=True)
+            axis.set_title(f"({chr(ord('a') + i)}) {title}", wrap=True)
             axis.set_xlabel("test accuracy (%)")
     return {"regularizers": figure}
 

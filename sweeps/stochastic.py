@@ -27,6 +27,7 @@ from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import panels
 from gisgd_ray.reporting.figures import curve, log_scale, new_figure, style
+from gisgd_ray.reporting.numbers import format_noise_std
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace
@@ -98,7 +99,12 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
             for axis in axes.flat[len(stds) + 1 :]:
                 axis.set_visible(False)
             for i, (axis, noise_std) in enumerate(zip(axes.flat, stds, strict=False)):
-                _terms(axis, history, noise_std, f"({chr(ord('a') + i)}) σ = {noise_std:g}")
+                _terms(
+                    axis,
+                    history,
+                    noise_std,
+                    f"({chr(ord('a') + i)}) σ = {format_noise_std(noise_std)}",
+                )
             last = f"({chr(ord('a') + len(stds))}) V and Ṽ"
             _dispersions(axes.flat[len(stds)], tables, group, last)
             figure.suptitle(f"{title}, {group['replicas'].iloc[0]:.0f} replicas", fontsize=9)
@@ -131,6 +137,7 @@ def _dispersions(axis: Axes, tables: ResultTables, group: pd.DataFrame, title: s
         )
     ):
         curve(axis, steps, "step", column, label=label, place=place, marked=False)
+    axis.lines[-1].set_linestyle("--")  # in print without colours there are no markers to go by
     axis.set_ylim(top=1.5 * axis.get_ylim()[1])  # room for the legend
     log_scale(axis)
     axis.set_title(title)
@@ -152,7 +159,7 @@ SWEEP = Sweep(
         "figure5": "(a)-(c) The trajectory terms up to each iteration, all constants included. "
         "(d) The gradient dispersion V about the mean over W and Z (ours, Eq. 1) and Ṽ about the "
         "mean over Z alone (Neu et al.) at every iteration; expectations over W are means over the "
-        "replicas."
+        "replicas. With several seeds (other replicas), means with one standard deviation shaded."
     },
     run_panels=[
         RunPanel(

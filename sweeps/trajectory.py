@@ -25,6 +25,7 @@ from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import panels
 from gisgd_ray.reporting.figures import curve, log_scale, new_figure, style
+from gisgd_ray.reporting.numbers import format_noise_std
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace
@@ -103,12 +104,12 @@ def points(tables: ResultTables, trials: pd.DataFrame, noise_std: float) -> pd.D
 def plot(tables: ResultTables) -> dict[str, Figure]:
     """Figure 1, a panel per model, dataset and sigma; and below it what the curves are made of."""
     shown = [
-        (f"{_sigma(noise_std)} ({title})", points(tables, group, noise_std))
+        (f"{title}\n{_sigma(noise_std)}", points(tables, group, noise_std))
         for title, group in panels(finished(tables), [NOISE_STDS]).items()
         for noise_std in noise_stds(group)
     ]
     with style():
-        figure = new_figure(6.8, 5.2 * ((len(shown) + 1) // 2))
+        figure = new_figure(6.8, 4.5 * ((len(shown) + 1) // 2))
         axes = figure.subplots(2 * ((len(shown) + 1) // 2), 2, squeeze=False)
         if len(shown) % 2:
             for axis in axes[-2:, 1]:
@@ -122,8 +123,9 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
 
 def _sigma(noise_std: float) -> str:
     """The std, and its square where the paper's sigma may be meant as that."""
-    squared = f", σ² = {noise_std**2:.3g}" if noise_std > 1e-4 else ""
-    return f"σ = {noise_std:.3g}{squared}"
+    if noise_std > 1e-4:
+        return f"σ = {noise_std:.3g}, σ² = {format_noise_std(float(f'{noise_std**2:.3g}'))}"
+    return f"σ = {format_noise_std(noise_std)}"
 
 
 def _terms(axis: Axes, frame: pd.DataFrame, title: str) -> None:

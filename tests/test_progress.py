@@ -117,7 +117,7 @@ def test_at_the_beginning_and_at_the_end(clock: Callable[[float], None]) -> None
     progress = display(total=2)
     assert [line.split("  ")[-1].strip() for line in shown(progress, 80)] == [
         "0/2 done",
-        "0:00:00 so far",
+        "waiting for the first trial to start, 0:00:00 so far",
     ]
     clock(3723)
     progress.finished("id0", FINISHED)
@@ -212,7 +212,8 @@ def test_on_a_terminal_each_trial_is_one_line_that_fits(width: int) -> None:
     ]
     if width == 80:
         cut = "dataset=mnist5k name=mlp learning_rate=…  "
-        assert lines[0][15:] == cut + "gap 0.0312  bound 1.23…"
+        assert lines[0][15:] == cut + "gap 0.0312  bound 1.23"  # no number is cut
+        assert lines[1][15:] == cut + "batch loss 1.2e+05 at …"
         assert lines[2][15:] == cut + "RuntimeError: CUDA out…"
     else:
         assert lines[0].endswith("123,456 steps  0 s")

@@ -73,7 +73,8 @@ def test_every_item_of_the_paper_is_listed_once_and_missing_ones_with_their_comm
         assert row[1] == title
         if item != "Figure 6":
             assert row[2:] == [f"not run yet: python sweeps/{name}.py"]
-    counts = "2 of 3 trials finished, stopped early: 1 have not run to their end; scale: laptop (mlp on mnist5k)"
+    counts = "2 of 3 trials finished, stopped early: 1 have not run to their end; "
+    counts += "scale: laptop (mlp on mnist5k)"
     assert found[5][2:] == [counts, "2 hold 1 undecided 1 fails"]
 
 

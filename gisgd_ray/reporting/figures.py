@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from gisgd_ray.reporting.numbers import format_noise_std, format_number
+
 # Okabe and Ito's colours, distinguishable with any colour vision; markers repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -66,10 +68,14 @@ def log_scale(axis: Axes) -> None:
     low, high = axis.get_ylim()
     steps: tuple[float, ...] = (1.0,)  # over many decades the powers of ten are enough
     if high / low < 1e3:
-        steps = (1.0, 2.0, 5.0) if high / low > 6 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+        steps = (1.0, 2.0, 5.0) if high / low > 10 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+    # All powers of ten of an axis alike; 100000 and 1e-05 read badly.
+    extreme = low < 1e-4 or high > 1e5
+    powers = extreme and len(steps) == 1
+    named = format_noise_std if powers else format_number if extreme else "{:g}".format
     axis.yaxis.set_major_locator(LogLocator(subs=steps))
     axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: named(value)))
 
 
 def curve(

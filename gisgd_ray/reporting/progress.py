@@ -23,8 +23,8 @@ STATUS_COLOURS = {"finished": "green", "diverged": "yellow", "failed": "red"}
 class Progress:
     """Trials done, running and failed, current loss and gap, time left.
 
-    On a terminal the display is redrawn in place; elsewhere (a log file, CI) every trial that
-    ends is one line.
+    On a terminal the display is redrawn in place; elsewhere (a log file, CI, a notebook) every
+    trial that ends is one line.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Progress:
         self.reused = done
         self.title = title
         self.labels = labels
-        self.console = console or Console(stderr=True)
+        self.console = console or _console()
         self.counts = {"finished": 0, "diverged": 0, "failed": 0}
         self.running: dict[str, dict[str, Any]] = {}
         self.begun = time.monotonic()
@@ -86,22 +86,31 @@ class Progress:
         count = f"{self._done():>{len(str(self.total))}}/{self.total} "
         head = Text.assemble((count, "dim"), (f"{status:<8} ", STATUS_COLOURS[status]))
         if status == "finished":
-            said = (
-                f"gap {row['gap/loss']:.3g}  bound {row['bound/theorem2_closed_form']:.3g}  "
-                f"loss {row['train/loss']:.3g}  {row['steps']:,} steps  {seconds:.0f} s"
-            )
+            said = [
+                f"gap {row['gap/loss']:.3g}",
+                f"bound {row['bound/theorem2_closed_form']:.3g}",
+                f"loss {row['train/loss']:.3g}",
+                f"{row['steps']:,} steps",
+                f"{seconds:.0f} s",
+            ]
         elif status == "diverged":
-            said = f"{row['stop_reason']}  {seconds:.0f} s"
+            said = [row["stop_reason"], f"{seconds:.0f} s"]
         else:
-            said = (str(row["error"]).strip().splitlines() or ["without a message"])[-1]
+            said = [error_line(row["error"])]
         label = self._label(trial_id)
         if not self.console.is_terminal:
-            self.console.print(head + label + Text(f"  {said}"), soft_wrap=True, highlight=False)
+            line = Text("  ").join([head + label, *map(Text, said)])
+            self.console.print(line, soft_wrap=True, highlight=False)
             return
-        # One line on the terminal: the label keeps half of it at least, the rest is cut.
-        room = self.console.width - head.cell_len - len(said) - 2
-        label.truncate(max(room, self.console.width // 2), overflow="ellipsis")
-        line = head + label + Text(f"  {said}")
+        # One line on the terminal: the label keeps half of it at least; numbers are left out whole,
+        # the last ones first, and only a sentence is cut.
+        width = self.console.width
+        whole = len("  ".join(["", *said]))
+        label.truncate(max(width - head.cell_len - whole, width // 2), overflow="ellipsis")
+        room = width - head.cell_len - label.cell_len
+        while len(said) > 1 and len("  ".join(["", *said])) > room:
+            said.pop()
+        line = Text("  ").join([head + label, *map(Text, said)])
         self.console.print(line, no_wrap=True, overflow="ellipsis", highlight=False)
 
     def render(self) -> RenderableType:
@@ -152,11 +161,27 @@ class Progress:
         parts = [f"{n} {status}" for status, n in self.counts.items() if n and status != "finished"]
         if self.reused:
             parts.append(f"{self.reused} from before")
+        if not self.running and not any(self.counts.values()):
+            parts.append("waiting for the first trial to start")
         elapsed = time.monotonic() - self.begun
         return ", ".join([*parts, f"{timedelta(seconds=int(elapsed))} so far"])
 
     def _done(self) -> int:
         return self.reused + sum(self.counts.values())
+
+
+def _console() -> Console:
+    """Stderr; in a notebook, where that is shown as an alarm, plain text among the other output."""
+    console = Console(stderr=True)
+    if not console.is_jupyter:
+        return console
+    # A kernel sets FORCE_COLOR, by which its output would pass for a terminal.
+    return Console(force_jupyter=False, force_terminal=False, color_system=None)
+
+
+def error_line(error: object) -> str:
+    """What a traceback says at its end."""
+    return (str(error).strip().splitlines() or ["without a message"])[-1]
 
 
 def trial_label(config: TrialConfig, swept: Sequence[str]) -> str:

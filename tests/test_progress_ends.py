@@ -1,0 +1,148 @@
+"""The closing words of a sweep, and the display in a notebook."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from gisgd_ray.launch import Outcome
+from gisgd_ray.reporting import progress
+from gisgd_ray.results import ResultTables
+from gisgd_ray.sweep import FAILURES_TOLD, _print_closing
+from tests.test_progress import DIVERGED, FINISHED, LABELS, POINT, display, written
+
+PAGE = Path("results/my sweeps/lr_batch/report.html")
+
+
+def closing(*rows: dict[str, Any], seconds: float = 7, interrupted: bool = False) -> None:
+    outcome = Outcome(ResultTables(PAGE.parent), reused=0, interrupted=interrupted)
+    outcome.rows.extend({"trial_id": f"id{i}", **row} for i, row in enumerate(rows))
+    _print_closing(outcome, PAGE, seconds)
+
+
+# ---------------------------------------------------------------- the closing words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(7.2, "7 s"), (150, "2.5 min"), (8000, "2.2 h"), (200_000, "2.3 d")]
+)
+def test_long_sweeps_are_not_told_in_seconds(
+    seconds: float, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closing({"status": "finished"}, seconds=seconds)
+    assert capsys.readouterr().out.startswith(f"1 finished in {told}.\n")
+
+
+def test_the_page_comes_last_and_a_path_with_spaces_can_be_pasted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    closing({"status": "finished", "wandb/status": "offline"}, interrupted=True)
+    counts, stopped, upload, page = capsys.readouterr().out.splitlines()
+    assert counts == "1 finished in 7 s."
+    assert stopped.startswith("Stopped before the end")
+    assert upload.endswith("wandb sync 'results/my sweeps/lr_batch/wandb'/offline-run-*")
+    assert page == f"Tables, figures and page: {PAGE}"
+
+
+def test_failures_are_a_line_each_and_never_crowd_out_the_rest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    silent = {"status": "failed", "error": " \n"}
+    loud = {"status": "failed", "error": "Traceback:\n  here\nRuntimeError: no\n"}
+    closing(silent, *[loud] * (FAILURES_TOLD + 4))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [
+        "failed: trial id0: without a message",
+        "failed: trial id1: RuntimeError: no",
+    ]
+    assert lines[FAILURES_TOLD:] == ["and 5 more failed; all of them are on the page"]
+
+
+class Stream:
+    """A standard stream into a log."""
+
+    def __init__(self, log: list[str], *, buffered: bool):
+        self.log, self.buffered = log, buffered
+        self.held: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.held.append(text)
+        if not self.buffered:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self.log.extend(self.held)
+        self.held.clear()
+
+
+def test_failures_follow_the_counts_in_one_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stdout into a file is buffered and stderr is not."""
+    log: list[str] = []
+    monkeypatch.setattr(sys, "stdout", Stream(log, buffered=True))
+    monkeypatch.setattr(sys, "stderr", Stream(log, buffered=False))
+    closing({"status": "failed", "error": "RuntimeError: no"})
+    assert [line.split()[0] for line in "".join(log).splitlines()] == ["1", "failed:", "Tables,"]
+
+
+# ---------------------------------------------------------------- in a notebook
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """As in a Jupyter kernel; what is shown there other than by its text streams."""
+    shown: list[Any] = []
+    module = ModuleType("IPython.display")
+    monkeypatch.setattr(module, "display", lambda *given, **_: shown.extend(given), raising=False)
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as ipykernel does
+    monkeypatch.setenv("TERM", "xterm-color")
+    return shown
+
+
+def test_in_a_notebook_the_display_is_plain_lines_of_its_output(
+    notebook: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On stdout, among the other words: stderr is shown in red, and a display apart."""
+    assert Console(stderr=True).is_jupyter
+    with progress.Progress(total=2, done=0, title="Figure 6", labels=LABELS) as shown:
+        shown.note("W&B: offline")
+        for trial_id in ("id0", "id1"):
+            shown.started(trial_id)
+        for _ in range(100):
+            shown.report("id0", [POINT])
+        shown.finished("id0", FINISHED)
+        shown.finished("id1", DIVERGED)
+    out, err = capsys.readouterr()
+    assert (notebook, err) == ([], "")
+    assert "\x1b" not in out
+    lines = out.splitlines()
+    assert [line[:12] for line in lines] == ["W&B: offline", "1/2 finished", "2/2 diverged"]
+    assert lines[1].endswith("0 s")
+
+
+def test_elsewhere_the_display_is_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.Progress(total=1, done=0, title="Figure 6", labels=LABELS) as shown:
+        shown.finished("id0", FINISHED)
+    out, err = capsys.readouterr()
+    assert (out, err.split()[:2]) == ("", ["1/1", "finished"])
+
+
+# ---------------------------------------------------------------- numbers on a line
+
+
+@pytest.mark.parametrize("width", range(60, 161, 4))
+def test_numbers_stand_whole_or_not_at_all(width: int) -> None:
+    shown = display(width=width, terminal=True)
+    shown.finished("id0", FINISHED)
+    (line,) = written(shown).splitlines()
+    assert len(line) <= width
+    numbers = ["gap 0.0312", "bound 1.23", "loss 0.000123", "123,456 steps", "0 s"]
+    said = line.split("  ")[1:]
+    assert said
+    assert said == numbers[: len(said)]
