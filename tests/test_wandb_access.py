@@ -26,7 +26,7 @@ def told(server: Server, folder: Path, **more: str) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     return done.stdout.strip()

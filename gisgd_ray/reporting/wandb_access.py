@@ -1,6 +1,7 @@
 """Whether W&B can be had: asked once, by the driver, before the first trial opens a run."""
 
 import os
+import threading
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,14 +63,27 @@ def access() -> Access:
         return Access(mode, reason)
     entity = os.environ.get("WANDB_ENTITY") or None
     server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    try:
-        client = wandb.Api(timeout=ASK_TIMEOUT_S)
-        entity = entity or client.viewer.entity
-        # W&B would create it with the first run; here before, to see whether it may.
-        client.create_project(project(), entity)
-    except Exception as fault:
-        return Access("offline", _told(fault, server), entity)
-    return Access("online", reason, entity)
+    found: list[str | None] = []
+    faults: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            client = wandb.Api(timeout=ASK_TIMEOUT_S)
+            mine = entity or client.viewer.entity
+            # W&B would create it with the first run; here before, to see whether it may.
+            client.create_project(project(), mine)
+            found.append(mine)
+        except Exception as fault:
+            faults.append(fault)
+
+    # The client tries again for a minute and more, whatever its timeout: a sweep does not wait.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(2 * ASK_TIMEOUT_S)
+    if found:
+        return Access("online", reason, found[0])
+    fault = faults[0] if faults else TimeoutError(f"nothing within {2 * ASK_TIMEOUT_S} s")
+    return Access("offline", _told(fault, server), entity)
 
 
 def _told(fault: BaseException, server: str) -> str:
