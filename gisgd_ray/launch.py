@@ -6,13 +6,7 @@ themselves, to a storage that all nodes share.
 """
 
 import contextlib
-import logging
-import os
 import shutil
-import signal
-import sys
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,11 +27,11 @@ from gisgd_ray.place import Place
 from gisgd_ray.recorder import Recorder
 from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.progress import Progress
-from gisgd_ray.reporting.wandb_access import access, project
+from gisgd_ray.reporting.wandb_access import access, foreign_runs, project
 from gisgd_ray.reporting.wandb_runs import WandbSettings, seconds_between
 from gisgd_ray.results import ResultTables, finished_ids, reuse, write_tables
-from gisgd_ray.search_space import param_space
-from gisgd_ray.storage import Storage, is_uri, joined
+from gisgd_ray.storage import Storage, is_uri
+from gisgd_ray.tuning import tune_trials
 
 RETRIES = 3
 WANDB_REQUESTS_PER_MINUTE = 120.0
@@ -126,17 +120,8 @@ def launch(
                     retries=retries,
                     names=labels or {},
                 )
-                found = access()
-                if found.mode != "disabled":
-                    progress.note(str(found))
-                wandb = WandbSettings(
-                    mode=found.mode,
-                    folder=str(folder),
-                    group=name,
-                    project=project(),
-                    entity=found.entity,
-                    every_s=seconds_between(_at_once(resources), wandb_requests_per_minute),
-                )
+                every_s = seconds_between(_at_once(resources), wandb_requests_per_minute)
+                wandb = _wandb(folder, name, waiting, every_s, progress)
                 run = {
                     "storage": place.storage,
                     "threads": resources.threads or resources.cpus,
@@ -162,6 +147,27 @@ def launch(
 def _at_once(resources: Resources) -> int:
     """How many trials the cluster runs at once as it is now, at least one."""
     return max(1, sum(slots(machine, resources) for machine in machines()))
+
+
+def _wandb(
+    folder: Path, name: str, trials: Sequence[TrialConfig], every_s: float, progress: Progress
+) -> WandbSettings:
+    """What the trials' runs share, once W&B has been asked; says what came of that."""
+    found = access()
+    if not found.silent:
+        progress.note(str(found))
+    foreign = foreign_runs(found, {trial.trial_id: trial.flat() for trial in trials})
+    for fault in foreign.values():
+        progress.note(f"W&B: {fault}.")
+    return WandbSettings(
+        mode=found.mode,
+        folder=str(folder),
+        group=name,
+        project=project(),
+        entity=found.entity,
+        every_s=every_s,
+        foreign=foreign,
+    )
 
 
 def _clear_leftovers(place: Place, done: set[str]) -> None:
@@ -195,7 +201,13 @@ def _rounds(
     """Run the trials, and those again, with more room, that ran out of memory; the room at last."""
     waiting = list(trials)
     while True:
-        stopped = _tune(waiting, run, place, resources, recorder)
+        try:
+            stopped = tune_trials(waiting, run, place.storage, resources, recorder)
+        except UserError:
+            raise
+        except Exception as error:
+            _raise_if_storage_failed(place.folder, recorder.fault or error)
+            raise
         waiting = [t for t in waiting if t.trial_id in recorder.out_of_memory]
         if not waiting or stopped:
             return resources
@@ -213,104 +225,6 @@ def _rounds(
         )
         resources = roomier
         recorder.out_of_memory.clear()
-
-
-def _tune(
-    trials: Sequence[TrialConfig],
-    run: dict[str, Any],
-    place: Place,
-    resources: Resources,
-    recorder: Recorder,
-) -> bool:
-    """Run the Tuner over the trials until all have ended; whether a signal stopped it before."""
-    from ray import tune
-
-    from gisgd_ray.trainable import TrialTrainable
-
-    notes = Storage(joined(place.storage, "ray"))
-    attempts = {name.split("/")[0] for name in notes.names(recursive=True)}
-    tuner = tune.Tuner(
-        TrialTrainable,
-        param_space=param_space(
-            trials, {**run, "cpus": resources.cpus, "gpus": resources.gpus}, recorder.names
-        ),
-        tune_config=tune.TuneConfig(
-            reuse_actors=True,
-            trial_name_creator=lambda trial: _id_of(trial),
-            trial_dirname_creator=lambda trial: _id_of(trial),
-        ),
-        run_config=tune.RunConfig(
-            name=f"attempt-{len(attempts) + 1}",
-            storage_path=notes.where,
-            verbose=0,
-            callbacks=[_tune_callback(recorder)],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=recorder.retries),
-        ),
-    )
-    with _quiet_tune(), _stop_on_signal() as received:
-        try:
-            tuner.fit()
-        except Exception as error:
-            if isinstance(error, UserError):
-                raise
-            _raise_if_storage_failed(place.folder, recorder.fault or error)
-            raise
-    return bool(received)
-
-
-def _tune_callback(recorder: Recorder) -> Any:
-    """Ray's callback interface around the recorder (a class made here: Ray is imported late)."""
-    from ray import tune
-
-    class Callback(tune.Callback):  # type: ignore[misc,unused-ignore]
-        def __init__(self, recorder: Recorder | None) -> None:
-            self.recorder = recorder
-
-        def __getstate__(self) -> dict[str, Any]:
-            # Ray pickles its callbacks to restore an experiment, which we do from the journals.
-            return {"recorder": None}
-
-        def on_trial_start(self, trial: Any, **_info: Any) -> None:
-            if self.recorder is not None:
-                self.recorder.started(_id_of(trial))
-
-        def on_trial_result(self, trial: Any, result: Any, **_info: Any) -> None:
-            if self.recorder is not None and self.recorder.report(_id_of(trial), result):
-                trial.max_failures = trial.num_failures + self.recorder.retries
-            # Tune remembers every trial's last result; the journal has this one.
-            result.pop("payload", None)
-
-        def on_trial_recover(self, trial: Any, **_info: Any) -> None:
-            if self.recorder is not None and self.recorder.begun_again(_id_of(trial)):
-                # This attempt is the first of those allowed; one at least.
-                more = max(self.recorder.retries - 1, 1)
-                trial.max_failures = trial.num_failures + more
-
-        def on_trial_error(self, trial: Any, **_info: Any) -> None:
-            if self.recorder is None:
-                return
-            name, told = _id_of(trial), _traceback_of(trial)
-            if "OutOfMemory" in told:  # Ray kills the largest when a machine's memory runs out
-                self.recorder.out_of_memory[name] = told
-                self.recorder.progress.stopped(name)
-            else:
-                self.recorder.failed(name, told)
-
-    return Callback(recorder)
-
-
-def _id_of(trial: Any) -> str:
-    """Our name of a trial of Ray's."""
-    return TrialConfig.model_validate(trial.config["trial"]["config"]).trial_id
-
-
-def _traceback_of(trial: Any) -> str:
-    """The failure as Ray wrote it on this machine; its storage has it only later."""
-    try:
-        return Path(trial.error_file).read_text()
-    except (OSError, TypeError):
-        return "the worker was lost, and no traceback with it"
 
 
 def _raise_if_storage_failed(folder: Path, error: Exception) -> None:
@@ -341,49 +255,3 @@ def _sole_driver(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextlib.contextmanager
-def _quiet_tune() -> Iterator[None]:
-    """Only our own words on the terminal: Tune's log lines repeat what the display shows."""
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _stop_on_signal() -> Iterator[list[int]]:
-    """The first Ctrl-C (or SIGTERM) ends the sweep cleanly, the second at once.
-
-    Tune's clean end answers SIGUSR1 as well; our own handler in front says what is going on.
-    Yields the signals received so far.
-    """
-    received: list[int] = []
-
-    def stop(number: int, frame: Any) -> None:
-        del frame
-        received.append(number)
-        if len(received) > 1:
-            raise KeyboardInterrupt
-        print("\nStopping; what is finished is kept. Ctrl-C again quits at once.", file=sys.stderr)
-        os.kill(os.getpid(), signal.SIGUSR1)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may set handlers
-        return
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    originals = [signal.getsignal(number) for number in handled]
-    for number in handled[:2]:
-        signal.signal(number, stop)
-    try:
-        yield received
-    finally:
-        for number, original in zip(handled, originals, strict=True):
-            signal.signal(number, original)

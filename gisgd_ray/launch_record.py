@@ -58,6 +58,18 @@ def keep(folder: Path, record: LaunchRecord) -> None:
     replace_file(folder / FILE, json.dumps(content, indent=1).encode())
 
 
+def keep_versions_of(other: Path, folder: Path, *, sweep: str) -> None:
+    """Of another folder, whose trials are taken: what made them, as earlier launches of this one.
+
+    Raises:
+        UserError: its record is damaged, or of a later version.
+    """
+    ran = [launch for launch in _launches(other) if launch.get("versions")]
+    for launch in ran or [{"versions": {"gisgd-ray": "a version that left no record"}}]:
+        begun = str(launch.get("begun", ""))
+        keep(folder, LaunchRecord(sweep, "", begun, [], [], {}, versions=dict(launch["versions"])))
+
+
 def _kept(record: LaunchRecord) -> dict[str, Any]:
     return {name: value for name, value in asdict(record).items() if name != "earlier"}
 

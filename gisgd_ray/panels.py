@@ -1,5 +1,6 @@
 """Which trials belong together in one panel of a figure, and the panel's title."""
 
+import re
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -17,6 +18,16 @@ MODELS = {
     "preactresnet18": "PreActResNet18",
 }
 """Model families as the paper calls them; any other goes by its own name."""
+DATASETS = {
+    "mnist5k": "MNIST-5k",
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "svhn": "SVHN",
+    "teacher": "teacher data",
+}
+"""Datasets as a figure's title has them; tables and claims keep the names that are typed."""
 
 
 def panels(trials: pd.DataFrame, axes: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -50,6 +61,16 @@ def model_and_dataset(trials: pd.DataFrame) -> str:
     """What the trials of a panel have in common, as the paper says it: "MLP on mnist"."""
     model, dataset = trials[["model.name", "data.dataset"]].iloc[0]
     return f"{MODELS.get(model, model)} on {dataset}"
+
+
+def printed(title: str) -> str:
+    """A panel's title as a figure in print has it.
+
+    >>> printed("MLP on mnist5k, label_noise = 0.2")
+    'MLP on MNIST-5k, label noise = 0.2'
+    """
+    title = re.sub(r"(?<= on )\w+", lambda m: DATASETS.get(m.group(), m.group()), title)
+    return re.sub(r"\w+_\w+(?= = )", lambda m: m.group().replace("_", " "), title)
 
 
 def setting_text(path: str, value: Any) -> str:

@@ -20,7 +20,7 @@ from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.estimate import duration
 from gisgd_ray.launch import Outcome, launch
-from gisgd_ray.launch_record import LaunchRecord, keep, last_record, versions
+from gisgd_ray.launch_record import LaunchRecord, keep, keep_versions_of, last_record, versions
 from gisgd_ray.memory import machine_memory, require_memory
 from gisgd_ray.packing import Resources
 from gisgd_ray.place import Place
@@ -30,7 +30,7 @@ from gisgd_ray.reporting.progress import error_line
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.reporting.sweep_report import write_report
 from gisgd_ray.reporting.tables import Table, for_terminal
-from gisgd_ray.results import ResultTables, require_results
+from gisgd_ray.results import ResultTables, finished_ids, require_results
 from gisgd_ray.search_space import SearchSpace
 from gisgd_ray.storage import is_uri, without_keys
 
@@ -193,7 +193,7 @@ def _run(
         checkpoint_every_s=options.checkpoint_every_s,
         retries=options.retries,
         title=sweep.item,
-        on_start=lambda: keep(place.folder, record),
+        on_start=lambda: _keep_all(place.folder, record, plan.trials, options.reuse),
         wandb_requests_per_minute=options.wandb_requests,
     )
     seconds = time.monotonic() - begun
@@ -209,6 +209,16 @@ def _run(
     if outcome.interrupted:
         return 130
     return 1 if outcome.count("failed") else 0
+
+
+def _keep_all(
+    folder: Path, record: LaunchRecord, trials: Sequence[TrialConfig], others: Sequence[Path]
+) -> None:
+    """Keep this launch's record, and what made the trials that are taken from elsewhere."""
+    for other in others:
+        if finished_ids(other, trials) - finished_ids(folder, trials):
+            keep_versions_of(other, folder, sweep=record.sweep)
+    keep(folder, record)
 
 
 def _choose_scale(asked: str, connection: str) -> str:
@@ -250,6 +260,6 @@ def _print_closing(outcome: Outcome, page: Path, seconds: float) -> None:
             more = f" (and {len(faults) - 1} like it)" if len(faults) > 1 else ""
             print(f"W&B {what} for some trials: {faults[0]}{more}", file=sys.stderr)
     if any(status.startswith("offline") for status in statuses):
-        runs = shlex.quote(str(outcome.tables.folder / "wandb"))
-        print(f"W&B runs are offline; upload with: wandb sync {runs}/offline-run-*")
+        folder = shlex.quote(str(outcome.tables.folder))
+        print(f"W&B runs are offline; upload with: make sync ARGS={folder}")
     print(f"Tables, figures and page: {page}", flush=True)

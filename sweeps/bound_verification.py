@@ -24,6 +24,7 @@ from gisgd_ray.claims.figure2 import AXES, claims, panel_axis
 from gisgd_ray.claims.points import finished
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
+from gisgd_ray.panels import printed
 from gisgd_ray.reporting.figures import curve, hollow_below_zero, log_scale, panel_grid, style
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables
@@ -120,7 +121,9 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
         for i, (axis, (title, (path, trials))) in enumerate(zip(axes, shown.items(), strict=True)):
             _panel(axis, trials, path)
             # The axis is named below the panel; what else is fixed stays in the title.
-            axis.set_title(textwrap.fill(f"({chr(ord('a') + i)}) {SWEPT.sub('', title)}", 44))
+            axis.set_title(
+                textwrap.fill(f"({chr(ord('a') + i)}) {printed(SWEPT.sub('', title))}", 44)
+            )
     return {"figure2": figure}
 
 

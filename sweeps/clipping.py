@@ -31,6 +31,7 @@ from gisgd_ray.claims.figure4 import FACTOR, Variant, begun, claims, figure_pane
 from gisgd_ray.claims.points import TEST, TRAIN, finished, points_after_start
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
+from gisgd_ray.panels import printed
 from gisgd_ray.reporting.figures import COLOURS, curve, panel_grid, style
 from gisgd_ray.reporting.numbers import format_setting
 from gisgd_ray.reporting.run_panels import RunPanel
@@ -164,9 +165,9 @@ def _figure(tables: ResultTables, shown: dict[str, list[Variant]]) -> Figure:
             for variant in schemes:
                 points = points_after_start(tables, variant.trials)
                 _curves(axis, points, places[variant.label])
-            axis.set_title(textwrap.fill(f"({chr(ord('a') + i)}) {title}", 44))
+            axis.set_title(textwrap.fill(f"({chr(ord('a') + i)}) {printed(title)}", 44))
             axis.set_xlabel("epoch")
-            axis.set_ylabel("accuracy")
+            axis.set_ylabel("accuracy (%)")
         handles = [Line2D([], [], color=_colour(at), label=name) for name, at in places.items()]
         figure.legend(handles=handles + KEY, loc="outside lower center", ncols=2)
     return figure
@@ -202,9 +203,10 @@ def _colour(place: int) -> str:
 
 def _curves(axis: Axes, points: pd.DataFrame, place: int) -> None:
     """One scheme: test accuracy, train accuracy dashed, and where it began to clip."""
-    curve(axis, points, "epoch", TEST, label="", place=place, marked=False)
+    percent = points.assign(test=100 * points[TEST], train=100 * points[TRAIN])
+    curve(axis, percent, "epoch", "test", label="", place=place, marked=False)
     before = len(axis.lines)
-    curve(axis, points, "epoch", TRAIN, label="", place=place, marked=False)
+    curve(axis, percent, "epoch", "train", label="", place=place, marked=False)
     for line in axis.lines[before:]:
         line.set_linestyle("--")
     for _, run in points.groupby("trial_id"):

@@ -27,7 +27,7 @@ from gisgd_ray.claims.figure3 import DISPERSION, NOISE, claims, courses, figure_
 from gisgd_ray.claims.points import TEST, TRAIN, finished
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.panels import setting_text
+from gisgd_ray.panels import printed, setting_text
 from gisgd_ray.reporting.figures import COLOURS, curve, panel_grid, style
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables
@@ -160,7 +160,9 @@ def _panel(axis: Axes, tables: ResultTables, trials: pd.DataFrame, title: str) -
             at = float(np.mean(epochs))
             axis.axvline(at, color=colour, linestyle=pattern, linewidth=1.2, label=label)
             where.append(f"{label} at {'' if where else 'epoch '}{at:.3g}")
-    axis.set_title("\n".join([title, ", ".join(where)]), fontsize=8)  # two abreast must not meet
+    axis.set_title(
+        "\n".join([printed(title), ", ".join(where)]), fontsize=8
+    )  # two abreast must not meet
     axis.set_xlabel("epoch")
     axis.set_ylabel("accuracy (%)")
     axis.set_ylim(0, 102)

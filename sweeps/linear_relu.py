@@ -21,7 +21,7 @@ from gisgd_ray.claims.figures7_8 import claims
 from gisgd_ray.claims.points import finished, points_after_start
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.panels import panels
+from gisgd_ray.panels import panels, printed
 from gisgd_ray.reporting.figures import (
     COLOURS,
     curve,
@@ -82,7 +82,7 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
             axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
             for axis, (title, group) in zip(axes, shown.items(), strict=True):
                 _panel(axis, points_after_start(tables, group), bound, theorem)
-                axis.set_title(title)
+                axis.set_title(printed(title))
             # Below the axes: the gap may be anywhere in them.
             named = {
                 label: handle

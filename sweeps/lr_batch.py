@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from gisgd_ray.claims import figure6
 from gisgd_ray.claims.figure6 import BATCH, FLATNESS, RATE, TRAJECTORY
 from gisgd_ray.claims.points import finished
-from gisgd_ray.panels import panels
+from gisgd_ray.panels import panels, printed
 from gisgd_ray.reporting.figures import COLOURS, MARKERS, log_scale, new_figure, style
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables
@@ -81,7 +81,7 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
             columns = ((TRAJECTORY, "trajectory factor"), (FLATNESS, "flatness factor"))
             for side, (axis, (column, name)) in enumerate(zip(pair, columns, strict=True)):
                 _curves(axis, group, column)
-                axis.set_title(f"({chr(ord('a') + 2 * row + side)}) {title}")
+                axis.set_title(f"({chr(ord('a') + 2 * row + side)}) {printed(title)}")
                 axis.set_xlabel("batch size")
                 axis.set_ylabel(name)
             pair[0].legend()

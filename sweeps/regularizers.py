@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from gisgd_ray.claims.paper_tables import TABLES, Accuracy
 from gisgd_ray.claims.points import finished
 from gisgd_ray.claims.tables1_3 import ERM, by_panel, claims, relative_time
-from gisgd_ray.panels import MODELS
+from gisgd_ray.panels import MODELS, printed
 from gisgd_ray.reporting.figures import COLOURS, panel_grid, style
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.reporting.tables import Row, Table
@@ -179,7 +179,7 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
         figure, axes = panel_grid(len(shown), height=3.2)
         for i, (axis, (title, panel)) in enumerate(zip(axes, shown.items(), strict=True)):
             _dots(axis, panel)
-            axis.set_title(f"({chr(ord('a') + i)}) {title}", wrap=True)
+            axis.set_title(f"({chr(ord('a') + i)}) {printed(title)}", wrap=True)
             axis.set_xlabel("test accuracy (%)")
     return {"regularizers": figure}
 

@@ -25,7 +25,7 @@ from gisgd_ray.claims.figure5 import claims
 from gisgd_ray.claims.points import NOISE_STDS, finished, noise_stds, points_after_start
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.panels import panels
+from gisgd_ray.panels import panels, printed
 from gisgd_ray.reporting.figures import curve, log_scale, new_figure, style
 from gisgd_ray.reporting.numbers import format_noise_std
 from gisgd_ray.reporting.run_panels import RunPanel
@@ -107,7 +107,9 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
                 )
             last = f"({chr(ord('a') + len(stds))}) V and Ṽ"
             _dispersions(axes.flat[len(stds)], tables, group, last)
-            figure.suptitle(f"{title}, {group['replicas'].iloc[0]:.0f} replicas", fontsize=9)
+            figure.suptitle(
+                f"{printed(title)}, {group['replicas'].iloc[0]:.0f} replicas", fontsize=9
+            )
         figures["figure5" + (f"_{place + 1}" if place else "")] = figure
     return figures
 

@@ -14,6 +14,7 @@ The bounds with all their constants are in every row and on the page (gisgd_ray.
 """
 
 import sys
+from string import ascii_lowercase
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ from gisgd_ray.claims.figure1 import claims, figure_curves
 from gisgd_ray.claims.points import NOISE_STDS, finished, noise_stds, points_after_start
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.panels import panels
+from gisgd_ray.panels import panels, printed
 from gisgd_ray.reporting.figures import curve, log_scale, new_figure, style
 from gisgd_ray.reporting.numbers import format_noise_std
 from gisgd_ray.reporting.run_panels import RunPanel
@@ -114,10 +115,13 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
         if len(shown) % 2:
             for axis in axes[-2:, 1]:
                 axis.set_visible(False)
+        visible = [axis for axis in axes.flat if axis.get_visible()]
+        letters = dict(zip(visible, ascii_lowercase, strict=False))
         for place, (title, frame) in enumerate(shown):
             row, column = 2 * (place // 2), place % 2
-            _terms(axes[row, column], frame, f"({chr(ord('a') + place)}) {title}")
-            _parts(axes[row + 1, column], frame)
+            upper, lower = axes[row, column], axes[row + 1, column]
+            _terms(upper, frame, f"({letters[upper]}) {printed(title)}")
+            _parts(lower, frame, f"({letters[lower]}) what is summed in ({letters[upper]})")
     return {"figure1": figure}
 
 
@@ -139,13 +143,14 @@ def _terms(axis: Axes, frame: pd.DataFrame, title: str) -> None:
     axis.legend()
 
 
-def _parts(axis: Axes, frame: pd.DataFrame) -> None:
+def _parts(axis: Axes, frame: pd.DataFrame, title: str) -> None:
     axis.set_yscale("log")
     curve(axis, frame, "epoch", "psi", label="sensitivity Ψ (Neu et al.)", place=4)
     curve(axis, frame, "epoch", "measure/gradient_dispersion", label="dispersion V", place=2)
     log_scale(axis)
     axis.set_xlabel("epoch")
     axis.set_ylabel("per step")
+    axis.set_title(title)
     axis.legend()
 
 

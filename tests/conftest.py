@@ -1,4 +1,8 @@
-"""One torch thread, as in a trial: sums are then taken in the same order everywhere."""
+"""One torch thread, as in a trial: sums are then taken in the same order everywhere.
+
+`make test` runs in two processes: sweeps, which have a Ray of their own, one after another in one
+of them, and all else in the other.
+"""
 
 import os
 
@@ -15,3 +19,10 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))

@@ -1,6 +1,8 @@
 """The tables of bounds: values under their headings, means over seeds, every dash explained."""
 
 import doctest
+import math
+import re
 import statistics
 from pathlib import Path
 
@@ -37,6 +39,23 @@ def test_every_trial_is_in_the_table_under_the_right_headings(tmp_path: Path) ->
 def test_a_bound_below_the_gap_is_not_counted_as_above() -> None:
     frame = pd.DataFrame([finished("a"), finished("b", **{EQ3: 0.1})])
     assert "above the measured gap in 1 of 2 trials" in bounds_table.coverage(frame)
+
+
+def test_an_infinite_bound_is_no_part_of_the_median_and_is_told_with_care(tmp_path: Path) -> None:
+    rows = [
+        finished("a"),
+        finished("b", **{EQ3: math.inf}),
+        finished("c", **{"gap/loss": math.inf}),
+    ]
+    told = "Eq. 3 lies above the measured gap in 1 of 1 trials, at the median 149 times as large. "
+    told += "In 2 more trials one of the two is infinite."
+    assert bounds_table.coverage(pd.DataFrame(rows)) == told
+    told = "In 1 more trial one of the two is infinite."
+    assert bounds_table.coverage(pd.DataFrame(rows[1:2])) == told
+    text = Document(write(tmp_path, rows)).text
+    care = text[text.index("To be read with care") :]
+    assert re.search(r"Infinite .*: bound/theorem2_closed_form .*: gap/loss", care)
+    assert "Nothing: no trial" not in care
 
 
 def test_nan_is_a_dash_with_its_reason_in_the_row(tmp_path: Path) -> None:

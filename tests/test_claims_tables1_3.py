@@ -264,7 +264,7 @@ class TestSpaces:
         )
         figure = regularizers.plot(Tables(both))["regularizers"]
         shown = [axis for axis in figure.axes if axis.get_visible()]
-        assert [axis.get_title() for axis in shown] == ["(a) MLP on mnist", "(b) AlexNet on mnist"]
+        assert [axis.get_title() for axis in shown] == ["(a) MLP on MNIST", "(b) AlexNet on MNIST"]
         dots = [len(line.get_xdata()) for line in shown[0].lines if line.get_marker() == "o"]
         assert dots == [4, 4]
 

@@ -95,13 +95,15 @@ def test_each_curve_is_the_mean_over_seeds_of_its_column() -> None:
         panels = [axis for axis in figures[name].axes if axis.get_visible()]
         assert len(panels) == 2
         for axis, noise in zip(panels, (0.2, 0.4), strict=True):
-            assert f"label_noise = {noise}" in axis.get_title().replace("\n", " ")
+            assert f"label noise = {noise}" in axis.get_title().replace("\n", " ")
             drawn = lines(axis)
             assert [line.get_linestyle() for line in drawn] == ["-", "--"] * schemes
             here = joined[(joined["model.name"] == model) & (joined["data.label_noise"] == noise)]
             sgd = here[(here["scheme.name"] == "sgd") & (here["step"] > 0)]
             for line, column in zip(drawn, (TEST, TRAIN), strict=False):
-                by_hand = [sgd[sgd["epoch"] == e][column].mean() for e in range(1, EPOCHS + 1)]
+                by_hand = [
+                    100 * sgd[sgd["epoch"] == e][column].mean() for e in range(1, EPOCHS + 1)
+                ]
                 assert list(line.get_xdata()) == list(range(1, EPOCHS + 1))
                 assert line.get_ydata() == pytest.approx(by_hand, rel=1e-12)
 

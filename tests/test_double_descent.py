@@ -53,8 +53,8 @@ def test_each_curve_is_the_mean_over_seeds_of_its_column() -> None:
     (figure,) = double_descent.plot(shown).values()
     clean, noisy, *right = figure.axes
     assert [axis.get_title().splitlines()[0] for axis in (clean, noisy)] == [
-        "(a) MLP on mnist, label_noise = 0",
-        "(b) MLP on mnist, label_noise = 0.4",
+        "(a) MLP on MNIST, label noise = 0",
+        "(b) MLP on MNIST, label noise = 0.4",
     ]
     assert [axis.get_ylabel() for axis in right] == ["dispersion"] * 2
     table = shown.history.merge(shown.trials[["trial_id", "data.label_noise"]])
@@ -96,10 +96,10 @@ def test_models_are_not_mixed_and_only_finished_trials_shown() -> None:
     (figure,) = double_descent.plot(both).values()
     titles = [axis.get_title().splitlines()[0] for axis in figure.axes[:4]]
     assert titles == [
-        "(a) MLP on mnist, label_noise = 0",
-        "(b) MLP on mnist, label_noise = 0.4",
-        "(c) AlexNet on mnist, label_noise = 0",
-        "(d) AlexNet on mnist, label_noise = 0.4",
+        "(a) MLP on MNIST, label noise = 0",
+        "(b) MLP on MNIST, label noise = 0.4",
+        "(c) AlexNet on MNIST, label noise = 0",
+        "(d) AlexNet on MNIST, label noise = 0.4",
     ]
     both.trials.loc[both.trials["seed"] == 1, "status"] = "diverged"
     (figure,) = double_descent.plot(both).values()

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.launch_record import FILE, PACKAGES, LaunchRecord, keep, last_record, versions
+from gisgd_ray.launch_record import (
+    FILE,
+    PACKAGES,
+    LaunchRecord,
+    keep,
+    keep_versions_of,
+    last_record,
+    versions,
+)
 
 FIRST = LaunchRecord(
     sweep="lr_batch",
@@ -81,6 +89,21 @@ def test_trials_of_a_version_without_records_do_not_pass_for_this_ones(tmp_path:
         "gisgd-ray": ["a version that left no record"]
     }
     assert kept(tmp_path, later(3)).versions == {"gisgd-ray": "0.2"}
+
+
+def test_what_made_trials_taken_from_elsewhere_is_told(tmp_path: Path) -> None:
+    theirs, mine, old = tmp_path / "theirs", tmp_path / "mine", tmp_path / "old"
+    for folder in (theirs, mine, old):
+        folder.mkdir()
+    kept(theirs, later(2, torch="2.4"), later(3, torch="2.5"), later(4))
+    for _ in range(2):  # a second time, with --resume
+        keep_versions_of(theirs, mine, sweep="lr_batch")
+    last = kept(mine, later(5, torch="2.6"))
+    assert (last.versions, last.earlier) == ({"torch": "2.6"}, {"torch": ["2.4", "2.5"]})
+    assert len(json.loads((mine / "launches.json").read_text())["launches"]) == 3
+    keep_versions_of(old, mine, sweep="lr_batch")
+    last = kept(mine, later(5, torch="2.6"))
+    assert last.earlier["gisgd-ray"] == ["a version that left no record"]
 
 
 @pytest.mark.parametrize(

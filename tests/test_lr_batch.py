@@ -38,8 +38,8 @@ def test_each_curve_is_the_mean_over_seeds_of_its_column() -> None:
     (figure,) = lr_batch.plot(Tables(trials)).values()
     left, right = figure.axes
     assert (left.get_title(), right.get_title()) == (
-        "(a) MLP on mnist5k",
-        "(b) MLP on mnist5k",
+        "(a) MLP on MNIST-5k",
+        "(b) MLP on MNIST-5k",
     )
     assert (left.get_ylabel(), right.get_ylabel()) == ("trajectory factor", "flatness factor")
     for axis, column in ((left, TRAJECTORY), (right, FLATNESS)):
@@ -72,7 +72,7 @@ def test_another_swept_field_has_panels_and_claims_of_its_own() -> None:
     assert len(titles) == 8
     for (width, noise), title in zip(itertools.product(widths, noises), titles[::2], strict=True):
         assert f"width = {width}" in title
-        assert f"label_noise = {noise:g}" in title
+        assert f"label noise = {noise:g}" in title
     found = figure6.claims(Tables(trials))
     assert len(found) == 3 * 4
     # 2 rates x 3 batches x 2 seeds of one width and one noise: nothing else is mixed in.

@@ -298,7 +298,7 @@ def test_what_was_run_names_seeds_command_and_cost(tmp_path: Path) -> None:
         "resources": "2 CPUs and 0.25 of a GPU for each trial: found by trying",
     }
     text = Document(write(tmp_path, rows, facts=facts, price_per_hour=0.5)).text
-    assert "python sweeps/lr_batch.py --out …/out --seeds 2" in text
+    assert "python sweeps/lr_batch.py --out out --seeds 2" in text
     assert "core hours 8.00 h; of 2 of 3 trials" in text
     assert "GPU hours 1.00 h, 0.25 of a GPU for each trial" in text
     assert "cost 2.00, at 0.5 for an hour of a trial" in text
@@ -326,6 +326,7 @@ def test_order_of_the_page(tmp_path: Path) -> None:
         "The figure",
         "The paper’s claims",
         "The bounds, trial by trial",
+        "Curves along training",
         "To be read with care",
         "What the numbers mean",
         "What was run",

@@ -43,7 +43,7 @@ def test_the_page_comes_last_and_a_path_with_spaces_can_be_pasted(
     counts, stopped, upload, page = capsys.readouterr().out.splitlines()
     assert counts == "1 finished in 7 s."
     assert stopped.startswith("Stopped before the end")
-    assert upload.endswith("wandb sync 'results/my sweeps/lr_batch/wandb'/offline-run-*")
+    assert upload.endswith("upload with: make sync ARGS='results/my sweeps/lr_batch'")
     assert page == f"Tables, figures and page: {PAGE}"
 
 

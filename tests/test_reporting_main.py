@@ -159,6 +159,16 @@ def test_results_without_a_record_are_reported_with_a_word_on_versions(folder: P
     text = Document((folder / "report.html").read_text()).text
     assert "2 of 2 trials finished" in text
     assert "these the versions that wrote the page; no launch left a record" in text
+    assert "Scale: not recorded, since no launch has left its launches.json here." in text
+
+
+def test_results_without_a_history_are_reported_without_curves(folder: Path) -> None:
+    (folder / "history.parquet").unlink()
+    assert main([str(folder)]) == 0
+    assert (
+        "None: there are no measuring points beside the trials"
+        in Document((folder / "report.html").read_text()).text
+    )
 
 
 def test_the_page_tells_versions_of_all_launches(folder: Path) -> None:

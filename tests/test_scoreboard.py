@@ -114,7 +114,28 @@ def test_two_folders_of_a_sweep_are_told_apart(tmp_path: Path) -> None:
     assert found == [f"{title} (one/lr_batch)", f"{title} (two/lr_batch)"]
     assert document.text.count("Figure 6 (one/lr_batch)") == 1
     assert len(lines(document)) == 13
-    assert "1 of 12 figures and tables have results; of 8 claims" in document.text
+    summary = "1 of 12 figures and tables have results; of 4 claims tested: 2 hold, 1 undecided"
+    assert f"{summary}, 1 fails." in document.text
+
+
+def test_a_claim_on_which_two_folders_differ_counts_apart(tmp_path: Path) -> None:
+    other = [replace(CLAIMS[0], verdict="fails"), *CLAIMS[1:]]
+    entries = [
+        entry(tmp_path / "one" / "lr_batch", "lr_batch", "Figure 6"),
+        entry(tmp_path / "two" / "lr_batch", "lr_batch", "Figure 6", claims=other),
+    ]
+    text = board(entries, tmp_path).text
+    counts = "1 holds, 1 undecided, 1 fails, 1 not the same in every folder."
+    assert f"of 4 claims tested: {counts}" in text
+
+
+def test_sections_are_in_the_papers_order(tmp_path: Path) -> None:
+    named = {"mine": "My table", "regularizers": "Tables 1-3", "trajectory": "Figure 1"}
+    entries = [entry(tmp_path / name, name, item) for name, item in named.items()]
+    text = board(entries, tmp_path).text
+    sections = text[text.index("the whole page") - 100 :]
+    places = [sections.index(item) for item in ("Figure 1", "Tables 1-3", "My table")]
+    assert places == sorted(places)
 
 
 def test_a_sweep_that_is_not_the_papers_comes_last(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """What keeps W&B from being online is said in one sentence, before the first trial."""
 
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from tests.test_launch import ROOT
 from tests.wandb_server import Server, environment
+from tests.wandb_server.state import Run
 
 ASK = "from gisgd_ray.reporting.wandb_access import access; print(access())"
 
@@ -19,9 +22,9 @@ def server() -> Iterator[Server]:
         yield made
 
 
-def told(server: Server, folder: Path, **more: str) -> str:
+def told(server: Server, folder: Path, ask: str = ASK, **more: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", ASK],
+        [sys.executable, "-c", ask],
         env={**environment(server, folder), "PYTHONPATH": str(ROOT), **more},
         cwd=folder,
         capture_output=True,
@@ -65,10 +68,62 @@ def test_an_unknown_entity(server: Server, tmp_path: Path) -> None:
 
 
 def test_no_network(server: Server, tmp_path: Path) -> None:
+    begun = time.monotonic()
     with server.away():
         sentence = told(server, tmp_path)
-    assert sentence.startswith(f"W&B: offline, since {server.url} does not answer (")
-    assert sentence.endswith(KEPT)
+    assert sentence == (
+        f"W&B: offline, since {server.url} does not answer ([Errno 111] Connection refused). {KEPT}"
+    )
+    assert time.monotonic() - begun < 60  # W&B's own client tries for minutes
+
+
+def test_a_server_that_only_listens(tmp_path: Path) -> None:
+    with Server() as server, socket.create_server(("127.0.0.1", 0)) as deaf:
+        where = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        sentence = told(server, tmp_path, WANDB_BASE_URL=where)
+    assert sentence == f"W&B: offline, since {where} does not answer (timed out). {KEPT}"
+
+
+def test_an_address_that_is_none(server: Server, tmp_path: Path) -> None:
+    sentence = told(server, tmp_path, WANDB_BASE_URL="http://127.0.0.1:99999")
+    assert sentence == (
+        "W&B: disabled, since W&B does not take its settings (1 validation error for Settings "
+        "base_url Input should be a valid URL, invalid port number)."
+    )
+
+
+FOREIGN = """
+from gisgd_ray.reporting.wandb_access import access, foreign_runs
+ours = {"seed": 1, "model.widths": (30, 20)}
+trials = {name: ours for name in ("theirs", "ours", "lost", "new")}
+print(foreign_runs(access(), trials))
+"""
+
+
+def test_runs_of_somebody_else_are_found_and_left_as_they_are(
+    server: Server, tmp_path: Path
+) -> None:
+    key = ("tester", "gisgd-ray")
+    for number, (name, config) in enumerate(
+        {
+            "theirs": {"seed": 2, "model.widths": [30, 20]},
+            "ours": {"seed": 1, "model.widths": [30, 20], "_wandb": {}},
+            "lost": {},
+            "beside": {"seed": 3},
+        }.items()
+    ):
+        kept = {name: {"value": value} for name, value in config.items()}
+        server.state.runs[*key, name] = Run(number, *key, name, raw_config=kept, group="g")
+    server.state.project_number(*key)
+    assert told(server, tmp_path, ask=FOREIGN) == str(
+        {
+            "theirs": "the run tester/gisgd-ray/theirs exists with other settings (seed is 2 "
+            "there, and 1 here); none of this trial's points went to it: choose another "
+            "WANDB_PROJECT"
+        }
+    ).replace("'the run", '"the run').replace("PROJECT'", 'PROJECT"')
+    assert {run.group for run in server.runs} == {"g"}
+    assert server.unknown == []
 
 
 def test_offline_asks_nobody(server: Server, tmp_path: Path) -> None:

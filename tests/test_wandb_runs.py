@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -79,6 +80,15 @@ def test_a_client_that_cannot_start_is_told_and_survived(
     run.log({"step": 0})
     run.finish({"status": "finished"})
     assert run.status == "off: OSError: the service process died"
+
+
+def test_a_run_of_somebody_else_is_not_opened(tmp_path: Path) -> None:
+    foreign = replace(settings(tmp_path, "online"), foreign={"abc": "the run p/abc exists"})
+    run = WandbRun(foreign, trial_id="abc", name="a", config={})
+    run.log({"step": 0})
+    run.finish({"status": "finished"})
+    assert run.status == "off: the run p/abc exists"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_survived(tmp_path: Path) -> None:

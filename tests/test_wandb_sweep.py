@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +128,14 @@ def test_runs_kept_offline_are_uploaded_later_under_the_same_ids(tmp_path: Path)
             timeout=120,
         )
         assert server.runs == []
+        folder = tmp_path / "lr_batch"
+        refused = report_of(folder, told)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith(
+            "error: --wandb tester/gisgd-ray: none of the 4 runs of "
+        ), refused.stderr
+        assert f"`make sync ARGS={folder}`" in refused.stderr
+        assert server.reports == []
         for _ in range(2):  # the second time nothing is new
             make = ["make", "-o", ".venv/installed", f"BIN={Path(sys.executable).parent}"]
             subprocess.run(
@@ -139,6 +148,28 @@ def test_runs_kept_offline_are_uploaded_later_under_the_same_ids(tmp_path: Path)
             )
             assert_told_as_in(ResultTables(tmp_path / "lr_batch"), server.runs)
         assert len([a for a in server.artifacts if a.type == "steps"]) == 4
+        made = report_of(folder, told)
+        assert made.returncode == 0, made.stderr
+        assert re.search(rf"{server.url}/tester/gisgd-ray/reports/[^ ]+$", made.stdout.strip())
+        (report,) = server.reports
+        assert set(ResultTables(folder).trials["trial_id"]) <= set(
+            re.findall(r"[0-9a-f]{8,}", json.dumps(report["spec"]))
+        )
+        del server.state.runs[next(iter(server.state.runs))]
+        assert "(with 3 of 4 runs: the others are not in tester/" in report_of(folder, told).stdout
+        assert server.unknown == []
+
+
+def report_of(folder: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "gisgd_ray.reporting", str(folder), "--wandb"]
+    return subprocess.run(
+        [*command, "tester/gisgd-ray"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 ONE_AFTER_ANOTHER = """

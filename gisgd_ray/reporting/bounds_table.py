@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 
 from gisgd_ray.reporting.numbers import (
     DASH,
+    counted,
     field_name,
     format_mean_std,
     format_number,
@@ -287,7 +289,15 @@ def coverage(trials: pd.DataFrame) -> str:
     if done.empty:
         return ""
     bound, gap = (done[name].astype(float) for name in names)
+    finite = np.isfinite(bound) & np.isfinite(gap)
+    infinite = len(done) - int(finite.sum())
+    done, bound, gap = done[finite], bound[finite], gap[finite]
+    besides = (
+        f" In {counted(infinite, 'more trial')} one of the two is infinite." if infinite else ""
+    )
+    if done.empty:
+        return besides.strip()
     text = f"Eq. 3 lies above the measured gap in {int((bound >= gap).sum())} of {len(done)} trials"
     if (gap > 0).all():
         text += f", at the median {format_number((bound / gap).median(), digits=2)} times as large"
-    return text + "."
+    return f"{text}.{besides}"

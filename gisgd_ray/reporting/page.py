@@ -116,7 +116,7 @@ def write_page(
             lead=lead,
             status=status_line(trials, planned),
             scale=facts.get("scale", ""),
-            command=facts.pop("command", ""),
+            command=facts.pop("command", "").replace("…/", ""),  # to be typed
             facts=facts,
             cost=cost_facts(trials, facts.get("resources", ""), price_per_hour),
             seeds=first(distinct(trials, "seed"), 12),

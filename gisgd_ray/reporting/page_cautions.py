@@ -1,5 +1,6 @@
 """What a reader must know before using the numbers of a sweep."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ import pandas as pd
 
 from gisgd_ray.reporting.bounds_table import known, records, trial_label
 from gisgd_ray.reporting.numbers import format_number
+
+MEASURED = ("bound/", "term/", "gap/", "measure/", "sum/", "train/", "test/")
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,21 @@ class Cautions:
     """What is outside the theorem -> labels of the trials."""
     ill_conditioned: list[tuple[str, str]]
     """Label and "3 of 1,200" steps."""
+    infinite: list[tuple[str, list[str]]]
+    """Label of a finished trial, and what it has measured infinite."""
 
     def __bool__(self) -> bool:
-        return any((self.diverged, self.failed, self.outside, self.ill_conditioned))
+        return any((self.diverged, self.failed, self.outside, self.ill_conditioned, self.infinite))
 
 
 def find_cautions(trials: pd.DataFrame, paths: Sequence[str]) -> Cautions:
-    """Diverged and failed trials, those outside the theorem, and ill-conditioned steps."""
-    found = Cautions([], [], {}, [])
+    """Diverged and failed trials, those outside the theorem, ill-conditioned steps, infinities."""
+    found = Cautions([], [], {}, [], [])
+    measured = [
+        str(name)
+        for name in trials.columns
+        if str(name).startswith(MEASURED) and pd.api.types.is_float_dtype(trials[name])
+    ]
     for row in records(trials):
         label = trial_label(row, paths)
         if row["status"] == "failed":
@@ -55,6 +65,10 @@ def find_cautions(trials: pd.DataFrame, paths: Sequence[str]) -> Cautions:
         if steps := known(row, "measure/ill_conditioned_steps"):
             some, of = (format_number(int(count)) for count in (steps, row["steps"]))
             found.ill_conditioned.append((label, f"{some} of {of}"))
+        if row["status"] == "finished":
+            names = [name for name in measured if math.isinf(row[name])]
+            if names:
+                found.infinite.append((label, names))
     return found
 
 

@@ -70,6 +70,7 @@ class Line:
 class Sweep:
     """One folder's results, as text."""
 
+    name: str
     item: str
     folder: str
     page: str
@@ -98,6 +99,11 @@ def write_scoreboard(
         faults: sweeps' folders that could not be reported, and why.
     """
     faults = faults or {}
+    order = [name for _, name, _ in ITEMS]
+    entries = sorted(
+        entries,
+        key=lambda e: (order.index(e.name) if e.name in order else len(order), str(e.folder)),
+    )
     sweeps = {id(entry): _sweep(entry, folder) for entry in entries}
     items = Counter(entry.item for entry in entries)
     lines = [
@@ -143,6 +149,7 @@ def _sweep(entry: Entry, above: Path) -> Sweep:
     ]
     verdicts = {v: sum(c["verdict"] == v for c in claims) for v in VERDICTS}
     return Sweep(
+        name=entry.name,
         item=entry.item,
         folder=_below(entry.folder, above),
         page=quote(os.fsencode(_below(report.page, above))),
@@ -172,12 +179,21 @@ def _counted(verdicts: Mapping[str, int], verdict: str) -> str:
 
 
 def _summary(lines: Iterable[Line], sweeps: Iterable[Sweep]) -> str:
-    """As in "9 of 12 figures and tables have results; of 3 claims tested: 1 holds, 2 undecided"."""
-    lines, sweeps = list(lines), list(sweeps)
+    """As in "9 of 12 figures and tables have results; of 3 claims tested: 1 holds, 2 undecided".
+
+    A claim that several folders have tested counts once, and apart where they do not agree.
+    """
+    lines = list(lines)
     done = sum(line.has_results for line in lines)
-    counts = {v: sum(sweep.verdicts[v] for sweep in sweeps) for v in VERDICTS}
+    found: dict[tuple[str, str], set[str]] = {}
+    for sweep in sweeps:
+        for claim in sweep.claims:
+            found.setdefault((sweep.name, claim["text"]), set()).add(claim["verdict"])
+    counts = {v: sum(verdicts == {v} for verdicts in found.values()) for v in VERDICTS}
     told = ", ".join(_counted(counts, v) for v in VERDICTS)
+    if apart := len(found) - sum(counts.values()):
+        told += f", {apart} not the same in every folder"
     return (
         f"{done} of {len(lines)} figures and tables have results; of "
-        f"{counted(sum(counts.values()), 'claim')} tested: {told}"
+        f"{counted(len(found), 'claim')} tested: {told}"
     )

@@ -72,7 +72,8 @@ def write_report(
         raise _lacking(sweep, tables, missing.args[0]) from None
     figures = save_figures(drawn, tables.folder / "figures")
     save_tables(shown, tables.folder / "tables.md")
-    facts = dict(record.facts) if record is not None else {}
+    unknown = {"scale": "not recorded, since no launch has left its launches.json here"}
+    facts = dict(record.facts) if record is not None else unknown
     if record is not None and record.seconds is not None:
         facts["wall time of this launch"] = f"{record.seconds:.0f} s"
     facts |= _time_facts(trials)

@@ -1,15 +1,22 @@
 """Whether W&B can be had: asked once, by the driver, before the first trial opens a run."""
 
+import json
 import os
 import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import wandb
 
+Answer = TypeVar("Answer")
 Mode = Literal["online", "offline", "disabled"]
 
 ASK_TIMEOUT_S = 10
+AT_A_TIME = 200
+"""Runs asked for in one request, with their settings."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,11 @@ class Access:
     reason: str
     entity: str | None = None
     """Whose project it is; None leaves it to W&B's settings."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether it is as the user has said, and nothing to be told."""
+        return self.mode == "disabled" and self.reason.startswith("WANDB_MODE")
 
     def __str__(self) -> str:
         if self.mode == "online":
@@ -53,37 +65,128 @@ def chosen_mode() -> tuple[Mode, str]:
     return "offline", "nobody has logged in with wandb login"
 
 
+def server() -> str:
+    """The address of the W&B server: ``WANDB_BASE_URL``, or as logged in to."""
+    return str(wandb.setup().settings.base_url).rstrip("/")
+
+
+def no_answer(server: str) -> str:
+    """Why the server at this address does not answer; empty if it says anything at all.
+
+    W&B's client tries an absent server again for a minute and more, whatever its timeout.
+    """
+    try:
+        with urllib.request.urlopen(server, timeout=ASK_TIMEOUT_S):
+            return ""
+    except urllib.error.HTTPError:
+        return ""
+    except (OSError, ValueError) as fault:  # a URLError is an OSError
+        return str(getattr(fault, "reason", fault)) or type(fault).__name__
+
+
 def access() -> Access:
     """The chosen mode; offline where the server, the key or the project does not let it be online.
 
     Otherwise every trial would find that out by itself, after :data:`ASK_TIMEOUT_S` or more.
     """
     mode, reason = chosen_mode()
-    if mode != "online":
+    if mode == "disabled":
+        return Access(mode, reason)
+    try:
+        where = server()
+    except Exception as fault:  # no run could be opened, not even offline
+        text = " ".join(str(fault).partition("[type=")[0].split())
+        return Access("disabled", f"W&B does not take its settings ({text[:200]})")
+    if mode == "offline":
         return Access(mode, reason)
     entity = os.environ.get("WANDB_ENTITY") or None
-    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    found: list[str | None] = []
-    faults: list[BaseException] = []
+    if why := no_answer(where):
+        return Access("offline", f"{where} does not answer ({why})", entity)
 
-    def ask() -> None:
+    def ask() -> str | None:
+        client = wandb.Api(timeout=ASK_TIMEOUT_S)
+        mine = entity or client.viewer.entity
+        # W&B would create it with the first run; here before, to see whether it may.
+        client.create_project(project(), mine)
+        return mine
+
+    try:
+        return Access("online", reason, _within(2 * ASK_TIMEOUT_S, ask))
+    except Exception as fault:
+        return Access("offline", _told(fault, where), entity)
+
+
+def foreign_runs(found: Access, trials: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Runs of the project that have a trial's id and other settings: id -> what is wrong.
+
+    Opening one to look into it would already give it this sweep's group and tags. Empty where W&B
+    is not online or does not tell in time: the run is looked at once more when it is opened.
+
+    Args:
+        trials: settings by trial id, flat.
+    """
+    if found.mode != "online" or not trials:
+        return {}
+    where = f"{found.entity}/{project()}"
+
+    def ask() -> dict[str, str]:
+        client, ids, faults = wandb.Api(timeout=ASK_TIMEOUT_S), list(trials), {}
+        for first in range(0, len(ids), AT_A_TIME):
+            some = {"name": {"$in": ids[first : first + AT_A_TIME]}}
+            for run in client.runs(where, filters=some, per_page=AT_A_TIME, lazy=False):
+                if fault := other_settings(
+                    dict(run.config), trials[run.id], where=where, id=run.id
+                ):
+                    faults[run.id] = fault
+        return faults
+
+    try:
+        return _within(2 * ASK_TIMEOUT_S, ask)
+    except Exception:
+        return {}
+
+
+def other_settings(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], *, where: str, id: str
+) -> str:
+    """Whether a run of W&B's is another trial's, and what tells so; empty if it is ours.
+
+    A run that was lost before it told anything has no settings, and is ours.
+    """
+    if not theirs:
+        return ""
+    for name, value in json.loads(json.dumps(dict(ours))).items():  # lists for tuples, as theirs
+        if name not in theirs or theirs[name] != value:
+            there = f"is {theirs[name]}" if name in theirs else "is not set"
+            return (
+                f"the run {where}/{id} exists with other settings ({name} {there} there, and "
+                f"{value} here); none of this trial's points went to it: choose another "
+                "WANDB_PROJECT"
+            )
+    return ""
+
+
+def _within(seconds: float, ask: "Callable[[], Answer]") -> "Answer":
+    """The answer, or what was raised.
+
+    Raises:
+        TimeoutError: there was none in time. (The client goes on for as long as it likes.)
+    """
+    answers: list[Answer] = []
+    faults: list[Exception] = []
+
+    def asking() -> None:
         try:
-            client = wandb.Api(timeout=ASK_TIMEOUT_S)
-            mine = entity or client.viewer.entity
-            # W&B would create it with the first run; here before, to see whether it may.
-            client.create_project(project(), mine)
-            found.append(mine)
+            answers.append(ask())
         except Exception as fault:
             faults.append(fault)
 
-    # The client tries again for a minute and more, whatever its timeout: a sweep does not wait.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(2 * ASK_TIMEOUT_S)
-    if found:
-        return Access("online", reason, found[0])
-    fault = faults[0] if faults else TimeoutError(f"nothing within {2 * ASK_TIMEOUT_S} s")
-    return Access("offline", _told(fault, server), entity)
+    thread = threading.Thread(target=asking, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if answers:
+        return answers[0]
+    raise faults[0] if faults else TimeoutError(f"nothing within {seconds:g} s")
 
 
 def _told(fault: BaseException, server: str) -> str:

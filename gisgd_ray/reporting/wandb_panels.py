@@ -3,8 +3,8 @@
 A run's configuration has flat keys with dots in them, ``training.learning_rate``; W&B keeps them as
 ``{"training.learning_rate": {"value": 0.1}}``, so that the address of one ends in ``.value``
 (:func:`config_key`). wandb_workspaces takes a dot for nesting unless it is told the whole address,
-and W&B's server does not filter by such keys; run sets are therefore filtered by group and by run
-id, which is the trial's.
+and W&B's server does not filter by such keys; run sets are therefore filtered by run id, which is
+the trial's.
 """
 
 import importlib
@@ -120,12 +120,12 @@ def comparison_grid(
 def run_set(title: str, group: str, ids: Sequence[str], *, of: int, grouped: Sequence[str]) -> Any:
     """The runs of these trials; ``of``: how many the sweep has; ``grouped``: W&B's keys."""
     expr = importlib.import_module("wandb_workspaces.expr")
-    filters = [expr.Metric("Group") == group]
-    if len(ids) < of or len(ids) <= MOST_IDS:
-        filters.append(expr.Metric("ID").isin(list(ids)))
+    # By ids where that can be: a run of another sweep with the same settings has its last group.
+    by_group = len(ids) == of and len(ids) > MOST_IDS
+    metric = expr.Metric("Group") == group if by_group else expr.Metric("ID").isin(list(ids))
     return reports().Runset(
         name=title,
-        filters=expr.And(*filters),
+        filters=expr.And(metric),
         groupby=list(grouped),
     )
 

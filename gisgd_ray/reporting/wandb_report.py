@@ -16,6 +16,7 @@ import wandb
 from gisgd_ray.claims import Claim
 from gisgd_ray.errors import UserError
 from gisgd_ray.reporting.comparison import compare
+from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.report_text import (
     FORMULAS,
     GIVEN,
@@ -27,6 +28,7 @@ from gisgd_ray.reporting.report_text import (
 )
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.reporting.tables import Table
+from gisgd_ray.reporting.wandb_access import AT_A_TIME, no_answer, server
 from gisgd_ray.reporting.wandb_panels import comparison_grid, figure_grids, reports
 from gisgd_ray.results import ResultTables
 from gisgd_ray.whole_files import replace_file
@@ -41,6 +43,10 @@ FILE = "wandb_report.json"
 """In the results' folder: id and url of the report by ENTITY/PROJECT."""
 TIMEOUT_S = 20
 LONGEST_TITLE = 128
+AWAY = (
+    "W&B does not answer; the runs and report.html are safe, so try again when there is a network "
+    "(WANDB_BASE_URL says which server it is)"
+)
 NAME = re.compile(r"[\w.-]+")
 
 
@@ -193,7 +199,7 @@ def save_report(report: Any, folder: Path) -> str:
     where = f"{entity}/{project}"
     known = _known(folder)
     with _told(where):
-        api = wandb.Api(timeout=TIMEOUT_S)
+        api = _api(where)
         if project not in {each.name for each in api.projects(entity)}:
             api.create_project(project, entity)
         there = {str(each.id).rstrip("="): each for each in api.reports(where)}
@@ -216,6 +222,36 @@ def save_report(report: Any, folder: Path) -> str:
     known[where] = {"id": str(report.id), "url": url}
     replace_file(folder / FILE, json.dumps(known, indent=2).encode())
     return url
+
+
+def runs_there(where: str, ids: Sequence[str]) -> int:
+    """How many of these runs the project ENTITY/PROJECT has.
+
+    Raises:
+        UserError: W&B cannot be reached, or does not say.
+    """
+    with _told(where):
+        api = _api(where)
+        entity, _, project = where.partition("/")
+        if project not in {each.name for each in api.projects(entity)}:
+            return 0
+        parts = [ids[first : first + AT_A_TIME] for first in range(0, len(ids), AT_A_TIME)]
+        return sum(
+            len(api.runs(where, filters={"name": {"$in": list(part)}}, per_page=1))
+            for part in parts
+        )
+
+
+def _api(where: str) -> wandb.Api:
+    """W&B's client, once the server has shown that it answers.
+
+    Raises:
+        UserError: it does not.
+    """
+    address = server()
+    if why := no_answer(address):
+        raise UserError(f"--wandb {where}: {AWAY} ({address}: {why})")
+    return wandb.Api(timeout=TIMEOUT_S)
 
 
 def _known(folder: Path) -> dict[str, dict[str, str]]:
@@ -270,8 +306,7 @@ def sentence(fault: BaseException, where: str) -> str:
                 "http 5",
                 "error 5",
             ),
-            "W&B does not answer; the runs and report.html are safe, so try again when there is a "
-            "network (WANDB_BASE_URL says which server it is)",
+            AWAY,
         ),
         (
             ("401", "not logged in", "api key", "api_key", "authenticat"),
@@ -295,18 +330,26 @@ def sentence(fault: BaseException, where: str) -> str:
 
 
 def report_online(sweep: "Sweep", tables: ResultTables, report: "SweepReport", where: str) -> str:
-    """Build and save the report of a sweep whose page was written; its address.
+    """Build and save the report of a sweep whose page was written; its address, and what it lacks.
 
     Args:
         where: ENTITY/PROJECT.
 
     Raises:
-        UserError: as :func:`save_report`.
+        UserError: as :func:`save_report`; none of the trials' runs is there.
     """
     from gisgd_ray.launch_record import last_record
 
     entity, project = entity_and_project(where)
     record = last_record(tables.folder)
+    ids = [str(trial_id) for trial_id in tables.trials["trial_id"]]
+    there = runs_there(where, ids)
+    if not there:
+        raise UserError(
+            f"--wandb {where}: none of the {len(ids)} runs of {tables.folder} is there, and the "
+            f"report would show none; `make sync ARGS={tables.folder}` uploads what was kept "
+            "offline, to WANDB_ENTITY and WANDB_PROJECT"
+        )
     online = build_report(
         tables,
         entity=entity,
@@ -320,4 +363,7 @@ def report_online(sweep: "Sweep", tables: ResultTables, report: "SweepReport", w
         run_panels=sweep.run_panels,
         paper_tables=report.tables,
     )
-    return save_report(online, tables.folder)
+    url = save_report(online, tables.folder)
+    if there == len(ids):
+        return url
+    return f"{url} (with {there} of {counted(len(ids), 'run')}: the others are not in {where})"

@@ -11,14 +11,14 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import wandb
 
-from gisgd_ray.reporting.wandb_access import Mode
+from gisgd_ray.reporting.wandb_access import Mode, other_settings
 
 INIT_TIMEOUT_S = 15.0
 RETRY_ONLINE_S = 600.0
@@ -51,6 +51,8 @@ class WandbSettings:
     entity: str | None = None
     every_s: float = 15.0
     """Between two requests with a trial's new points; no point is left out."""
+    foreign: Mapping[str, str] = field(default_factory=dict)
+    """Trials whose id a run of somebody else's has, as found before the first one opened."""
 
 
 def seconds_between(trials_at_once: int, requests_per_minute: float) -> float:
@@ -92,6 +94,9 @@ class WandbRun:
         """The first so many points are there already. (The summary does not say: it may come
         through before them.)"""
         if settings.mode == "disabled":
+            return
+        if trial_id in settings.foreign:
+            self.status = f"off: {settings.foreign[trial_id]}"
             return
         try:
             self._run = self._open(settings, trial_id=trial_id, name=name, config=config)
@@ -141,13 +146,13 @@ class WandbRun:
                 reinit="create_new",
                 settings=_slim(settings.every_s),
             )
-            # A run that was lost before it told anything has no settings yet.
-            if run.resumed and (run.starting_step > 0 or dict(run.config)):
-                try:
-                    _require_same(dict(run.config), config, where=f"{settings.project}/{trial_id}")
-                except OtherSettingsError:
-                    run.finish()
-                    raise
+            if run.resumed and (
+                fault := other_settings(
+                    dict(run.config), config, where=settings.project, id=trial_id
+                )
+            ):
+                run.finish()
+                raise OtherSettingsError(fault)
             if mode == "online":
                 been_online.parent.mkdir(exist_ok=True)
                 been_online.touch()
@@ -242,21 +247,6 @@ def _told(fault: BaseException) -> str:
 
 class OtherSettingsError(Exception):
     """The server has a run of this id that is not this trial's."""
-
-
-def _require_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], *, where: str) -> None:
-    """See that a run which is continued is the same trial's.
-
-    Raises:
-        OtherSettingsError: a setting is another.
-    """
-    for name, value in json.loads(json.dumps(dict(ours))).items():  # lists for tuples, as theirs
-        if name not in theirs or theirs[name] != value:
-            there = f"is {theirs[name]}" if name in theirs else "is not set"
-            raise OtherSettingsError(
-                f"the run {where} exists with other settings ({name} {there} there, and {value} "
-                "here); none of this trial's points went to it: choose another WANDB_PROJECT"
-            )
 
 
 def _table_of(columns: Mapping[str, Any], name: str) -> wandb.Artifact:
