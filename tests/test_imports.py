@@ -19,7 +19,7 @@ PLAIN += "training checkpoint checkpoints storage state stepping lockstep measur
 PLAIN += "consistency memory sensitivity_terms teacher estimate packing whole_files"
 SWEEPS = "sweeps.lr_batch sweeps.trajectory sweeps.bound_verification sweeps.stochastic "
 SWEEPS += "sweeps.linear_relu"
-RAY_ALLOWED = {f"gisgd_ray.{name}" for name in ("search_space", "trainable", "launch", "cluster")}
+RAY_ALLOWED = {f"gisgd_ray.{name}" for name in ("search_space", "trainable", "tuning", "cluster")}
 
 
 def plain_modules() -> list[str]:
