@@ -21,7 +21,7 @@ sweep: setup  ## run the learning-rate x batch-size sweep (Figure 6); ARGS='--sc
 	$(BIN)/python sweeps/lr_batch.py $(ARGS)
 
 test: setup  ## run the tests; ARGS='tests/test_bounds.py -k lemma7'
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-cluster: setup  ## ray up, a sweep and a lost host on three hosts of namespaces; needs root
 	$(BIN)/python -m pytest -m cluster -s tests/hosts $(ARGS)
