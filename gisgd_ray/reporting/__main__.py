@@ -113,7 +113,7 @@ def _reported(folder: Path, options: argparse.Namespace) -> Entry:
 
 
 def sweeps_in(folder: Path) -> list[Path]:
-    """The folder itself if it is a sweep's, else those directly in it that are.
+    """The folder itself if it is a sweep's, else those below it that are.
 
     Raises:
         UserError: there are none.
@@ -122,10 +122,10 @@ def sweeps_in(folder: Path) -> list[Path]:
         raise UserError(f"{folder} is not a folder; name a sweep's, as in results/lr_batch")
     if (folder / TABLE).exists():
         return [folder]
-    found = sorted(path.parent for path in folder.glob(f"*/{TABLE}"))
+    found = sorted(path.parent for path in folder.rglob(TABLE))
     if not found:
         raise UserError(
-            f"{folder} holds no sweep (there is no {TABLE} in it or in a folder of it); name a "
+            f"{folder} holds no sweep (there is no {TABLE} in it or below it); name a "
             "sweep's folder, as in results/lr_batch"
         )
     return found
