@@ -1,14 +1,19 @@
 """What keeps W&B from being online is said in one sentence, before the first trial."""
 
+import http.client
 import socket
+import ssl
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from gisgd_ray.reporting import wandb_access
 from tests.test_launch import ROOT
 from tests.wandb_server import Server, environment
 from tests.wandb_server.state import Run
@@ -82,6 +87,24 @@ def test_a_server_that_only_listens(tmp_path: Path) -> None:
         where = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         sentence = told(server, tmp_path, WANDB_BASE_URL=where)
     assert sentence == f"W&B: offline, since {where} does not answer (timed out). {KEPT}"
+
+
+def test_a_server_with_a_certificate_unknown_to_python_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise urllib.error.URLError(ssl.SSLCertVerificationError("self-signed certificate"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", refused)
+    assert wandb_access.no_answer("https://wandb.example.org") == ""
+
+
+def test_a_server_that_speaks_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise http.client.BadStatusLine("SSH-2.0")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refused)
+    assert wandb_access.no_answer("http://127.0.0.1:22") == "SSH-2.0"
 
 
 def test_an_address_that_is_none(server: Server, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import ssl
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any, Literal, TypeVar
 
 import wandb
@@ -73,15 +75,23 @@ def server() -> str:
 def no_answer(server: str) -> str:
     """Why the server at this address does not answer; empty if it says anything at all.
 
-    W&B's client tries an absent server again for a minute and more, whatever its timeout.
+    W&B's client tries an absent server again for a minute and more, whatever its timeout. Where it
+    goes by a proxy of its own settings this is left to it.
     """
+    settings = wandb.setup().settings
+    if settings.http_proxy or settings.https_proxy:
+        return ""
     try:
         with urllib.request.urlopen(server, timeout=ASK_TIMEOUT_S):
             return ""
     except urllib.error.HTTPError:
         return ""
-    except (OSError, ValueError) as fault:  # a URLError is an OSError
-        return str(getattr(fault, "reason", fault)) or type(fault).__name__
+    except (OSError, ValueError, HTTPException) as fault:  # a URLError is an OSError
+        reason = getattr(fault, "reason", fault)
+        # There is a server. Which certificates it may have is known to W&B's client, not to Python.
+        if isinstance(reason, ssl.SSLError):
+            return ""
+        return str(reason) or type(fault).__name__
 
 
 def access() -> Access:
