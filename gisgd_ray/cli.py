@@ -146,7 +146,7 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Options
         default=120.0,
         metavar="N",
         help="requests a minute in which all trials together tell W&B their new points (default "
-        "120); fewer means later, never fewer points",
+        "120, or two of each trial if that is more); fewer means later, never fewer points",
     )
     fields = parser.add_argument_group("fields of a trial")
     for path, owners in field_paths().items():

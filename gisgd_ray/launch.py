@@ -28,7 +28,7 @@ from gisgd_ray.recorder import Recorder
 from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.progress import Progress
 from gisgd_ray.reporting.wandb_access import access, foreign_runs, project
-from gisgd_ray.reporting.wandb_runs import WandbSettings, seconds_between
+from gisgd_ray.reporting.wandb_runs import WandbSettings, beyond_rate, seconds_between
 from gisgd_ray.results import ResultTables, finished_ids, reuse, write_tables
 from gisgd_ray.storage import Storage, is_uri
 from gisgd_ray.tuning import tune_trials
@@ -120,8 +120,13 @@ def launch(
                     retries=retries,
                     names=labels or {},
                 )
-                every_s = seconds_between(_at_once(resources), wandb_requests_per_minute)
-                wandb = _wandb(folder, name, waiting, every_s, progress)
+                wandb = _wandb(
+                    folder,
+                    name,
+                    waiting,
+                    (_at_once(resources), wandb_requests_per_minute),
+                    progress,
+                )
                 run = {
                     "storage": place.storage,
                     "threads": resources.threads or resources.cpus,
@@ -150,12 +155,22 @@ def _at_once(resources: Resources) -> int:
 
 
 def _wandb(
-    folder: Path, name: str, trials: Sequence[TrialConfig], every_s: float, progress: Progress
+    folder: Path,
+    name: str,
+    trials: Sequence[TrialConfig],
+    rate: tuple[int, float],
+    progress: Progress,
 ) -> WandbSettings:
-    """What the trials' runs share, once W&B has been asked; says what came of that."""
+    """What the trials' runs share, once W&B has been asked; says what came of that.
+
+    Args:
+        rate: how many trials run at once, and the requests a minute asked for.
+    """
     found = access()
     if not found.silent:
         progress.note(str(found))
+    if found.mode == "online" and (told := beyond_rate(*rate)):
+        progress.note(told)
     foreign = foreign_runs(found, {trial.trial_id: trial.flat() for trial in trials})
     for fault in foreign.values():
         progress.note(f"W&B: {fault}.")
@@ -165,7 +180,7 @@ def _wandb(
         group=name,
         project=project(),
         entity=found.entity,
-        every_s=every_s,
+        every_s=seconds_between(*rate),
         foreign=foreign,
     )
 

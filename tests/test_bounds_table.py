@@ -4,6 +4,7 @@ import doctest
 import math
 import re
 import statistics
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -56,6 +57,16 @@ def test_an_infinite_bound_is_no_part_of_the_median_and_is_told_with_care(tmp_pa
     care = text[text.index("To be read with care") :]
     assert re.search(r"Infinite .*: bound/theorem2_closed_form .*: gap/loss", care)
     assert "Nothing: no trial" not in care
+
+
+def test_the_mean_over_seeds_of_an_infinite_value_is_infinite_without_a_warning(
+    tmp_path: Path,
+) -> None:
+    rows = [finished("a"), finished("b", seed=1, **{EQ3: math.inf})]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = Document(write(tmp_path, rows))
+    assert re.search(r"Means over the seeds.* ∞ ", page.text)
 
 
 def test_nan_is_a_dash_with_its_reason_in_the_row(tmp_path: Path) -> None:

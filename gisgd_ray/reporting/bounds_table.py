@@ -276,7 +276,8 @@ def _mean_std(column: Column, rows: Sequence[Mapping[str, Any]]) -> str:
     numbers = pd.Series([column.number(row) for row in rows], dtype="float64").dropna()
     if numbers.empty:
         return DASH
-    text = format_mean_std(float(numbers.mean()), float(numbers.std()))
+    with np.errstate(invalid="ignore"):  # an infinite value has no scatter, and NaN says so
+        text = format_mean_std(float(numbers.mean()), float(numbers.std()))
     return text if len(numbers) == len(rows) else f"{text} (n = {len(numbers)})"
 
 

@@ -24,6 +24,9 @@ INIT_TIMEOUT_S = 15.0
 RETRY_ONLINE_S = 600.0
 FINISH_TIMEOUT_S = 60.0
 LEAST_EVERY_S = 5.0
+MOST_EVERY_S = 29.0
+"""Longer saves no request: W&B's client gives a sign of life of a run that has told nothing for
+30 s, and nothing turns that off."""
 MAX_ROWS = 200_000
 """Rows that a table of W&B's may have."""
 
@@ -58,10 +61,29 @@ class WandbSettings:
 def seconds_between(trials_at_once: int, requests_per_minute: float) -> float:
     """How long each of so many trials waits between two requests that tell its new points.
 
-    >>> seconds_between(2, 120), seconds_between(400, 120)
-    (5.0, 200.0)
+    >>> seconds_between(2, 120), seconds_between(20, 120), seconds_between(400, 120)
+    (5.0, 10.0, 29.0)
     """
-    return max(LEAST_EVERY_S, trials_at_once * 60 / requests_per_minute)
+    wanted = trials_at_once * 60 / requests_per_minute
+    return min(MOST_EVERY_S, max(LEAST_EVERY_S, wanted))
+
+
+def beyond_rate(trials_at_once: int, requests_per_minute: float) -> str:
+    """What to say where W&B's client makes more requests than it was asked to; "" if it does not.
+
+    >>> beyond_rate(58, 120)
+    ''
+    >>> beyond_rate(400, 120).split(";")[0]
+    'W&B: 400 trials at once make about 828 requests a minute, not 120'
+    """
+    least = trials_at_once * 60 / MOST_EVERY_S
+    if least <= requests_per_minute * 1.005:
+        return ""
+    return (
+        f"W&B: {trials_at_once} trials at once make about {least:.0f} requests a minute, not "
+        f"{requests_per_minute:g}; its client tells of every run twice a minute, points or none. "
+        "If that is too much for your W&B, use WANDB_MODE=offline, and make sync afterwards."
+    )
 
 
 class WandbRun:
