@@ -29,9 +29,7 @@ test-cluster: setup  ## ray up, a sweep and a lost host on three hosts of namesp
 	$(BIN)/python -m pytest -m cluster -s tests/hosts $(ARGS)
 
 sync: setup  ## upload the W&B runs that were kept offline, of results/ or ARGS=FOLDER
-	@test -d "$(or $(ARGS),results)" || { echo "there is no folder $(or $(ARGS),results)"; exit 2; }
-	@find "$(or $(ARGS),results)" -path '*/wandb/offline-run-*' -name 'run-*.wandb' -print0 \
-	  | xargs -0r $(BIN)/wandb sync
+	@$(BIN)/python -m gisgd_ray.reporting.wandb_sync "$(or $(ARGS),results)"
 
 lint: setup  ## style, format and types
 	$(BIN)/ruff check .

@@ -25,10 +25,10 @@ from gisgd_ray.memory import give_back_freed
 from gisgd_ray.packing import Resources
 from gisgd_ray.place import Place
 from gisgd_ray.recorder import Recorder
+from gisgd_ray.reporting import wandb_launch
 from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.progress import Progress
-from gisgd_ray.reporting.wandb_access import access, foreign_runs, project
-from gisgd_ray.reporting.wandb_runs import WandbSettings, beyond_rate, seconds_between
+from gisgd_ray.reporting.wandb_runs import WandbSettings
 from gisgd_ray.results import ResultTables, finished_ids, reuse, write_tables
 from gisgd_ray.storage import Storage, is_uri
 from gisgd_ray.tuning import tune_trials
@@ -48,6 +48,8 @@ class Outcome:
     interrupted: bool
     rows: list[Row] = field(default_factory=list)
     """Of every trial that has ended, :data:`TOLD`; the tables have the rest."""
+    wandb_faults: list[str] = field(default_factory=list)
+    """What W&B does not have in the end, in sentences."""
     lost: int = 0
     """How often a trial was lost or failed, and went on from its last checkpoint."""
     resources: Resources | None = None
@@ -106,6 +108,7 @@ def launch(
         _clear_leftovers(place, done)
         waiting = [t for t in trials if t.trial_id not in done]
         outcome = Outcome(ResultTables(folder), reused=len(done), interrupted=False)
+        wandb: WandbSettings | None = None
         if waiting:
             _fetch_data(waiting)
             with Progress(
@@ -120,12 +123,13 @@ def launch(
                     retries=retries,
                     names=labels or {},
                 )
-                wandb = _wandb(
+                wandb = wandb_launch.begin(
                     folder,
                     name,
                     waiting,
-                    (_at_once(resources), wandb_requests_per_minute),
-                    progress,
+                    trials_at_once=_at_once(resources),
+                    requests_per_minute=wandb_requests_per_minute,
+                    note=progress.note,
                 )
                 run = {
                     "storage": place.storage,
@@ -140,6 +144,10 @@ def launch(
             outcome.tables = write_tables(folder, trials)
         except OSError as error:
             _raise_if_storage_failed(folder, error)
+        if wandb is not None:
+            outcome.wandb_faults = wandb_launch.end(
+                wandb, outcome.tables, [t.trial_id for t in waiting]
+            )
         for trial in trials:
             row = journal.read_row(trial.trial_id)
             if row is not None:
@@ -152,37 +160,6 @@ def launch(
 def _at_once(resources: Resources) -> int:
     """How many trials the cluster runs at once as it is now, at least one."""
     return max(1, sum(slots(machine, resources) for machine in machines()))
-
-
-def _wandb(
-    folder: Path,
-    name: str,
-    trials: Sequence[TrialConfig],
-    rate: tuple[int, float],
-    progress: Progress,
-) -> WandbSettings:
-    """What the trials' runs share, once W&B has been asked; says what came of that.
-
-    Args:
-        rate: how many trials run at once, and the requests a minute asked for.
-    """
-    found = access()
-    if not found.silent:
-        progress.note(str(found))
-    if found.mode == "online" and (told := beyond_rate(*rate)):
-        progress.note(told)
-    foreign = foreign_runs(found, {trial.trial_id: trial.flat() for trial in trials})
-    for fault in foreign.values():
-        progress.note(f"W&B: {fault}.")
-    return WandbSettings(
-        mode=found.mode,
-        folder=str(folder),
-        group=name,
-        project=project(),
-        entity=found.entity,
-        every_s=seconds_between(*rate),
-        foreign=foreign,
-    )
 
 
 def _clear_leftovers(place: Place, done: set[str]) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow
 from pyarrow import parquet
@@ -211,12 +210,7 @@ def write_steps(folder: Path, journal: Journal, trial_id: str) -> None:
     path, size = steps_path(folder, trial_id), journal.size(trial_id)
     record = journal.read(trial_id)
     path.parent.mkdir(exist_ok=True)
-    table: dict[str, Any] = {"step": np.arange(1, len(record.steps) + 1)}
-    table |= record.steps.columns()
-    table["gradient_dispersion"] = record.steps.gradient_dispersion
-    table["gradient_dispersion_neu"] = record.steps.gradient_dispersion_neu
-    table["per_sample_dispersion"] = record.steps.per_sample_dispersion
-    _write_parquet(pd.DataFrame(table), path, made_from=size)
+    _write_parquet(pd.DataFrame(record.steps.table()), path, made_from=size)
 
 
 def journal_bytes(path: Path) -> int | None:

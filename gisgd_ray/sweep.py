@@ -259,6 +259,8 @@ def _print_closing(outcome: Outcome, page: Path, seconds: float) -> None:
         if faults:
             more = f" (and {len(faults) - 1} like it)" if len(faults) > 1 else ""
             print(f"W&B {what} for some trials: {faults[0]}{more}", file=sys.stderr)
+    for fault in outcome.wandb_faults:
+        print(fault, file=sys.stderr)
     if any(status.startswith("offline") for status in statuses):
         folder = shlex.quote(str(outcome.tables.folder))
         print(f"W&B runs are offline; upload with: make sync ARGS={folder}")

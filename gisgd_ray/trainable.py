@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from ray import tune
 
@@ -207,9 +206,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         row = row_of(self._trial, training.summary(state))
         row["device"] = self._device
         row["hostname"] = os.uname().nodename
-        steps = {"step": np.arange(1, len(state.series) + 1), **state.series.columns()}
-        steps["gradient_dispersion"] = state.series.gradient_dispersion
-        self._wandb.finish(row, failed=row["status"] != "finished", steps=steps)
+        failed = row["status"] != "finished"
+        self._wandb.finish(row, failed=failed, steps=state.series.table())
         self._keep_wandb()
         return row | {"wandb/status": self._wandb.status}
 

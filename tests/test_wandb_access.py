@@ -16,7 +16,6 @@ import pytest
 from gisgd_ray.reporting import wandb_access
 from tests.test_launch import ROOT
 from tests.wandb_server import Server, environment
-from tests.wandb_server.state import Run
 
 ASK = "from gisgd_ray.reporting.wandb_access import access; print(access())"
 
@@ -115,42 +114,17 @@ def test_an_address_that_is_none(server: Server, tmp_path: Path) -> None:
     )
 
 
-FOREIGN = """
-from gisgd_ray.reporting.wandb_access import access, foreign_runs
-ours = {"seed": 1, "model.widths": (30, 20)}
-trials = {name: ours for name in ("theirs", "ours", "lost", "new")}
-print(foreign_runs(access(), trials))
-"""
-
-
-def test_runs_of_somebody_else_are_found_and_left_as_they_are(
-    server: Server, tmp_path: Path
-) -> None:
-    key = ("tester", "gisgd-ray")
-    for number, (name, config) in enumerate(
-        {
-            "theirs": {"seed": 2, "model.widths": [30, 20]},
-            "ours": {"seed": 1, "model.widths": [30, 20], "_wandb": {}},
-            "lost": {},
-            "beside": {"seed": 3},
-        }.items()
-    ):
-        kept = {name: {"value": value} for name, value in config.items()}
-        server.state.runs[*key, name] = Run(number, *key, name, raw_config=kept, group="g")
-    server.state.project_number(*key)
-    assert told(server, tmp_path, ask=FOREIGN) == str(
-        {
-            "theirs": "the run tester/gisgd-ray/theirs exists with other settings (seed is 2 "
-            "there, and 1 here); none of this trial's points went to it: choose another "
-            "WANDB_PROJECT"
-        }
-    ).replace("'the run", '"the run').replace("PROJECT'", 'PROJECT"')
-    assert {run.group for run in server.runs} == {"g"}
-    assert server.unknown == []
-
-
 def test_offline_asks_nobody(server: Server, tmp_path: Path) -> None:
     assert told(server, tmp_path, WANDB_MODE="offline") == (
         f"W&B: offline, since WANDB_MODE is offline. {KEPT}"
+    )
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_project_that_cannot_be(server: Server, tmp_path: Path, mode: str) -> None:
+    line = told(server, tmp_path, WANDB_MODE=mode, WANDB_PROJECT="a/b")
+    assert line.startswith(
+        "W&B: disabled, since W&B does not take its settings (Invalid project name 'a/b': "
     )
     assert server.requests == []

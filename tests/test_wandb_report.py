@@ -192,8 +192,8 @@ def test_the_command_and_the_sweep_are_named() -> None:
         tables, entity="e", project="p", item="Figure 6", name="lr_batch", facts={}, claims=[],
         description="Figure 6: how.", swept=swept, run_panels=[],
     )  # fmt: skip
-    assert report.title == "Figure 6: lr batch (gisgd-ray)"
-    assert report.description == "How. [gisgd-ray sweep lr_batch]"
+    assert report.title == "Figure 6: lr batch, gisgd-ray"
+    assert report.description == f"How. {marker('lr_batch', tables.trials['trial_id'])}"
 
 
 def test_a_sweep_in_which_nothing_ended_has_a_report() -> None:
@@ -201,7 +201,7 @@ def test_a_sweep_in_which_nothing_ended_has_a_report() -> None:
     assert of_type(spec, "panel-grid") == []
 
 
-def test_thousands_of_trials_are_filtered_by_their_group_alone() -> None:
+def test_thousands_of_trials_are_filtered_by_their_group() -> None:
     rows = [trial(f"t{i}", gap__loss=1.0) for i in range(1001)]
     for row in rows:
         row["gap/loss"] = row.pop("gap.loss")
@@ -209,7 +209,7 @@ def test_thousands_of_trials_are_filtered_by_their_group_alone() -> None:
     panel = RunPanel("gap", "bars", ["gap/loss"])
     spec = built(sweep_named("lr_batch"), tables, [], run_panels=[panel])
     (grid,) = of_type(spec, "panel-grid")
-    assert filters_of(grid) == {"group": "lr_batch"}
+    assert filters_of(grid) == {"group": "lr_batch", "state": "finished"}
 
 
 def test_metrics_measured_nowhere_are_left_out() -> None:
@@ -265,6 +265,9 @@ for item in titles:
     if item == "forget":
         (Path(folder) / "wandb_report.json").unlink()
         continue
+    if item == "other trials":
+        tables = Tables(pd.DataFrame([trial("b")]), history("b", train__loss=[1.0, 0.5]))
+        continue
     report = build_report(
         tables, entity=entity, project=project, item=item, name="lr_batch", description=item,
         facts={}, claims=[], swept=[],
@@ -298,8 +301,8 @@ def test_saving_again_updates_the_same_report(tmp_path: Path) -> None:
         assert first.startswith(f"{server.url}/tester/bounds/reports/")
         (report,) = server.reports
         assert report["saves"] == 3
-        assert report["display_name"] == "Figure 6b: lr batch (gisgd-ray)"
-        assert report["description"].endswith(marker("lr_batch"))
+        assert report["display_name"] == "Figure 6b: lr batch, gisgd-ray"
+        assert report["description"].endswith(marker("lr_batch", ["a"]))
         (grid,) = of_type(report["spec"], "panel-grid")
         (runs,) = grid["metadata"]["runSets"]
         assert (runs["project"]["entityName"], runs["project"]["name"]) == ("tester", "bounds")
@@ -310,6 +313,14 @@ def test_saving_again_updates_the_same_report(tmp_path: Path) -> None:
         (told,) = save(server, tmp_path, "Figure 6")
         assert told.startswith("error: --wandb tester/bounds: the report that ")
         assert "was deleted on W&B; remove that file" in told
+
+
+def test_results_of_other_trials_have_a_report_of_their_own(tmp_path: Path) -> None:
+    with Server() as server:
+        here, there = save(server, tmp_path, "Figure 6", "forget", "other trials", "Figure 6")
+        assert here.rpartition("--")[0] == there.rpartition("--")[0]
+        assert here != there
+        assert [report["saves"] for report in server.reports] == [1, 1]
 
 
 def test_faults_of_the_server_are_told(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -132,6 +132,16 @@ class StepSeries:
 
     def columns(self) -> dict[str, Array]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def table(self) -> dict[str, Any]:
+        """All that is known of each step, by column: its number, what was measured, dispersions."""
+        return {
+            "step": np.arange(1, len(self) + 1),
+            **self.columns(),
+            "gradient_dispersion": self.gradient_dispersion,
+            "gradient_dispersion_neu": self.gradient_dispersion_neu,
+            "per_sample_dispersion": self.per_sample_dispersion,
+        }
 
 
 class StepMeter:

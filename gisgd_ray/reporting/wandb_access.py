@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import ssl
 import threading
 import urllib.error
@@ -17,8 +18,6 @@ Answer = TypeVar("Answer")
 Mode = Literal["online", "offline", "disabled"]
 
 ASK_TIMEOUT_S = 10
-AT_A_TIME = 200
-"""Runs asked for in one request, with their settings."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,7 @@ def access() -> Access:
         return Access(mode, reason)
     try:
         where = server()
+        wandb.Settings(project=project())
     except Exception as fault:  # no run could be opened, not even offline
         text = " ".join(str(fault).partition("[type=")[0].split())
         return Access("disabled", f"W&B does not take its settings ({text[:200]})")
@@ -121,39 +121,9 @@ def access() -> Access:
         return mine
 
     try:
-        return Access("online", reason, _within(2 * ASK_TIMEOUT_S, ask))
+        return Access("online", reason, within(2 * ASK_TIMEOUT_S, ask))
     except Exception as fault:
         return Access("offline", _told(fault, where), entity)
-
-
-def foreign_runs(found: Access, trials: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Runs of the project that have a trial's id and other settings: id -> what is wrong.
-
-    Opening one to look into it would already give it this sweep's group and tags. Empty where W&B
-    is not online or does not tell in time: the run is looked at once more when it is opened.
-
-    Args:
-        trials: settings by trial id, flat.
-    """
-    if found.mode != "online" or not trials:
-        return {}
-    where = f"{found.entity}/{project()}"
-
-    def ask() -> dict[str, str]:
-        client, ids, faults = wandb.Api(timeout=ASK_TIMEOUT_S), list(trials), {}
-        for first in range(0, len(ids), AT_A_TIME):
-            some = {"name": {"$in": ids[first : first + AT_A_TIME]}}
-            for run in client.runs(where, filters=some, per_page=AT_A_TIME, lazy=False):
-                if fault := other_settings(
-                    dict(run.config), trials[run.id], where=where, id=run.id
-                ):
-                    faults[run.id] = fault
-        return faults
-
-    try:
-        return _within(2 * ASK_TIMEOUT_S, ask)
-    except Exception:
-        return {}
 
 
 def other_settings(
@@ -166,7 +136,7 @@ def other_settings(
     if not theirs:
         return ""
     for name, value in json.loads(json.dumps(dict(ours))).items():  # lists for tuples, as theirs
-        if name not in theirs or theirs[name] != value:
+        if name not in theirs or not _same(theirs[name], value):
             there = f"is {theirs[name]}" if name in theirs else "is not set"
             return (
                 f"the run {where}/{id} exists with other settings ({name} {there} there, and "
@@ -176,7 +146,19 @@ def other_settings(
     return ""
 
 
-def _within(seconds: float, ask: "Callable[[], Answer]") -> "Answer":
+def _same(theirs: Any, ours: Any) -> bool:
+    """W&B keeps numbers as floating-point ones: a seed beyond 2^53 comes back rounded.
+
+    >>> _same(9007199254740992, 9007199254740993), _same(1, 2), _same([1], [1.0])
+    (True, False, True)
+    """
+    try:
+        return bool(theirs == ours or float(theirs) == float(ours))
+    except (TypeError, ValueError):
+        return False
+
+
+def within(seconds: float, ask: "Callable[[], Answer]") -> "Answer":
     """The answer, or what was raised.
 
     Raises:
@@ -199,18 +181,27 @@ def _within(seconds: float, ask: "Callable[[], Answer]") -> "Answer":
     raise faults[0] if faults else TimeoutError(f"nothing within {seconds:g} s")
 
 
+def _code(status: int, text: str) -> bool:
+    """Whether a status of HTTP is named: the number alone, and not a server's port.
+
+    >>> _code(401, "HTTP 401"), _code(401, "http://127.0.0.1:40133 did"), _code(401, "x:401/")
+    (True, False, False)
+    """
+    return re.search(rf"(?<![\w:]){status}(?!\w)", text) is not None
+
+
 def _told(fault: BaseException, server: str) -> str:
     """A client's fault as a sentence that says what would do."""
     text = " ".join(str(fault).split())[:200]
     low = text.lower()
-    if "401" in low or "api key" in low or "api_key" in low or "not logged in" in low:
+    if _code(401, low) or "api key" in low or "api_key" in low or "not logged in" in low:
         return f"{server} does not take the API key; `wandb login --relogin` or set WANDB_API_KEY"
-    if "403" in low or "permission" in low or "denied" in low:
+    if _code(403, low) or "permission" in low or "denied" in low:
         return (
             f"this key may not write to the project {project()}; choose another with "
             "WANDB_PROJECT or WANDB_ENTITY"
         )
-    if ("entity" in low and "not found" in low) or "404" in low:
+    if ("entity" in low and "not found" in low) or _code(404, low):
         return (
             f"there is no entity {os.environ.get('WANDB_ENTITY', '')} at {server}; set "
             "WANDB_ENTITY to your user or team"

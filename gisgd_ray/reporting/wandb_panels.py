@@ -122,10 +122,12 @@ def run_set(title: str, group: str, ids: Sequence[str], *, of: int, grouped: Seq
     expr = importlib.import_module("wandb_workspaces.expr")
     # By ids where that can be: a run of another sweep with the same settings has its last group.
     by_group = len(ids) == of and len(ids) > MOST_IDS
-    metric = expr.Metric("Group") == group if by_group else expr.Metric("ID").isin(list(ids))
+    filters = [expr.Metric("ID").isin(list(ids))]
+    if by_group:  # which has the runs of trials that diverged or failed as well
+        filters = [expr.Metric("Group") == group, expr.Metric("State") == "finished"]
     return reports().Runset(
         name=title,
-        filters=expr.And(metric),
+        filters=expr.And(*filters),
         groupby=list(grouped),
     )
 

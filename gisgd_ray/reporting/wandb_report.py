@@ -1,13 +1,15 @@
 """A W&B report of a sweep: formulas, ours against Neu et al., the figure's panels, claims.
 
-Panels are drawn by W&B from the runs, so that they also show what runs log later. A sweep has one
-report a project; saving it again replaces what it says, at the same address.
+Panels are drawn by W&B from the runs, so that they also show what runs log later. The results in a
+folder have one report a project; saving it again replaces what it says, at the same address.
 """
 
+import hashlib
+import io
 import json
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +30,9 @@ from gisgd_ray.reporting.report_text import (
 )
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.reporting.tables import Table
-from gisgd_ray.reporting.wandb_access import AT_A_TIME, no_answer, server
+from gisgd_ray.reporting.wandb_access import no_answer, server
 from gisgd_ray.reporting.wandb_panels import comparison_grid, figure_grids, reports
+from gisgd_ray.reporting.wandb_there import runs_there
 from gisgd_ray.results import ResultTables
 from gisgd_ray.whole_files import replace_file
 
@@ -137,7 +140,7 @@ def build_report(
         entity=entity,
         project=project,
         title=report_title(name, item),
-        description=f"{lead} {marker(name)}",
+        description=f"{lead} {marker(name, trials['trial_id'])}",
         blocks=blocks,
         width="fluid",
     )
@@ -145,12 +148,14 @@ def build_report(
 
 def report_title(name: str, item: str) -> str:
     """The title of a new report; the marker still finds one that was renamed."""
-    return f"{item}: {name.replace('_', ' ')} (gisgd-ray)"[:LONGEST_TITLE]
+    # Without brackets: the title is part of the address, which is pasted into a shell.
+    return f"{item}: {name.replace('_', ' ')}, gisgd-ray"[:LONGEST_TITLE]
 
 
-def marker(name: str) -> str:
-    """Ends the description of the sweep's report, and of no other's."""
-    return f"[gisgd-ray sweep {name}]"
+def marker(name: str, trial_ids: Iterable[str]) -> str:
+    """Ends the description of the report of a sweep with these trials, and of no other's."""
+    digest = hashlib.sha256(" ".join(sorted(trial_ids)).encode()).hexdigest()
+    return f"[gisgd-ray sweep {name} {digest[:8]}]"
 
 
 def _counted(trials: Any) -> str:
@@ -190,7 +195,7 @@ def save_report(report: Any, folder: Path) -> str:
     """Save the report, in place of the one that an earlier call has saved; its address.
 
     That one is known from :data:`FILE` in ``folder``; without the file, it is the report of the
-    project whose description has the sweep's marker, or whose title is the same.
+    project whose description has the marker of a sweep with the same trials.
 
     Raises:
         UserError: W&B cannot be reached or does not take it; the report was deleted there.
@@ -216,30 +221,13 @@ def save_report(report: Any, folder: Path) -> str:
         for runs in getattr(block, "runsets", []):
             # Said only now: with both, a report asks the server when it is put into words.
             runs.entity, runs.project = entity, project
-    with _told(where):
+    # The library says the address as well, in other words.
+    with _told(where), redirect_stderr(io.StringIO()):
         report.save()
         url = str(report.url)
     known[where] = {"id": str(report.id), "url": url}
     replace_file(folder / FILE, json.dumps(known, indent=2).encode())
     return url
-
-
-def runs_there(where: str, ids: Sequence[str]) -> int:
-    """How many of these runs the project ENTITY/PROJECT has.
-
-    Raises:
-        UserError: W&B cannot be reached, or does not say.
-    """
-    with _told(where):
-        api = _api(where)
-        entity, _, project = where.partition("/")
-        if project not in {each.name for each in api.projects(entity)}:
-            return 0
-        parts = [ids[first : first + AT_A_TIME] for first in range(0, len(ids), AT_A_TIME)]
-        return sum(
-            len(api.runs(where, filters={"name": {"$in": list(part)}}, per_page=1))
-            for part in parts
-        )
 
 
 def _api(where: str) -> wandb.Api:
@@ -264,11 +252,10 @@ def _known(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def _found(report: Any, there: Sequence[Any]) -> str:
-    """The id of this sweep's report among the project's, the latest of several; or empty."""
+    """The id of the report of these trials among the project's, the latest of several; or empty."""
     mark = report.description.rpartition(" [")[2]
-    marked = [each for each in there if str(each.description or "").endswith(mark)]
-    titled = [each for each in there if each.display_name == report.title]
-    latest = sorted(marked or titled, key=lambda each: str(each.updated_at or ""))
+    marked = [each for each in there if str(each.description or "").endswith(f"[{mark}")]
+    latest = sorted(marked, key=lambda each: str(each.updated_at or ""))
     return str(latest[-1].id) if latest else ""
 
 
@@ -343,12 +330,13 @@ def report_online(sweep: "Sweep", tables: ResultTables, report: "SweepReport", w
     entity, project = entity_and_project(where)
     record = last_record(tables.folder)
     ids = [str(trial_id) for trial_id in tables.trials["trial_id"]]
-    there = runs_there(where, ids)
+    with _told(where):
+        there = len(list(runs_there(_api(where), where, ids)))
     if not there:
         raise UserError(
             f"--wandb {where}: none of the {len(ids)} runs of {tables.folder} is there, and the "
             f"report would show none; `make sync ARGS={tables.folder}` uploads what was kept "
-            "offline, to WANDB_ENTITY and WANDB_PROJECT"
+            "offline, to the project that WANDB_PROJECT named when they ran"
         )
     online = build_report(
         tables,

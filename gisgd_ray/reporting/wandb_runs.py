@@ -8,7 +8,6 @@ import json
 import math
 import os
 import shutil
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import wandb
 
-from gisgd_ray.reporting.wandb_access import Mode, other_settings
+from gisgd_ray.reporting.wandb_access import Mode, other_settings, within
 
 INIT_TIMEOUT_S = 15.0
 RETRY_ONLINE_S = 600.0
@@ -27,6 +26,8 @@ LEAST_EVERY_S = 5.0
 MOST_EVERY_S = 29.0
 """Longer saves no request: W&B's client gives a sign of life of a run that has told nothing for
 30 s, and nothing turns that off."""
+FLUSH_S = 1.0
+"""What a process that is killed may not have written of an offline run."""
 MAX_ROWS = 200_000
 """Rows that a table of W&B's may have."""
 
@@ -49,7 +50,8 @@ class WandbSettings:
     mode: Mode
     folder: str
     """Absolute; a trial's own working directory is not kept."""
-    group: str
+    group: str | None
+    """None: as it is in a run that is there."""
     project: str
     entity: str | None = None
     every_s: float = 15.0
@@ -103,7 +105,7 @@ class WandbRun:
         settings: WandbSettings,
         *,
         trial_id: str,
-        name: str,
+        name: str | None,
         config: Mapping[str, Any],
         earlier: Sequence[Mapping[str, Any]] = (),
     ):
@@ -136,7 +138,7 @@ class WandbRun:
             self.log(point)
 
     def _open(
-        self, settings: WandbSettings, *, trial_id: str, name: str, config: Mapping[str, Any]
+        self, settings: WandbSettings, *, trial_id: str, name: str | None, config: Mapping[str, Any]
     ) -> Any:
         os.makedirs(settings.folder, exist_ok=True)
         # What an artifact is made of waits there, and an offline run needs it until it is synced.
@@ -237,23 +239,24 @@ class WandbRun:
         try:
             if row is not None:
                 # The row's own names hold its values alone, whatever they held while it ran.
-                self._run.summary.update({**row, **self._best})
+                # A run that had failed before, and went on, has an error no more.
+                before = {"error": None} if self._run.resumed else {}
+                self._run.summary.update({**before, **row, **self._best})
                 if row["status"] != "finished":
                     self._run.tags = (*(self._run.tags or ()), str(row["status"]))
             if steps:
                 self._run.log_artifact(_table_of(steps, f"steps-{self._id}"))
+            closing = self._run
             # An unreachable server would hold finish() for as long as it retries.
-            closing = threading.Thread(
-                target=self._run.finish, kwargs={"exit_code": int(failed)}, daemon=True
-            )
-            closing.start()
-            closing.join(FINISH_TIMEOUT_S)
-            if closing.is_alive():
-                raise TimeoutError(
-                    f"W&B did not take the run within {FINISH_TIMEOUT_S:g} s; the tables have all "
-                    "of it"
-                )
+            within(FINISH_TIMEOUT_S, lambda: closing.finish(exit_code=int(failed)))
             self._run = None
+        except TimeoutError:
+            self._give_up(
+                TimeoutError(
+                    f"W&B did not take the run within {FINISH_TIMEOUT_S:g} s; make sync uploads "
+                    "the rest"
+                )
+            )
         except Exception as fault:
             self._give_up(fault)
 
@@ -269,6 +272,21 @@ def _told(fault: BaseException) -> str:
 
 class OtherSettingsError(Exception):
     """The server has a run of this id that is not this trial's."""
+
+
+def add_steps(
+    entity: str, project: str, run_id: str, steps: Mapping[str, Any], *, failed: bool
+) -> None:
+    """Give a run that is there, and has ended, the table of its steps.
+
+    Raises:
+        Exception: whatever W&B's client raises.
+    """
+    run = wandb.init(
+        entity=entity, project=project, id=run_id, resume="must", settings=_slim(LEAST_EVERY_S)
+    )
+    run.log_artifact(_table_of(steps, f"steps-{run_id.removesuffix('-offline')}"))
+    run.finish(exit_code=int(failed))
 
 
 def _table_of(columns: Mapping[str, Any], name: str) -> wandb.Artifact:
@@ -299,6 +317,7 @@ def _slim(every_s: float = 15.0) -> wandb.Settings:
         x_disable_meta=True,
         x_save_requirements=False,
         x_file_stream_transmit_interval=every_s,
+        x_transaction_log_flush_interval=FLUSH_S,
         silent=True,
         init_timeout=INIT_TIMEOUT_S,
     )
