@@ -84,10 +84,9 @@ def test_the_sweeps_named_are_those_of_the_package() -> None:
 
 
 def test_a_sweep_of_two_figures_counts_its_claims_once(tmp_path: Path) -> None:
-    entries = [
-        entry(tmp_path / "clipping", "clipping", "Figures 4 and 9"),
-        entry(tmp_path / "lr_batch", "lr_batch", "Figure 6", claims=CLAIMS[:1]),
-    ]
+    both = entry(tmp_path / "clipping", "clipping", "Figures 4 and 9")
+    both.trials["model.name"] = ["mlp", "alexnet"]
+    entries = [both, entry(tmp_path / "lr_batch", "lr_batch", "Figure 6", claims=CLAIMS[:1])]
     document = board(entries, tmp_path)
     summary = "3 of 12 figures and tables have results; of 5 claims tested: 3 hold, 1 undecided"
     assert f"{summary}, 1 fails." in document.text
@@ -95,6 +94,20 @@ def test_a_sweep_of_two_figures_counts_its_claims_once(tmp_path: Path) -> None:
     for item in ("Figure 4", "Figure 9"):
         assert found[item][3] == "2 hold 1 undecided 1 fails (Figures 4 and 9 together)"
     assert found["Figure 6"][3] == "1 holds"
+
+
+@pytest.mark.parametrize("status", ["finished", "failed"])
+def test_a_figure_of_which_the_sweep_had_no_finished_trial_has_no_results(
+    tmp_path: Path, status: str
+) -> None:
+    one = entry(tmp_path / "clipping", "clipping", "Figures 4 and 9")
+    one.trials["model.name"] = ["mlp", "alexnet" if status == "failed" else "mlp"]
+    one.trials["status"] = ["finished", status]
+    document = board([one], tmp_path)
+    assert "1 of 12 figures and tables have results" in document.text
+    found = {row[0]: " ".join(row) for row in lines(document)}
+    assert "2 hold" in found["Figure 4"]
+    assert ("python sweeps/clipping.py" in found["Figure 9"]) == (status == "finished")
 
 
 def test_a_sweep_of_which_nothing_finished_has_no_results(tmp_path: Path) -> None:

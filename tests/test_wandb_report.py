@@ -196,6 +196,12 @@ def test_the_command_and_the_sweep_are_named() -> None:
     assert report.description == f"How. {marker('lr_batch', tables.trials['trial_id'])}"
 
 
+def test_what_was_planned_and_has_not_run_is_told() -> None:
+    spec = built(sweep_named("lr_batch"), *sweep_runs.tables(sweep_named("lr_batch")), planned=99)
+    assert "of 99 trials finished. " in json.dumps(spec)
+    assert " trials not run to the end. Made by gisgd-ray. The paper: " in json.dumps(spec)
+
+
 def test_a_sweep_in_which_nothing_ended_has_a_report() -> None:
     spec = built(sweep_named("lr_batch"), NO_TRIALS, [], claims=[])
     assert of_type(spec, "panel-grid") == []

@@ -9,6 +9,7 @@ import pandas as pd
 
 from gisgd_ray.reporting.bounds_table import known, records, trial_label
 from gisgd_ray.reporting.numbers import format_number
+from gisgd_ray.reporting.progress import error_line
 
 MEASURED = ("bound/", "term/", "gap/", "measure/", "sum/", "train/", "test/")
 
@@ -20,9 +21,9 @@ class Failure:
     label: str
     trial_id: str
     error: str
-    """The last line: what went wrong."""
+    """One line: what went wrong."""
     traceback: str
-    """All of it; empty where there is no more than the last line."""
+    """All of it; empty where there is no more than that line."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,19 @@ def find_cautions(trials: pd.DataFrame, paths: Sequence[str]) -> Cautions:
         label = trial_label(row, paths)
         if row["status"] == "failed":
             text = without_machine(str(known(row, "error") or "")).strip()
-            lines = text.splitlines() or ["no error was recorded"]
-            traceback = text if len(lines) > 1 else ""
-            found.failed.append(Failure(label, str(row["trial_id"]), lines[-1], traceback))
+            line = error_line(text) if text else "no error was recorded"
+            traceback = text if text != line else ""
+            found.failed.append(Failure(label, str(row["trial_id"]), line, traceback))
         if row["status"] == "diverged":
             found.diverged.append((label, str(known(row, "stop_reason") or "no reason recorded")))
         if outside := known(row, "outside_theorem"):
             found.outside.setdefault(str(outside), []).append(label)
         if steps := known(row, "measure/ill_conditioned_steps"):
-            some, of = (format_number(int(count)) for count in (steps, row["steps"]))
-            found.ill_conditioned.append((label, f"{some} of {of}"))
+            of = known(row, "steps")
+            some = format_number(int(steps))
+            found.ill_conditioned.append(
+                (label, some if of is None else f"{some} of {format_number(int(of))}")
+            )
         if row["status"] == "finished":
             names = [name for name in measured if math.isinf(row[name])]
             if names:
@@ -77,11 +81,17 @@ def without_machine(text: str) -> str:
 
     >>> without_machine('File "/home/ada/venv/site-packages/ray/x.py", line 3 (pid=7, ip=::1)')
     'File "…/ray/x.py", line 3 (pid=7)'
+    >>> without_machine("node 10.0.0.5:6379, ip: 10.1.2.3, file:///home/a/y.pt, /usr/bin:/home/a/b")
+    'node …, ip: …, file://…/y.pt, …/bin:…/b'
+    >>> without_machine("https://docs.ray.io/en/latest '/home/ada lovelace/x.py'")
+    "https://docs.ray.io/en/latest '…/x.py'"
     """
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", text)
     text = re.sub(r",? ?\bip=[^\s,)]+", "", text)
-    return re.sub(r"(?<![\w/:.<>…])/[^\s\"'<>(),;:]+", _short_path, text)
+    text = re.sub(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?(?![\w.])", "…", text)
+    text = re.sub(r"(?<=[\"'])/[^\"'\n<>]+(?=[\"'])", _short_path, text)  # with spaces in it
+    return re.sub(r"(?:(?<![\w/.<>…])|(?<=file://))/(?!/)[^\s\"'<>(),;:]+", _short_path, text)
 
 
 def _short_path(match: re.Match[str]) -> str:

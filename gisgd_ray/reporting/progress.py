@@ -1,5 +1,6 @@
 """The sweep's live display: one table while it runs, plain lines where there is no terminal."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -16,6 +17,7 @@ from gisgd_ray.config import TrialConfig
 from gisgd_ray.reporting.numbers import field_name
 
 MAX_RUNNING_SHOWN = 12
+ERROR = re.compile(r"[\w.]+(?:Error|Exception|Interrupt|Exit|Warning)(?::|$)|[\w.]*Error\b.*:")
 
 STATUS_COLOURS = {"finished": "green", "diverged": "yellow", "failed": "red"}
 
@@ -180,8 +182,14 @@ def _console() -> Console:
 
 
 def error_line(error: object) -> str:
-    """What a traceback says at its end."""
-    return (str(error).strip().splitlines() or ["without a message"])[-1]
+    """What a traceback says was wrong: its last line that begins with an error's name.
+
+    >>> error_line("Traceback:\\n  f()\\ntorch.AcceleratorError: CUDA error\\nCompile with X.\\n")
+    'torch.AcceleratorError: CUDA error'
+    """
+    lines = str(error).strip().splitlines() or ["without a message"]
+    named = [line for line in lines if ERROR.match(line)]
+    return (named or lines)[-1]
 
 
 def trial_label(config: TrialConfig, swept: Sequence[str]) -> str:

@@ -24,17 +24,26 @@ ITEMS = (
     ("Figure 1", "trajectory", "Trajectory terms of ours and Neu et al.’s, epoch by epoch"),
     ("Figure 2", "bound_verification", "The bound and the gap against width and label noise"),
     ("Figure 3", "double_descent", "Gradient dispersion along training under label noise"),
-    ("Figure 4", "clipping", "Dynamic gradient clipping under label noise"),
+    ("Figure 4", "clipping", "Dynamic gradient clipping of an MLP under label noise"),
     ("Figure 5", "stochastic", "The trajectory terms and the two dispersions over replicas"),
     ("Figure 6", "lr_batch", "Trajectory and flatness factor: learning rate and batch size"),
     ("Figure 7", "linear_relu", "Theorem 3 and the gap of a linear network"),
     ("Figure 8", "linear_relu", "Theorem 4 and the gap of a two-layer ReLU network"),
-    ("Figure 9", "clipping", "Dynamic gradient clipping, more label noise"),
+    ("Figure 9", "clipping", "Dynamic gradient clipping of AlexNet under label noise"),
     ("Table 1", "regularizers", "Test accuracy of VGG16 under nine training schemes"),
     ("Table 2", "regularizers", "The same of PreActResNet18"),
     ("Table 3", "regularizers", "GMP with the absolute difference"),
 )
 """Of Wang & Mao (ICLR 2022): what it is, the sweep that reproduces it, and what it shows."""
+
+ONLY = {
+    "Figure 4": ("model.name", "mlp"),
+    "Figure 7": ("model.name", "linear"),
+    "Figure 8": ("model.name", "two_layer_relu"),
+    "Figure 9": ("model.name", "alexnet"),
+    "Table 3": ("scheme.variant", "absolute"),
+}
+"""Where a sweep reproduces several: the setting of the trials that are this one's."""
 
 VERDICTS = {"holds": "hold", "undecided": "undecided", "fails": "fail"}
 """Each verdict, and as it is said of several claims."""
@@ -60,10 +69,8 @@ class Line:
     sweep: str
     done: Sequence["Sweep"]
     """The folders that reproduce it; none where it was not run."""
-
-    @property
-    def has_results(self) -> bool:
-        return any(sweep.finished for sweep in self.done)
+    has_results: bool
+    """Whether a trial of it has finished."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,8 @@ class Sweep:
     folder: str
     page: str
     """Address of its page, relative to the scoreboard."""
-    finished: int
-    """Trials."""
+    tried: int
+    """Trials that have ended."""
     status: str
     scale: str
     ran: str
@@ -106,10 +113,12 @@ def write_scoreboard(
     )
     sweeps = {id(entry): _sweep(entry, folder) for entry in entries}
     items = Counter(entry.item for entry in entries)
-    lines = [
-        Line(item, title, name, [sweeps[id(e)] for e in entries if e.name == name])
-        for item, name, title in ITEMS
-    ]
+    lines = []
+    for item, name, title in ITEMS:
+        its = {id(e): _trials_of(e, item) for e in entries if e.name == name}
+        run = [sweeps[key] for key, trials in its.items() if len(trials) or not sweeps[key].tried]
+        done = any((trials["status"] == "finished").any() for trials in its.values())
+        lines.append(Line(item, title, name, run, has_results=done))
     known = {name for _, name, _ in ITEMS}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -133,6 +142,13 @@ def write_scoreboard(
     return path
 
 
+def _trials_of(entry: Entry, item: str) -> pd.DataFrame:
+    """The sweep's trials that are of this figure or table."""
+    trials = entry.trials
+    column, value = ONLY.get(item, ("", ""))
+    return trials[trials[column] == value] if column in trials.columns else trials
+
+
 def _ran(trials: pd.DataFrame) -> str:
     columns = ["model.name", "data.dataset"]
     if not set(columns) <= set(trials.columns):
@@ -153,7 +169,7 @@ def _sweep(entry: Entry, above: Path) -> Sweep:
         item=entry.item,
         folder=_below(entry.folder, above),
         page=quote(os.fsencode(_below(report.page, above))),
-        finished=int((entry.trials["status"] == "finished").sum()),
+        tried=len(entry.trials),
         status=status_line(entry.trials, report.planned),
         scale=report.facts.get("scale", "not recorded"),
         ran=_ran(entry.trials),

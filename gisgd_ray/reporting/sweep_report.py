@@ -90,7 +90,7 @@ def write_report(
         paper_tables=shown,
         swept=swept,
         planned=total,
-        versions=_versions(record),
+        versions=versions_told(record),
         charts=drawn,
         price_per_hour=price_per_hour,
     )
@@ -107,7 +107,7 @@ def _lacking(sweep: "Sweep", tables: ResultTables, column: object) -> UserError:
     )
 
 
-def _versions(record: LaunchRecord | None) -> dict[str, str]:
+def versions_told(record: LaunchRecord | None) -> dict[str, str]:
     """Those that made the numbers, where that is known."""
     if record is None or not record.versions:
         why = "no launch left a record" if record is None else "no launch here ran a trial"

@@ -84,6 +84,7 @@ def build_report(
     swept: Sequence[str],
     run_panels: Sequence[RunPanel],
     paper_tables: Sequence[Table] = (),
+    planned: int | None = None,
 ) -> Any:
     """A ``wandb_workspaces.reports.v2.Report``, made without asking any server.
 
@@ -98,6 +99,7 @@ def build_report(
         swept: dotted fields in which the trials differ.
         run_panels: the figure's panels.
         paper_tables: tables as the paper prints them.
+        planned: trials that the sweep has; None: those that have ended.
 
     Raises:
         UserError: wandb-workspaces is not installed.
@@ -112,9 +114,9 @@ def build_report(
     compared = comparison_grid(done, history, name=name, swept=points)
     drawn = figure_grids(done, history, run_panels, name=name, swept=points)
     blocks = [
-        wr.MarkdownBlock(text=f"{_counted(trials)} Wang & Mao, *On the Generalization of Models "
-                         "Trained with SGD: Information-Theoretic Bounds and Implications* "
-                         "(ICLR 2022), made by gisgd-ray."),
+        wr.MarkdownBlock(text=f"{_counted(trials, planned or len(trials))} Made by gisgd-ray. The "
+                         "paper: Wang & Mao, *On the Generalization of Models Trained with SGD: "
+                         "Information-Theoretic Bounds and Implications* (ICLR 2022)."),
         wr.TableOfContents(),
         wr.H1(text="Formulas"),
         wr.P(text=GIVEN),
@@ -158,9 +160,11 @@ def marker(name: str, trial_ids: Iterable[str]) -> str:
     return f"[gisgd-ray sweep {name} {digest[:8]}]"
 
 
-def _counted(trials: Any) -> str:
+def _counted(trials: Any, planned: int) -> str:
     finished = int((trials["status"] == "finished").sum())
-    return f"From {finished} finished of {len(trials)} trials."
+    early = planned - len(trials)
+    stopped = f" {counted(early, 'trial')} not run to the end." if early > 0 else ""
+    return f"{finished} of {counted(planned, 'trial')} finished.{stopped}"
 
 
 def _formulas(run_panels: Sequence[RunPanel]) -> list[Any]:
@@ -278,8 +282,10 @@ def sentence(fault: BaseException, where: str) -> str:
         texts.append(f"{type(cause).__name__}: {cause}")
         cause = cause.__cause__ or cause.__context__
     text = " ".join(" ".join(texts).split())
+    entity, _, project = where.partition("/")
     low = text.lower()
-    entity = where.partition("/")[0]
+    for name in (entity, project):  # which may be called anything
+        low = low.replace(name.lower(), "") if len(name) > 2 else low
     for words, told in (
         (
             (
@@ -296,12 +302,16 @@ def sentence(fault: BaseException, where: str) -> str:
             AWAY,
         ),
         (
-            ("401", "not logged in", "api key", "api_key", "authenticat"),
+            (r"\b429\b", "rate limit"),
+            "W&B takes no more requests for now; try again in a minute",
+        ),
+        (
+            (r"\b401\b", "not logged in", "api key", "api_key", "authenticat"),
             "W&B does not know this key; wandb login, or set WANDB_API_KEY to one from its "
             "settings page",
         ),
         (
-            ("403", "permission", "forbidden", "not authorized"),
+            (r"\b403\b", "permission", "forbidden", "not authorized"),
             "this key's user may not write to that project; ask its owner, or name another "
             "ENTITY/PROJECT",
         ),
@@ -311,7 +321,7 @@ def sentence(fault: BaseException, where: str) -> str:
             "ENTITY/PROJECT for its spelling",
         ),
     ):
-        if any(word in low for word in words):
+        if any(re.search(word, low) for word in words):
             return f"{told} ({text[:200]})"
     return f"W&B did not take the report; {text[:300]}"
 
@@ -326,9 +336,9 @@ def report_online(sweep: "Sweep", tables: ResultTables, report: "SweepReport", w
         UserError: as :func:`save_report`; none of the trials' runs is there.
     """
     from gisgd_ray.launch_record import last_record
+    from gisgd_ray.reporting.sweep_report import versions_told
 
     entity, project = entity_and_project(where)
-    record = last_record(tables.folder)
     ids = [str(trial_id) for trial_id in tables.trials["trial_id"]]
     with _told(where):
         there = len(list(runs_there(_api(where), where, ids)))
@@ -345,11 +355,12 @@ def report_online(sweep: "Sweep", tables: ResultTables, report: "SweepReport", w
         item=sweep.item,
         name=sweep.name,
         description=sweep.description,
-        facts={**report.facts, **(record.versions if record is not None else {})},
+        facts={**report.facts, **versions_told(last_record(tables.folder))},
         claims=report.claims,
         swept=report.swept,
         run_panels=sweep.run_panels,
         paper_tables=report.tables,
+        planned=report.planned,
     )
     url = save_report(online, tables.folder)
     if there == len(ids):
