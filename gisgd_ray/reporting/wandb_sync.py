@@ -135,7 +135,9 @@ def _sync_folder(folder: Path, where: str, runs: Sequence[Kept]) -> tuple[int, l
             again[kept.trial_id] = kept
         else:
             left.append(elsewhere(where, kept.trial_id))
-    for name in ours - {kept.trial_id for kept in runs}:
+    # One that was told elsewhere is ours as well, and is not to come here.
+    begun = set(told_places(folder).get(where, [])) | set(there)
+    for name in (ours & begun) - {kept.trial_id for kept in runs}:
         told = journal.read(name, with_steps=False)
         if told.row is not None and there.get(name, -1) < len(told.points):
             again[name] = None

@@ -34,28 +34,24 @@ def runs_there(client: wandb.Api, where: str, ids: Sequence[str]) -> Iterator[An
 def told_ids(folder: Path, where: str) -> set[str]:
     """Ids of the runs that the results in this folder were told to there."""
     begun = {path.name.removeprefix("online-") for path in folder.glob("wandb/online-*")}
-    return begun | set(_told(folder).get(where, []))
+    return begun | set(told_places(folder).get(where, []))
 
 
-def told_places(folder: Path) -> list[str]:
-    """Every ENTITY/PROJECT that the results in this folder were told to."""
-    return sorted(_told(folder))
-
-
-def note_told(folder: Path, where: str, ids: Sequence[str]) -> None:
-    """Remember, before it is done, that the results in this folder are told to these runs."""
-    told = _told(folder)
-    told[where] = sorted({*told.get(where, []), *ids})
-    (folder / TOLD).parent.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / TOLD, json.dumps(told).encode())
-
-
-def _told(folder: Path) -> dict[str, list[str]]:
+def told_places(folder: Path) -> dict[str, list[str]]:
+    """Every ENTITY/PROJECT that the results in this folder were told to, and the runs' ids."""
     try:
         found = json.loads((folder / TOLD).read_text(encoding="utf-8"))
         return {str(where): [str(each) for each in ids] for where, ids in found.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
+
+
+def note_told(folder: Path, where: str, ids: Sequence[str]) -> None:
+    """Remember, before it is done, that the results in this folder are told to these runs."""
+    told = told_places(folder)
+    told[where] = sorted({*told.get(where, []), *ids})
+    (folder / TOLD).parent.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / TOLD, json.dumps(told).encode())
 
 
 def foreign_runs(
