@@ -60,13 +60,18 @@ class Running:
     def checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoints/*/*.ckpt"))
 
-    def steps_saved(self) -> int:
-        return max([int(path.stem) for path in self.checkpoints()], default=0)
+    def newest(self) -> dict[str, int]:
+        """The step of the newest checkpoint by trial."""
+        steps: dict[str, int] = {}
+        for path in self.checkpoints():
+            steps[path.parent.name] = max(int(path.stem), steps.get(path.parent.name, 0))
+        return steps
 
     def tell_recovery(self, what: str) -> None:
         """Wait until a trial has gone on from its checkpoint, and print how long it took."""
-        begun, known = time.monotonic(), self.steps_saved()
-        self.wait_for(lambda: self.steps_saved() > known)
+        begun, known = time.monotonic(), self.newest()
+        # Further, or to its end, which for one that was nearly there comes without another.
+        self.wait_for(lambda: any(self.newest().get(name) != known[name] for name in known))
         print(f"{what}: trained on after {time.monotonic() - begun:.1f} s")
 
     def end(self, seconds: float = 240) -> tuple[int, str, str]:
@@ -105,8 +110,12 @@ def assert_undisturbed(folder: Path, undisturbed: Path) -> None:
 def test_killed_trials_go_on_from_their_checkpoints(undisturbed: Path, tmp_path: Path) -> None:
     running = Running(tmp_path)
     for _ in range(2):
-        reached = running.steps_saved()
-        running.wait_for(lambda known=reached: running.steps_saved() > known + 200)
+        reached = running.newest()
+        running.wait_for(
+            lambda known=reached: any(
+                step > known.get(name, 0) + 200 for name, step in running.newest().items()
+            )
+        )
         assert running.workers()
         for pid in running.workers():
             os.kill(pid, signal.SIGKILL)
