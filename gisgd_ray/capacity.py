@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Sequence
-
-import torch
+from typing import NamedTuple
 
 from gisgd_ray.cli import Options
 from gisgd_ray.cluster import (
@@ -15,9 +14,10 @@ from gisgd_ray.cluster import (
     run_on_a_gpu,
 )
 from gisgd_ray.config import TrialConfig
+from gisgd_ray.device import gpu
 from gisgd_ray.errors import DataError
 from gisgd_ray.estimate import Cost, estimate, measured_cost
-from gisgd_ray.packing import GPU, Resources, dearest, gpu_share, peak_bytes
+from gisgd_ray.packing import Resources, dearest, gpu_share, peak_bytes
 from gisgd_ray.plan import cost_lines
 from gisgd_ray.reporting.numbers import counted
 
@@ -26,23 +26,25 @@ def chosen_resources(trials: Sequence[TrialConfig], options: Options) -> tuple[R
     """What each trial takes on the connected cluster, and the reason if it is not the user's.
 
     Raises:
-        UserError: not even one trial fits on a GPU.
+        UserError: not even one trial fits on a GPU, or PyTorch can use none of them.
     """
     cpus = options.cpus_per_trial
     if options.gpus_per_trial is not None:
+        if options.gpus_per_trial > 0 and trials and gpu_machines():
+            run_on_a_gpu(_gpu_name)
         return Resources(cpus=cpus, gpus=options.gpus_per_trial), ""
     if cluster_gpus() == 0 or not trials:
         return Resources(cpus=cpus), ""
     probed = dearest(trials)
     # One after the other, each alone on a GPU; where none is up, this is what brings one up.
     measured = [run_on_a_gpu(_probe, config) for config in probed]
-    peak = max(taken for taken, _ in measured)
+    peak = max(probed.peak for probed in measured)
+    smallest = min(measured, key=lambda probed: probed.memory)
     cpus_to_a_gpu = min(machine.cpus / machine.gpus for machine in gpu_machines())
-    gpu = GPU(memory=min(memory for _, memory in measured), cpus=cpus_to_a_gpu)
-    share = gpu_share(peak, gpu, cpus=cpus)
+    share = gpu_share(peak, memory=smallest.memory, cpus_to_a_gpu=cpus_to_a_gpu, cpus=cpus)
     reason = (
-        f"the dearest takes {peak / 1e9:.2f} GB of a GPU's {gpu.memory / 1e9:.1f} GB (measured), "
-        f"and there are {gpu.cpus:g} CPUs to a GPU"
+        f"the dearest takes {peak / 1e9:.2f} GB of a GPU's {smallest.memory / 1e9:.1f} GB "
+        f"({smallest.name}, measured), and there are {cpus_to_a_gpu:g} CPUs to a GPU"
     )
     return Resources(cpus=cpus, gpus=share), reason
 
@@ -81,7 +83,7 @@ def _told_cost(trials: Sequence[TrialConfig], options: Options, *, connected: bo
     together = max(1, together)
 
     def on_a_gpu(trial: TrialConfig) -> Cost:
-        cost: Cost = run_on_a_gpu(measured_cost, trial, "cuda")
+        cost: Cost = run_on_a_gpu(_cost_on_a_gpu, trial)
         return cost
 
     calibrate = on_a_gpu if resources.gpus > 0 else None
@@ -95,7 +97,27 @@ def slots(machine: Machine, resources: Resources) -> int:
     return min(by_cpus, int(machine.gpus / resources.gpus)) if resources.gpus > 0 else by_cpus
 
 
-def _probe(config: TrialConfig) -> tuple[int, int]:
-    """In a process of its own on a GPU: the bytes that the trial takes of it, and that it has."""
-    _, total = torch.cuda.mem_get_info()
-    return peak_bytes(config), total
+class Probed(NamedTuple):
+    """What was found out on a GPU."""
+
+    peak: int
+    """Bytes that a trial takes of it."""
+    memory: int
+    """Bytes it has."""
+    name: str
+
+
+# Each in a process of its own, on a GPU that it has to itself.
+
+
+def _probe(config: TrialConfig) -> Probed:
+    found = gpu()
+    return Probed(peak_bytes(config, found), found.memory, found.name)
+
+
+def _cost_on_a_gpu(config: TrialConfig) -> Cost:
+    return measured_cost(config, gpu())
+
+
+def _gpu_name() -> str:
+    return gpu().name

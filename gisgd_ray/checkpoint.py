@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from gisgd_ray.config import TrialConfig
+from gisgd_ray.device import Device, device_of
 from gisgd_ray.errors import UserError
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.sensitivity_terms import SensitivityTerms
@@ -39,7 +40,9 @@ def dump(state: TrainState) -> bytes:
     return MAGIC + hashlib.sha256(body).digest() + body
 
 
-def load(config: TrialConfig, content: bytes, *, device: torch.device | str = "cpu") -> TrainState:
+def load(
+    config: TrialConfig, content: bytes, *, device: Device | torch.device | str = "cpu"
+) -> TrainState:
     """The run of :func:`dump`, ready to :func:`~gisgd_ray.training.advance`.
 
     Raises:
@@ -52,7 +55,8 @@ def load(config: TrialConfig, content: bytes, *, device: torch.device | str = "c
             f"the checkpoint ({len(content)} bytes) is damaged, cut off or of another version; "
             "the one before it will do, or the start"
         )
-    saved_state = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
+    device = device_of(device)
+    saved_state = torch.load(io.BytesIO(body), map_location=device.torch, weights_only=True)
     saved = TrialConfig.model_validate(saved_state["config"])
     if saved != config:
         raise UserError(

@@ -11,6 +11,7 @@ import torch
 
 from gisgd_ray import checkpoint
 from gisgd_ray.config import TrialConfig
+from gisgd_ray.device import Device
 from gisgd_ray.state import TrainState
 from gisgd_ray.storage import Storage
 
@@ -58,7 +59,7 @@ class Checkpoints:
         """Those there are, newest first."""
         return [n for n in self._storage.names(self._folder) if n.endswith(".ckpt")][::-1]
 
-    def newest(self, device: torch.device | str = "cpu") -> TrainState | None:
+    def newest(self, device: Device | torch.device | str = "cpu") -> TrainState | None:
         """The run at the newest checkpoint that can be read; None if there is none."""
         for name in self.names():
             try:

@@ -163,7 +163,7 @@ def run_on_a_gpu(function: Any, *arguments: Any) -> Any:
     """The function's result from a fresh process that has a whole GPU to itself.
 
     Raises:
-        UserError: the function did.
+        UserError: the function did, or its process was lost.
     """
     import ray
 
@@ -175,6 +175,11 @@ def run_on_a_gpu(function: Any, *arguments: Any) -> Any:
         if isinstance(cause, UserError):
             raise cause from None
         raise
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise UserError(
+            "the process that was to try a trial out on a GPU was lost each time "
+            f"({str(error).splitlines()[0].rstrip('.')}); try again, or decide by --gpus-per-trial"
+        ) from None
 
 
 def require_shared(folder: Path) -> None:

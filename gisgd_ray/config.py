@@ -7,6 +7,7 @@ columns and the W&B config are all derived from these models.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -322,6 +323,14 @@ class TrialConfig(Frozen):
         """Stable name of this configuration: 12 hex digits of SHA-256 over its sorted JSON."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def changed(self, fields: Mapping[str, Any]) -> "TrialConfig":
+        """The trial with other values of some fields, by dotted path; validated like any other.
+
+        Raises:
+            ValidationError: there is no such trial.
+        """
+        return TrialConfig.model_validate(unflatten({**self.flat(), **fields}))
 
     def outside_theorem(self) -> str | None:
         """Which settings leave the paper's plain SGD, or None: the bounds then have no proof.

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from gisgd_ray import training
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.consistency import planned_epoch_steps, planned_steps
+from gisgd_ray.device import Device
 
 TRIED = 6
 """So many trials are tried out."""
@@ -110,7 +111,7 @@ def estimate(
 
 def spread(trials: Sequence[TrialConfig], count: int) -> list[TrialConfig]:
     """So many of the trials, evenly along the list, seeds apart."""
-    different = list({t.model_copy(update={"seed": 0}): t for t in trials}.values())
+    different = list({t.changed({"seed": 0}): t for t in trials}.values())
     if len(different) <= count:
         return different
     return [different[round(i)] for i in np.linspace(0, len(different) - 1, count)]
@@ -133,7 +134,7 @@ def measured_together(trials: Sequence[TrialConfig], *, together: int, threads: 
         return list(pool.map(measured_cost, trials, repeat("cpu"), repeat(threads)))
 
 
-def measured_cost(config: TrialConfig, device: str = "cpu", threads: int = 1) -> Cost:
+def measured_cost(config: TrialConfig, device: Device | str = "cpu", threads: int = 1) -> Cost:
     """Train a trial for some seconds, with so many of torch's threads."""
     torch.set_num_threads(threads)
     begun = time.perf_counter()

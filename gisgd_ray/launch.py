@@ -71,7 +71,6 @@ def launch(
     checkpoint_every_s: float = 60.0,
     retries: int = RETRIES,
     title: str | None = None,
-    on_gpu: bool | None = None,
     on_start: Callable[[], None] = lambda: None,
     wandb_requests_per_minute: float = WANDB_REQUESTS_PER_MINUTE,
 ) -> Outcome:
@@ -83,7 +82,6 @@ def launch(
 
     Args:
         reused_folders: sweeps' folders whose finished trials are taken from there.
-        on_gpu: None: if ``resources`` has a GPU.
         on_start: called once the folder is this launch's own.
         wandb_requests_per_minute: that all trials together make to tell W&B their points.
 
@@ -134,7 +132,6 @@ def launch(
                 run = {
                     "storage": place.storage,
                     "threads": resources.threads or resources.cpus,
-                    "on_gpu": resources.gpus > 0 if on_gpu is None else on_gpu,
                     "checkpoint_every_s": checkpoint_every_s,
                     "wandb": asdict(wandb),
                 }

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from annotated_types import Ge
 
 from gisgd_ray import training
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config import MeasurementConfig, TrialConfig
 from gisgd_ray.consistency import INPUTS_AND_OUTPUTS
+from gisgd_ray.device import GPU
 from gisgd_ray.errors import UserError
 from gisgd_ray.memory import WEIGHT, count_parameters, replicas_bytes
 from gisgd_ray.models import build_model
@@ -54,40 +56,28 @@ class Resources:
         return f"{cpus} and {self.gpus:g} of a GPU" if self.gpus else cpus
 
 
-@dataclass(frozen=True)
-class GPU:
-    """A GPU that trials are to share, and the machine it is in.
-
-    Attributes:
-        memory: bytes.
-        cpus: of the machine, per GPU.
-    """
-
-    memory: int
-    cpus: float
-
-
-def gpu_share(peak: int, gpu: GPU, *, cpus: int) -> float:
+def gpu_share(peak: int, *, memory: int, cpus_to_a_gpu: float, cpus: int) -> float:
     """The fraction of a GPU for trials that take ``peak`` bytes and ``cpus`` CPUs each.
 
-    Rounded down to what Ray can count, so that as many fit as are meant to.
+    ``memory`` is that of the GPU, in bytes, ``cpus_to_a_gpu`` are those of its machine. Rounded
+    down to what Ray can count, so that as many fit as are meant to.
 
     Raises:
         UserError: not even one fits.
     """
-    by_memory = math.floor(gpu.memory / (MARGIN * peak))
+    by_memory = math.floor(memory / (MARGIN * peak))
     if by_memory < 1:
         raise UserError(
             f"the dearest trial takes {peak / 1e9:.3g} GB of GPU memory, and the GPU has "
-            f"{gpu.memory / 1e9:.3g} GB; choose a smaller batch or network, or a larger GPU"
+            f"{memory / 1e9:.3g} GB; choose a smaller batch or network, or a larger GPU"
         )
-    together = max(1, min(by_memory, math.floor(gpu.cpus / cpus)))
+    together = max(1, min(by_memory, math.floor(cpus_to_a_gpu / cpus)))
     return math.floor(1e4 / together) / 1e4
 
 
 def dearest(trials: Sequence[TrialConfig], count: int = PROBED) -> list[TrialConfig]:
     """The configurations that take most memory, by a rough reckoning; seeds do not matter."""
-    alike = {t.model_copy(update={"seed": 0}): t for t in trials}
+    alike = {t.changed({"seed": 0}): t for t in trials}
     return sorted(alike.values(), key=rough_bytes, reverse=True)[:count]
 
 
@@ -113,27 +103,32 @@ def rough_bytes(config: TrialConfig) -> int:
     )
 
 
-def peak_bytes(config: TrialConfig) -> int:
-    """GPU memory that a trial takes at its worst moment, its CUDA context included.
+def peak_bytes(config: TrialConfig, gpu: GPU) -> int:
+    """GPU memory that a trial takes at its worst moment, all that comes with CUDA included.
 
     Takes :data:`PROBE_STEPS` steps and every measurement of a trial, with few draws: those are
     taken one after the other. To be called in a process of its own on the GPU.
+
+    Raises:
+        UserError: it does not fit.
     """
-    m = config.measurement.model_copy(
-        update={"sensitivity_draws": 2, "flatness_draws": 2, "hessian_probes": 2}
-    )
-    short = config.model_copy(
-        update={
-            "training": config.training.model_copy(update={"max_steps": PROBE_STEPS}),
-            "measurement": m,
-        }
-    )
-    torch.cuda.reset_peak_memory_stats()
-    state = training.start(short, device="cuda")
-    while state.stopped is None:
-        training.advance(state)
-    torch.cuda.synchronize()
-    free, total = torch.cuda.mem_get_info()
-    # Besides torch's own pool: the context, kernels, libraries; and what other programs hold.
-    besides = total - free - torch.cuda.memory_reserved()
-    return int(torch.cuda.max_memory_reserved()) + max(0, besides)
+    gpu.reset_peak()
+    try:
+        training.try_out(training.start(with_few_draws(config), device=gpu), PROBE_STEPS)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"trial {config.trial_id} ({config.model.name}, batches of "
+            f"{config.training.batch_size}) takes more than a GPU's {gpu.memory / 1e9:.3g} GB "
+            f"({gpu.name}); choose a smaller batch or network, or a larger GPU"
+        ) from None
+    return gpu.peak()
+
+
+def with_few_draws(config: TrialConfig) -> TrialConfig:
+    """The trial with as few draws in its measurements as they can be made of."""
+    fewest = {
+        f"measurement.{name}": next(rule.ge for rule in field.metadata if isinstance(rule, Ge))
+        for name, field in MeasurementConfig.model_fields.items()
+        if name in ("sensitivity_draws", "flatness_draws", "hessian_probes")
+    }
+    return config.changed(fewest)

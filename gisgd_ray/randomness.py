@@ -14,6 +14,8 @@ from contextlib import contextmanager
 
 import torch
 
+from gisgd_ray.device import started_gpus
+
 
 def derived_seed(seed: int, *purpose: str | int) -> int:
     """A 63-bit seed for one purpose, e.g. ``derived_seed(0, "batching", epoch)``."""
@@ -29,7 +31,6 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 @contextmanager
 def isolated_rng(seed: int, *purpose: str | int) -> Iterator[None]:
     """Seed the global generators for code that knows no other; restore them afterwards."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=started_gpus()):
         torch.manual_seed(derived_seed(seed, *purpose))
         yield

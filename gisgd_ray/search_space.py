@@ -126,7 +126,7 @@ class SearchSpace(Frozen):
         for flat in self._combinations():
             first = validated(flat)
             for seed in range(first.seed, first.seed + self.seeds):
-                config = first.model_copy(update={"seed": seed})
+                config = first.changed({"seed": seed})
                 trials.setdefault(config.trial_id, config)
         return list(trials.values())
 

@@ -24,6 +24,7 @@ from ray import tune
 from gisgd_ray import training
 from gisgd_ray.checkpoints import Checkpoints
 from gisgd_ray.config import TrialConfig
+from gisgd_ray.device import Device, gpu
 from gisgd_ray.errors import DataError, UserError
 from gisgd_ray.journal import Row
 from gisgd_ray.measures.dispersion import StepSeries
@@ -46,7 +47,6 @@ class RunSettings:
         cpus, gpus: that Ray sets aside for each.
         storage: where checkpoints are kept (:class:`~gisgd_ray.storage.Storage`).
         threads: of torch; the order of sums, and so every bit of a result, depends on it.
-        on_gpu: whether trials run on a GPU.
         checkpoint_every_s: seconds between two checkpoints of a trial.
         wandb: :class:`WandbSettings` as a dict.
     """
@@ -55,7 +55,6 @@ class RunSettings:
     gpus: float
     storage: str
     threads: int
-    on_gpu: bool
     checkpoint_every_s: float
     wandb: dict[str, Any]
 
@@ -113,7 +112,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         torch.set_num_threads(self._run.threads)
         self._trial = TrialConfig.model_validate(config["trial"]["config"])
         self._name = config["trial"]["name"]
-        self._device = "cuda" if self._run.on_gpu else "cpu"
+        self._device: Device | None = None
         self._shared = Storage(self._run.storage)
         self._checkpoints = Checkpoints(self._shared, self._trial)
         self._wandb: WandbRun | None = None
@@ -134,14 +133,15 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
                 raise  # a lost connection, say: the next attempt may go well
             result = self._result(told)
             self._end()
-            if self._device == "cuda":
-                torch.cuda.empty_cache()
+            if self._device is not None:
+                self._device.empty_cache()
             return result
 
     def _advance(self) -> Payload:
         """The measuring points of the next seconds, and the row if the trial is over."""
         resumed = False
         if self._state is None:
+            self._device = gpu() if self._run.gpus > 0 else Device()
             self._state = self._checkpoints.newest(self._device)
             resumed = self._state is not None
             if self._state is None:
@@ -204,7 +204,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     def _row(self, state: TrainState) -> Row:
         assert self._wandb is not None
         row = row_of(self._trial, training.summary(state))
-        row["device"] = self._device
+        assert self._device is not None
+        row["device"] = self._device.torch.type
         row["hostname"] = os.uname().nodename
         failed = row["status"] != "finished"
         self._wandb.finish(row, failed=failed, steps=state.series.table())

@@ -17,10 +17,10 @@ from gisgd_ray import measuring
 from gisgd_ray.config import Schedule, TrialConfig
 from gisgd_ray.consistency import steps_per_epoch
 from gisgd_ray.data import Dataset, load_dataset
+from gisgd_ray.device import Device, device_of
 from gisgd_ray.evaluation import EVALUATED
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.models import build_model, num_parameters
-from gisgd_ray.precision import set_float32_arithmetic
 from gisgd_ray.sensitivity_terms import SensitivityTerms
 from gisgd_ray.state import Point, TrainState
 from gisgd_ray.stepping import Replica, build_stepper
@@ -30,7 +30,7 @@ from gisgd_ray.terms import UNDEFINED_REASON, TrajectoryTerms, bound_metrics, un
 def start(
     config: TrialConfig,
     *,
-    device: torch.device | str = "cpu",
+    device: Device | torch.device | str = "cpu",
     dataset: Dataset | None = None,
 ) -> TrainState:
     """A run before its first step; the same config gives the same W_0, data and batches.
@@ -39,10 +39,11 @@ def start(
 
     Raises:
         DataError: the dataset cannot be read.
-        UserError: the model does not suit the data or the measurements.
+        UserError: the model does not suit the data or the measurements, or there is no such device.
     """
-    set_float32_arithmetic(config.training.precision, device)
-    replicas = [_replica(config, seed, device, dataset) for seed in config.replica_seeds]
+    device = device_of(device)
+    device.set_arithmetic(config.training.precision)
+    replicas = [_replica(config, seed, device.torch, dataset) for seed in config.replica_seeds]
     data, model = replicas[0].dataset, replicas[0].model
     t, noise_stds = config.training, config.measurement.noise_stds
     n, d = data.num_samples, num_parameters(model)
@@ -58,7 +59,7 @@ def start(
 
 
 def _replica(
-    config: TrialConfig, seed: int, device: torch.device | str, dataset: Dataset | None
+    config: TrialConfig, seed: int, device: torch.device, dataset: Dataset | None
 ) -> Replica:
     if dataset is None:
         dataset = load_dataset(config.data, seed=seed, device=device)
@@ -100,14 +101,29 @@ def train(state: TrainState, pause: Callable[[], bool] | None = None) -> bool:
     return measuring_is_due(state)
 
 
-def measure(state: TrainState) -> tuple[Point, StepSeries]:
-    """What there is to measure at the point that :func:`train` has reached, and the steps to it."""
+def try_out(state: TrainState, steps: int) -> None:
+    """Take so many steps at most and then every measurement of a trial's end, as if it were there.
+
+    What a trial takes and whether it can run at all is known after that.
+    """
+    while state.stopped is None and state.step < steps:
+        if train(state, pause=lambda: state.step >= steps) and state.step < steps:
+            measure(state)
+    if state.stopped is None:
+        measure(state, last=True)
+
+
+def measure(state: TrainState, *, last: bool = False) -> tuple[Point, StepSeries]:
+    """What there is to measure at the point that :func:`train` has reached, and the steps to it.
+
+    ``last`` ends the run here, whatever its own rules say.
+    """
     begun = time.perf_counter()
     new_steps = _cut_at_divergence(state, StepSeries.concatenate(state.unmeasured))
     state.unmeasured = []
     if len(new_steps):
         state.add_steps(new_steps)
-    point = _measure(state, new_steps)
+    point = _measure(state, new_steps, last=last)
     state.history.append(point)
     state.seconds["time/measuring_s"] += time.perf_counter() - begun
     return point, new_steps
@@ -166,7 +182,7 @@ def _cut_at_divergence(state: TrainState, steps: StepSeries) -> StepSeries:
     return steps.head(first + 1)
 
 
-def _measure(state: TrainState, new_steps: StepSeries) -> Point:
+def _measure(state: TrainState, new_steps: StepSeries, *, last: bool) -> Point:
     """Everything due at the current weights, as one point."""
     config = state.config
     point: Point = {"step": state.step, "epoch": state.epoch}
@@ -180,6 +196,8 @@ def _measure(state: TrainState, new_steps: StepSeries) -> Point:
         # A point that only another schedule asked for must not end the run.
         if evaluation_is_due(state):
             state.stopped, state.diverged = stop_reason(state, point)
+        if last and state.stopped is None:
+            state.stopped = "broken off"
     if len(new_steps) > 0:
         point |= measuring.step_means(new_steps)
     point |= state.terms.metrics()

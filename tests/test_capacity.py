@@ -1,30 +1,27 @@
 """How many trials share what Ray has: GPUs are Ray's count of them alone, no CUDA is needed."""
 
-import math
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gisgd_ray import capacity, cli, cluster
-from gisgd_ray.capacity import chosen_resources, told_cost
+from gisgd_ray.capacity import Probed, chosen_resources, told_cost
 from gisgd_ray.cluster import run_on_a_gpu
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import DataError, UserError
-from gisgd_ray.estimate import Cost, Estimate, measured_cost
-from gisgd_ray.launch import launch
-from gisgd_ray.packing import GPU, PROBED, Resources, dearest, gpu_share
-from gisgd_ray.place import Place
-from tests.processes import training_below
+from gisgd_ray.estimate import Cost, Estimate
+from gisgd_ray.packing import PROBED, Resources, dearest
 from tests.runs import config
 
 pytestmark = pytest.mark.ray
 
 GB = 10**9
+NAME = "NVIDIA A10G"
 CPUS = 4
 TRIALS = [config({"training.batch_size": size}) for size in (20, 40, 60, 80, 100)]
 
@@ -58,10 +55,12 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[TrialConfig]:
     """The trials that were tried out: 1 GB for each of a batch's first 20 samples, of 23 GB."""
     seen: list[TrialConfig] = []
 
-    def measured(function: Any, given: TrialConfig) -> tuple[int, int]:
+    def measured(function: Any, *given: TrialConfig) -> Any:
+        if function is capacity._gpu_name:
+            return NAME
         assert function is capacity._probe
-        seen.append(given)
-        return given.training.batch_size // 20 * GB, 23 * GB
+        seen.extend(given)
+        return Probed(given[0].training.batch_size // 20 * GB, 23 * GB, NAME)
 
     monkeypatch.setattr(capacity, "run_on_a_gpu", measured)
     return seen
@@ -94,7 +93,8 @@ def test_the_share_follows_from_the_dearest_trial_and_the_machine(
     # By memory 23 / (1.15 * 5) = 4, by CPUs 4.
     assert resources == Resources(cpus=1, gpus=0.25)
     assert reason == (
-        "the dearest takes 5.00 GB of a GPU's 23.0 GB (measured), and there are 4 CPUs to a GPU"
+        "the dearest takes 5.00 GB of a GPU's 23.0 GB (NVIDIA A10G, measured), and there are 4 "
+        "CPUs to a GPU"
     )
 
 
@@ -119,7 +119,7 @@ def test_the_smallest_gpu_decides(
     monkeypatch: pytest.MonkeyPatch, nodes: Callable[..., None]
 ) -> None:
     sizes = iter([(5 * GB, 80 * GB), (6 * GB, 40 * GB), (4 * GB, 80 * GB)])
-    monkeypatch.setattr(capacity, "run_on_a_gpu", lambda *_: next(sizes))
+    monkeypatch.setattr(capacity, "run_on_a_gpu", lambda *_: Probed(*next(sizes), NAME))
     nodes((64, 2))
     # The dearest of the three by what was measured: 40 / (1.15 * 6) = 5.8.
     assert chosen_resources(TRIALS, options())[0] == Resources(gpus=0.2)
@@ -127,7 +127,7 @@ def test_the_smallest_gpu_decides(
 
 @pytest.mark.usefixtures("_ray")
 def test_a_trial_that_no_gpu_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "run_on_a_gpu", lambda *_: (30 * GB, 23 * GB))
+    monkeypatch.setattr(capacity, "run_on_a_gpu", lambda *_: Probed(30 * GB, 23 * GB, NAME))
     with pytest.raises(UserError, match=r"takes 30 GB of GPU memory, and the GPU has 23 GB"):
         chosen_resources(TRIALS, options())
     with pytest.raises(UserError, match=r"takes 30 GB of GPU memory, and the GPU has 23 GB"):
@@ -148,6 +148,17 @@ def test_without_a_gpu_none_is_asked_for(
     nodes((4, 0), (8, 0))
     assert chosen_resources(TRIALS, options("--cpus-per-trial=2")) == (Resources(cpus=2), "")
     assert probed == []
+
+
+@pytest.mark.usefixtures("_ray")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU is there")
+@pytest.mark.parametrize("asked", [(), ("--gpus-per-trial=0.5",)])
+def test_a_gpu_that_only_ray_counts_is_told_in_a_sentence(asked: tuple[str, ...]) -> None:
+    for told in (chosen_resources, partial(told_cost, connected=True)):
+        with pytest.raises(UserError) as caught:
+            told(TRIALS, options(*asked))
+        assert "can use no GPU on" in str(caught.value)
+        assert str(caught.value).endswith("or run on CPUs with --gpus-per-trial 0")
 
 
 @pytest.mark.usefixtures("_ray")
@@ -294,55 +305,13 @@ def test_on_gpus_trials_are_timed_on_a_gpu(
     def remote(function: Any, *given: Any) -> Any:
         asked.append((function, *given[1:]))
         if function is capacity._probe:
-            return 5 * GB, 23 * GB
+            return Probed(5 * GB, 23 * GB, NAME)
         return Cost(start_s=0.0, step_s=1.0, point_s=0.0, steps=(10.0, 10.0))
 
     monkeypatch.setattr(capacity, "run_on_a_gpu", remote)
     nodes((4, 1))
     lines = told_cost(TRIALS, options(), connected=True)
     assert asked[:PROBED] == [(capacity._probe,)] * PROBED
-    assert asked[PROBED:] == [(measured_cost, "cuda")] * len(TRIALS)
+    assert asked[PROBED:] == [(capacity._cost_on_a_gpu,)] * len(TRIALS)
     assert lines[0].endswith("4 at once on 1 GPU.")
     assert lines[1].startswith("Time: about 20 s")  # 50 s in fours, and the start
-
-
-# ---------------------------------------------------------------- the packing is real
-
-
-class Watch(threading.Thread):
-    """How many processes held a trial at each look, until told to stop."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.over = threading.Event()
-        self.counts: list[int] = []
-
-    def run(self) -> None:
-        while not self.over.is_set():
-            self.counts.append(len(training_below(os.getpid())))
-            time.sleep(0.1)
-
-
-@pytest.mark.usefixtures("_ray")
-def test_as_many_trials_run_at_once_as_the_share_means(tmp_path: Path) -> None:
-    share = gpu_share(20 * GB, GPU(memory=80 * GB, cpus=8), cpus=1)
-    assert share == pytest.approx(1 / 3, abs=1e-4)
-    assert math.floor(1 / share) == 3 < CPUS
-    endless = {"training.stop_loss": None, "training.max_epochs": 200}
-    trials = [config({**endless, "seed": seed}) for seed in range(6)]
-    watch = Watch()
-    watch.start()
-    try:
-        outcome = launch(
-            trials,
-            name="packed",
-            place=Place.of(str(tmp_path), "packed"),
-            resources=Resources(cpus=1, gpus=share),
-            on_gpu=False,
-        )
-    finally:
-        watch.over.set()
-        watch.join()
-    assert outcome.count("finished") == 6
-    assert outcome.resources == Resources(cpus=1, gpus=share)
-    assert max(watch.counts) == 3

@@ -221,7 +221,7 @@ def test_trials_cost_what_the_one_most_like_them_does() -> None:
     dear = Cost(start_s=100.0, step_s=0.0, point_s=0.0, steps=(1.0, 1.0))
     mlps = by_batch(*sizes)
     model = AlexNetConfig(filters=4, hidden=8)
-    others = [trial.model_copy(update={"model": model}) for trial in mlps]
+    others = [TrialConfig.model_validate({**dict(trial), "model": model}) for trial in mlps]
     found = estimate([*mlps, *others], together=1, calibrate=calibrate)
     assert len(asked) == found.tried == TRIED
     assert found.low_s == ACTOR_S + 100 * len(others)
@@ -254,7 +254,7 @@ def test_seeds_are_not_tried_apart() -> None:
 def test_what_decides_the_time_of_a_step_makes_trials_alike() -> None:
     trial = config({"training.learning_rate": 0.3, "seed": 5, "training.batch_size": 50})
     same_network = config()
-    same_otherwise = trial.model_copy(update={"model": config({"model.width": 32}).model})
+    same_otherwise = trial.changed({"model.width": 32})
     assert alikeness(trial, same_network) > alikeness(trial, same_otherwise)
     nearer = config({"training.batch_size": 50})
     assert alikeness(trial, nearer) > alikeness(trial, same_network)

@@ -36,7 +36,7 @@ def drawn(name: str, seeds: int = 3) -> tuple[Sweep, dict[str, Figure]]:
         summary, history = sweep_runs.measured(trials[0])
         for kind in (t for t in trials if t.seed == trials[0].seed):
             for seed in range(seeds):
-                trial = kind.model_copy(update={"seed": seed})
+                trial = kind.changed({"seed": seed})
                 factor = float(np.exp(rng.normal(0, 0.2)))
                 rows.append(row_of(trial, {k: _times(v, factor) for k, v in summary.items()}))
                 last = {k: _times(v, factor) for k, v in history[-1].items()}

@@ -12,10 +12,10 @@ from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from gisgd_ray.device import Precision
 from gisgd_ray.losses import LossName
 from gisgd_ray.model_config import AlexNetConfig, MLPConfig, PreActResNet18Config, VGG16Config
 from gisgd_ray.models import build_model, mlp, num_parameters, preactresnet18
-from gisgd_ray.precision import Precision
 from gisgd_ray.scheme_config import GMPConfig
 from gisgd_ray.schemes import GMP, SGD, Batch, Scheme, Setting, Step
 from gisgd_ray.schemes.gmp import noise_std_at

@@ -26,9 +26,9 @@ from gisgd_ray.config import (
     unflatten,
 )
 from gisgd_ray.data import Dataset
+from gisgd_ray.device import GPU
 from gisgd_ray.measures.groups import GroupDispersion
 from gisgd_ray.models import build_model, trainable
-from gisgd_ray.precision import set_float32_arithmetic
 from gisgd_ray.schemes import SGD, Batch, Clipping, Setting, Step, build_scheme
 from gisgd_ray.state import TrainState
 from gisgd_ray.stepping import SingleRun
@@ -67,11 +67,9 @@ EVERY = [
 @pytest.fixture(autouse=True)
 def _full_float32() -> Iterator[None]:
     """Convolutions in float32 proper, and the same every time."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    set_float32_arithmetic("float32", DEVICE)
+    GPU().set_arithmetic("float32")
     yield
-    torch.backends.cudnn.deterministic = before
+    torch.use_deterministic_algorithms(False)
 
 
 def network(dtype: torch.dtype) -> nn.Module:

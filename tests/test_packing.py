@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from gisgd_ray.config import TrialConfig, unflatten
+from gisgd_ray.device import GPU
 from gisgd_ray.errors import UserError
 from gisgd_ray.memory import WEIGHT, count_parameters
 from gisgd_ray.packing import (
-    GPU,
     MARGIN,
     PROBED,
     Resources,
@@ -133,13 +133,15 @@ def test_resources_for_people(resources: Resources, text: str) -> None:
 def test_the_share_by_hand(
     peak: int, memory: int, cpus_to_a_gpu: float, cpus: int, share: float
 ) -> None:
-    assert gpu_share(peak, GPU(memory, cpus_to_a_gpu), cpus=cpus) == share
+    assert gpu_share(peak, memory=memory, cpus_to_a_gpu=cpus_to_a_gpu, cpus=cpus) == share
 
 
 def test_as_many_fit_as_are_meant_to_by_memory_and_by_cpus() -> None:
     for together in range(1, 101):
-        by_cpus = gpu_share(1, GPU(10**6, cpus=together), cpus=1)
-        by_memory = gpu_share(10**6, GPU(math.ceil(MARGIN * 10**6 * together), 1e6), cpus=1)
+        by_cpus = gpu_share(1, memory=10**6, cpus_to_a_gpu=together, cpus=1)
+        by_memory = gpu_share(
+            10**6, memory=math.ceil(MARGIN * 10**6 * together), cpus_to_a_gpu=1e6, cpus=1
+        )
         assert by_cpus == by_memory
         assert round(by_cpus, 4) == by_cpus  # Ray counts in ten-thousandths
         assert math.floor(1 / by_cpus) == together
@@ -148,7 +150,7 @@ def test_as_many_fit_as_are_meant_to_by_memory_and_by_cpus() -> None:
 @pytest.mark.parametrize("cpus", [0.5, 64])
 def test_a_trial_that_exceeds_a_gpu_is_refused(cpus: float) -> None:
     with pytest.raises(UserError) as caught:
-        gpu_share(75 * GB, GPU(80 * GB, cpus), cpus=1)
+        gpu_share(75 * GB, memory=80 * GB, cpus_to_a_gpu=cpus, cpus=1)
     assert str(caught.value) == (
         "the dearest trial takes 75 GB of GPU memory, and the GPU has 80 GB; choose a smaller "
         "batch or network, or a larger GPU"
@@ -240,7 +242,7 @@ on_a_gpu = [
 
 def _measured(queue: Any, given: TrialConfig) -> None:
     """In a process of its own, as the probe is."""
-    queue.put((peak_bytes(given), torch.cuda.mem_get_info()[1]))
+    queue.put((peak_bytes(given, GPU()), GPU().memory))
 
 
 def _trained(queue: Any, barrier: Any, given: TrialConfig, share: float) -> None:
@@ -265,7 +267,7 @@ def test_two_trials_of_the_share_measured_run_together(width: int) -> None:
     probe.join()
     # Weights, and the gradient of the step.
     assert 2 * WEIGHT * count_parameters(given) <= peak < memory
-    share = gpu_share(peak, GPU(memory, cpus=2), cpus=1)
+    share = gpu_share(peak, memory=memory, cpus_to_a_gpu=2, cpus=1)
     assert share == 0.5
     barrier = context.Barrier(2)
     # Each is held to what was measured for it, margin included, and not to half of the GPU.

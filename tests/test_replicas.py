@@ -38,7 +38,7 @@ MEASURED: dict[str, Any] = REPLICAS | {
 
 def single(trial: TrialConfig, seed: int) -> Finished:
     """The run of one replica on its own."""
-    changed = trial.model_copy(update={"replicas": None, "seed": seed})
+    changed = trial.changed({"replicas": None, "seed": seed})
     assert list(changed.replica_seeds) == [seed]
     return finish(training.start(changed))
 

@@ -110,7 +110,10 @@ def _pyhessian_trace(
         # PyTorch warns that create_graph may leak through .grad; invisible() drops those grads.
         warnings.filterwarnings("ignore", message=".*create_graph=True.*")
         single = {"data": batches[0]} if len(batches) == 1 else {"dataloader": batches}
-        estimator = hessian(model, MeanLoss(loss), cuda=inputs.is_cuda, **single)
+        # Its flag means one device, "cuda", and moves what is there already: only where its probes
+        # are drawn need be told.
+        estimator = hessian(model, MeanLoss(loss), cuda=False, **single)
+        estimator.device = inputs.device
         # Only a tolerance of -inf switches its stopping rule off: the rule divides by the running
         # mean without its sign, so that with tol=0 a negative mean still ends it at once.
         draws = torch.tensor(estimator.trace(maxIter=probes, tol=-math.inf), dtype=torch.float64)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gisgd_ray.batchnorm import frozen_statistics
+from gisgd_ray.device import Precision
 from gisgd_ray.losses import LossName, per_sample_loss
 from gisgd_ray.measures.per_sample import gradient_norm_parts
 from gisgd_ray.models import trainable
-from gisgd_ray.precision import Precision
 from gisgd_ray.randomness import derived_seed
 
 
@@ -69,7 +69,7 @@ class Step:
     def scale(self, factor: Tensor) -> None:
         """Multiply the gradient in ``.grad`` by a number, shape ()."""
         # On a CPU a look costs less than a pass over the gradient; on a GPU it would wait.
-        if factor.is_cuda or factor != 1:
+        if not factor.is_cpu or factor != 1:
             gradients = [p.grad for p in trainable(self.model) if p.grad is not None]
             torch._foreach_mul_(gradients, factor)
 

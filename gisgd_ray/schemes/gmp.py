@@ -120,7 +120,7 @@ class GMP:
     ) -> None:
         """w + delta in the stand-ins of w, drawn there: the noise needs no memory of its own."""
         for weight, stand_in in stand_ins.items():
-            size = weight.numel() if weight.is_cuda else PIECE
+            size = PIECE if weight.is_cpu else weight.numel()
             for part, clean in zip(
                 stand_in.view(-1).split(size), weight.view(-1).split(size), strict=True
             ):

@@ -184,7 +184,7 @@ def ratios_to_sgd(workload: Workload) -> bool:
 def augmentation_share() -> bool:
     """Crops and mirroring of one batch, beside a whole step of VGG16 without."""
     state, repeats = VGG16.started(SCHEMES["SGD"]), 20
-    data = state.config.data.model_copy(update={"crop_padding": 4, "flip": True})
+    data = state.config.changed({"data.crop_padding": 4, "data.flip": True}).data
     augmentation = Augmentation.of(data, state.dataset, seed=0)
     assert augmentation is not None
     images = state.dataset.train_x[: VGG16.batch]
