@@ -76,8 +76,11 @@ def gpu_share(peak: int, *, memory: int, cpus_to_a_gpu: float, cpus: int) -> flo
 
 
 def dearest(trials: Sequence[TrialConfig], count: int = PROBED) -> list[TrialConfig]:
-    """The configurations that take most memory, by a rough reckoning; seeds do not matter."""
-    alike = {t.changed({"seed": 0}): t for t in trials}
+    """The configurations that take most memory, by a rough reckoning.
+
+    Seeds and learning rates do not matter.
+    """
+    alike = {t.changed({"seed": 0, "training.learning_rate": 1.0}): t for t in trials}
     return sorted(alike.values(), key=rough_bytes, reverse=True)[:count]
 
 

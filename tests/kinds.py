@@ -76,16 +76,17 @@ def kinds(name: str) -> list[TrialConfig]:
     return list(dict.fromkeys(map(small, paper_trials(name))))
 
 
-def few_samples(folder: Path, patch: pytest.MonkeyPatch) -> None:
+def few_samples(folder: Path, patch: pytest.MonkeyPatch, *, num_train: int = SAMPLES) -> None:
     """Every dataset of the paper as small files of the true format, from here on the real ones."""
     patch.setenv("GISGD_DATA", str(folder))
     for name in ("mnist", "cifar10", "cifar100", "svhn"):
-        data = ondisk.make(name, num_train=SAMPLES, num_test=SAMPLES)
+        data = ondisk.make(name, num_train=num_train, num_test=SAMPLES)
         files = ondisk.contents(name, data)
-        ondisk.put(folder, files)
+        if not (folder / next(iter(files))).exists():
+            ondisk.put(folder, files)
         ondisk.trust(patch, name, data, files)
-    for sizes in (consistency.TRAIN_SIZES, datasets.TEST_SIZES):
-        patch.setitem(sizes, "teacher", SAMPLES)
+    patch.setitem(consistency.TRAIN_SIZES, "teacher", num_train)
+    patch.setitem(datasets.TEST_SIZES, "teacher", SAMPLES)
 
 
 def on_few_samples(folder: Path) -> Iterator[None]:
