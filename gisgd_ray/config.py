@@ -261,7 +261,7 @@ class MeasurementConfig(Frozen):
 
 
 class TrialConfig(Frozen):
-    """One training run, completely: equal configs give bit-identical runs on one machine."""
+    """One training run, completely: equal configs give bit-identical runs on a machine's CPU."""
 
     data: DataConfig = Field(DataConfig(), description="samples and labels")
     model: ModelConfig = Field(MLPConfig(), description="network")
