@@ -231,4 +231,4 @@ def _write_parquet(frame: pd.DataFrame, path: Path, made_from: int | None = None
     if made_from is not None:
         notes = {**(table.schema.metadata or {}), MADE_FROM: str(made_from).encode()}
         table = table.replace_schema_metadata(notes)
-    replace_by(path, lambda partial: parquet.write_table(table, partial))
+    replace_by(path, lambda file: parquet.write_table(table, file))

@@ -1,18 +1,28 @@
-"""Reports that take the place of all before, and journals taken from elsewhere."""
+"""Reports that take the place of all before, journals taken from elsewhere, and damaged ones."""
 
+import base64
+import binascii
+import json
 import os
+import random
+import shutil
+import tracemalloc
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.journal import Journal
+from gisgd_ray.journal import MOST_STEPS, Journal, told
 from gisgd_ray.results import ResultTables, reuse, row_of, write_steps, write_tables
 from tests.journals import add_point, add_steps, series
 
 METRICS = {"status": "finished", "steps": 4}
+OLD = Path(__file__).parent / "data" / "journal" / "84637dcd552e.jsonl"
+"""A trial's journal as it was before lines had checksums, to its end."""
 
 
 def told_again(journal: Journal, steps: int) -> None:
@@ -138,3 +148,189 @@ class TestReuse:
     def test_a_folder_without_results_is_told(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="holds no results"):
             reuse(tmp_path / "mine", [TrialConfig()], [tmp_path])
+
+
+def filled(folder: Path) -> Journal:
+    """Two reports and the row of a trial ``a``."""
+    journal = Journal(folder)
+    for after in (0, 3):
+        points = [{"step": after + 3, "train/loss": 1 / 3, "note": "none"}]
+        journal.add_report("a", first_step=after, steps=series(3), points=points)
+    journal.add_row("a", {"trial_id": "a", "status": "finished", "train/loss": 0.123456789})
+    return journal
+
+
+def all_of(journal: Journal) -> str:
+    record = journal.read("a")
+    steps = {name: column.tolist() for name, column in record.steps.columns().items()}
+    return repr((record.points, record.row, steps, journal.read_row("a"), journal.trial_ids()))
+
+
+def put(folder: Path, *lines: dict[str, Any], checked: bool = True) -> Journal:
+    """A journal of lines that nobody has written so."""
+    journal, content = Journal(folder), b""
+    for line in lines:
+        text = json.dumps(line).encode()
+        head = b'{"crc32": "%08x", ' % binascii.crc32(text[1:])
+        content += (head + text[1:] if checked else text) + b"\n"
+    journal.folder.mkdir(parents=True)
+    journal.path("a").write_bytes(content)
+    return journal
+
+
+class TestDamage:
+    """Every line carries a checksum."""
+
+    def test_any_bit_that_turns_is_told(self, tmp_path: Path) -> None:
+        journal = filled(tmp_path)
+        path, whole, expected = journal.path("a"), journal.path("a").read_bytes(), all_of(journal)
+        newlines = [i for i, byte in enumerate(whole) if byte == ord("\n")]
+        heads = [i + k for i in (-1, newlines[-2]) for k in range(1, 32)]
+        draws = random.Random(0).sample(range(len(whole)), 60)
+        for place in [*newlines, *heads, *draws]:
+            for bit in range(8):
+                turned = bytearray(whole)
+                turned[place] ^= 1 << bit
+                path.write_bytes(turned)
+                for read in (all_of, lambda j: j.read_row("a")):
+                    with pytest.raises(UserError) as caught:
+                        read(journal)
+                number = 1 + sum(newline < place for newline in newlines)
+                assert f"line {number} of {path} is damaged; delete that file" in str(caught.value)
+                ended, step = told(bytes(turned))
+                assert (ended, step) <= (True, 6)
+                assert not ended  # the row is the last line
+        path.write_bytes(whole)
+        assert all_of(journal) == expected
+        assert told(whole) == (True, 6)
+
+    def test_a_row_whose_newline_has_turned_is_not_taken_for_a_torn_one(
+        self, tmp_path: Path
+    ) -> None:
+        journal = filled(tmp_path)
+        path = journal.path("a")
+        turned = path.read_bytes()[:-1] + b"\x0b"
+        path.write_bytes(turned)
+        with pytest.raises(UserError, match="line 5 of .* is damaged"):
+            add_point(journal, "a", {"step": 9})
+        assert path.read_bytes() == turned
+
+    def test_lines_stay_json_that_can_be_searched(self, tmp_path: Path) -> None:
+        lines = filled(tmp_path).path("a").read_text().splitlines()
+        kinds = [json.loads(line)["kind"] for line in lines]
+        assert kinds == ["steps", "point", "steps", "point", "row"]
+        assert '"kind": "row", "trial_id": "a", "status": "finished"' in lines[-1]
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            {"kind": "point", "step": "4"},
+            {"kind": "point", "step": -1},
+            {"kind": "point"},
+            {"kind": "row"},
+            {"kind": "row", "status": None},
+            {"kind": "steps", "after": "0", "columns": {}},
+            {"kind": "steps", "after": 0, "columns": {}},
+            {"kind": "steps", "after": 0, "columns": {"learning_rate": 5}},
+            {"kind": "steps", "after": 0, "steps": 10**12, "columns": {"learning_rate": ""}},
+            {"kind": "steps", "after": 10**12, "steps": 1, "columns": {"learning_rate": ""}},
+            {"kind": "news"},
+            {},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("checked", [True, False])
+    def test_a_line_that_is_none_is_told(
+        self, tmp_path: Path, line: dict[str, Any], checked: bool
+    ) -> None:
+        journal = put(tmp_path, {"kind": "point", "step": 0}, line, checked=checked)
+        with pytest.raises(UserError, match=r"line 2 of .*a\.jsonl is damaged; delete that file"):
+            journal.read("a")
+
+    @pytest.mark.parametrize("text", [b"[]", b"5", b'"row"', b"null", b"[" * 100_000])
+    def test_a_line_that_is_no_object_is_told(self, tmp_path: Path, text: bytes) -> None:
+        journal = put(tmp_path)
+        journal.path("a").write_bytes(text + b"\n")
+        with pytest.raises(UserError, match="line 1 of"):
+            journal.read("a")
+
+
+class TestOlderJournals:
+    """Those of earlier versions have no checksums."""
+
+    @pytest.fixture
+    def journal(self, tmp_path: Path) -> Journal:
+        journal = put(tmp_path)
+        shutil.copy(OLD, journal.path("a"))
+        return journal
+
+    def test_they_are_read(self, journal: Journal) -> None:
+        record = journal.read("a")
+        assert [point["step"] for point in record.points] == [0, 4, 8]
+        assert len(record.steps) == 8
+        assert record.steps.loss[0] == pytest.approx(2.2754, abs=0.1)
+        assert record.row == journal.read_row("a")
+        assert record.row is not None
+        assert record.row["test/accuracy"] == 0.454
+        assert told(OLD.read_bytes()) == (True, 8)
+
+    def test_they_are_gone_on_with_and_what_is_added_is_checked(self, journal: Journal) -> None:
+        add_steps(journal, "a", 8, series(2))
+        journal.add_row("a", {"status": "failed"})
+        assert len(journal.read("a").steps) == 10
+        assert journal.read_row("a") == {"status": "failed"}
+        content = journal.path("a").read_bytes()
+        journal.path("a").write_bytes(content.replace(b'"failed"', b'"gailed"'))
+        with pytest.raises(UserError, match=f"line {content.count(10)} of"):
+            journal.read_row("a")
+
+    def test_behind_a_line_with_a_checksum_none_is_without(self, journal: Journal) -> None:
+        add_point(journal, "a", {"step": 12})
+        with open(journal.path("a"), "ab") as file:
+            file.write(b'{"kind": "row", "status": "finished"}\n')
+        with pytest.raises(UserError, match="is damaged"):
+            journal.read_row("a")
+
+    def test_reading_makes_nothing(self, tmp_path: Path) -> None:
+        assert Journal(tmp_path / "none").read_row("a") is None
+        assert Journal(tmp_path / "none").trial_ids() == []
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestUnpacking:
+    """Steps are compressed, and zeros by a factor of a thousand."""
+
+    @pytest.mark.parametrize("told", [{}, {"steps": 4}, {"steps": 2**19}])
+    def test_no_more_is_unpacked_than_is_announced(
+        self, tmp_path: Path, told: dict[str, int]
+    ) -> None:
+        zeros = base64.b64encode(zlib.compress(bytes(64_000_000))).decode()
+        columns = {name: zeros for name in series(1).columns()}
+        journal = put(tmp_path, {"kind": "steps", "after": 0, **told, "columns": columns})
+        tracemalloc.start()
+        with pytest.raises(UserError, match="line 1 of"):
+            journal.read("a")
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 30_000_000 + 8 * told.get("steps", MOST_STEPS)
+
+    @pytest.mark.parametrize(("announced", "there"), [(4, 3), (3, 4), (0, 0), (True, 1)])
+    def test_they_are_as_many_as_announced(
+        self, tmp_path: Path, announced: int, there: int
+    ) -> None:
+        packed = base64.b64encode(zlib.compress(np.ones(there).tobytes())).decode()
+        columns = {"learning_rate": packed}
+        line = {"kind": "steps", "after": 0, "steps": announced, "columns": columns}
+        with pytest.raises(UserError, match="line 1 of"):
+            put(tmp_path, line).read("a")
+
+    def test_a_long_stretch_is_told_in_several_lines(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gisgd_ray.journal.MOST_STEPS", 3)
+        journal = Journal(tmp_path)
+        for whole in (False, True):
+            journal.add_report("a", first_step=0, steps=series(8), points=[], whole=whole)
+            np.testing.assert_array_equal(journal.read("a").steps.loss, series(8).loss)
+        lines = [json.loads(line) for line in journal.path("a").read_text().splitlines()]
+        assert [(line["after"], line["steps"]) for line in lines] == [(0, 3), (3, 3), (6, 2)]

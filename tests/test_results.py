@@ -7,7 +7,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -111,7 +111,7 @@ def test_a_torn_line_is_dropped_on_read_and_cut_on_append(journal: Journal) -> N
         assert journal.read_row("a") is None
         add_point(journal, "a", {"step": 3, "loss": 3.0})
         assert told(journal) == [(1, 1.0), (3, 3.0)]
-        assert path_of(journal).read_bytes().startswith(intact + b'{"kind"')
+        assert path_of(journal).read_bytes().startswith(intact + b'{"crc32"')
     path_of(journal).write_bytes(intact[:5])  # the very first line
     assert told(journal) == []
     add_point(journal, "a", {"step": 3, "loss": 3.0})
@@ -174,9 +174,9 @@ def no_space(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def open_on_a_full_disk(path: Path, mode: str) -> Any:
+def open_on_a_full_disk(path: Path, mode: str, **options: Any) -> Any:
     """A file that takes half of what is written to it."""
-    file: Any = open(path, mode)  # noqa: SIM115
+    file: Any = open(path, mode, **options)  # noqa: SIM115
     whole = file.write
 
     def write(text: bytes) -> None:
@@ -343,8 +343,9 @@ def test_a_table_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monk
     before = tables.trials
     seen: list[pd.DataFrame] = []
 
-    def broken(_: object, path: Path) -> None:
-        Path(path).write_bytes(b"PAR1 half a table")
+    def broken(_: object, file: BinaryIO, **__: object) -> None:
+        file.write(b"PAR1 half a table")
+        file.flush()
         seen.append(tables.trials)
         no_space()
 
