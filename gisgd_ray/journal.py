@@ -33,7 +33,11 @@ Row = dict[str, Any]
 HEAD, CRC_DIGITS, REST = b'{"crc32": "', 8, b'", '
 """A line's beginning: the checksum, in lower-case hex, is that of all behind ``REST``."""
 OLD_HEAD = b'{"kind": "'
-NEEDED = {"point": {"step": int}, "steps": {"after": int, "columns": dict}, "row": {"status": str}}
+NEEDED: dict[str, dict[str, type]] = {
+    "point": {"step": int},
+    "steps": {"after": int, "columns": dict},
+    "row": {"status": str},
+}
 """The kinds of lines, and what each has at least."""
 MOST_STEPS = 2**20
 """Steps in a line: what is compressed may be a thousand times as large as the line."""

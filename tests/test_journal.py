@@ -211,7 +211,7 @@ class TestDamage:
         path = journal.path("a")
         turned = path.read_bytes()[:-1] + b"\x0b"
         path.write_bytes(turned)
-        with pytest.raises(UserError, match="line 5 of .* is damaged"):
+        with pytest.raises(UserError, match=r"line 5 of .* is damaged"):
             add_point(journal, "a", {"step": 9})
         assert path.read_bytes() == turned
 
@@ -305,7 +305,7 @@ class TestUnpacking:
         self, tmp_path: Path, told: dict[str, int]
     ) -> None:
         zeros = base64.b64encode(zlib.compress(bytes(64_000_000))).decode()
-        columns = {name: zeros for name in series(1).columns()}
+        columns = dict.fromkeys(series(1).columns(), zeros)
         journal = put(tmp_path, {"kind": "steps", "after": 0, **told, "columns": columns})
         tracemalloc.start()
         with pytest.raises(UserError, match="line 1 of"):

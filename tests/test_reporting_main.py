@@ -1,7 +1,10 @@
 """``python -m gisgd_ray.reporting``: pages made again, of one folder or several, and bad input."""
 
+import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -109,12 +112,12 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 
 
 def test_all_is_made_again_as_the_sweep_wrote_it(mine: tuple[Path, Path]) -> None:
-    _, folder = mine
+    script, folder = mine
     page, before = undated(folder / "report.html"), contents(folder)
     assert {"report.html", "tables.md", "figures/figure6.svg", "figures/figure6.pdf"} <= set(before)
     for path in (folder / "report.html", folder / "tables.md", *(folder / "figures").iterdir()):
         path.unlink()
-    assert main([str(folder)]) == 0
+    assert main([str(folder), "--script", str(script)]) == 0
     after = contents(folder)
     assert undated(folder / "report.html") == page
     assert {**after, "report.html": b""} == {**before, "report.html": b""}
@@ -125,7 +128,7 @@ def test_a_folder_of_several_gets_a_scoreboard(
     folder: Path, mine: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    assert main([str(folder.parent)]) == 0
+    assert main([str(folder.parent), "--script", str(SCRIPT), "--script", str(mine[0])]) == 0
     board = folder.parent / "scoreboard.html"
     pages = [f"Figure 6: {folder / 'report.html'}", f"Table 9: {mine[1] / 'report.html'}"]
     assert capsys.readouterr().out.splitlines() == [*pages, f"Scoreboard: {board}"]
@@ -205,7 +208,8 @@ def test_one_folder_at_fault_does_not_keep_the_others_from_their_pages(
 ) -> None:
     (folder / FILE).write_text("{")
     (mine[1] / "report.html").unlink()
-    assert f"{folder / FILE} is damaged" in refused(capsys, folder.parent)
+    said = refused(capsys, folder.parent, "--script", mine[0])
+    assert f"{folder / FILE} is damaged" in said
     assert (mine[1] / "report.html").exists()
     text = Document((folder.parent / "scoreboard.html").read_text()).text
     assert "Left out, since no page could be made of them: lr_batch :" in text
@@ -226,15 +230,54 @@ def test_a_folder_that_cannot_be_written_is_told(
     assert refused(capsys, folder) == "error: Permission denied: figures\n"
 
 
-def test_a_script_that_was_moved_is_named(
-    mine: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize("name", ["mine", "../../evil/notes", "/tmp/evil", "lr_batch.py", "_x", ""])
+def test_no_script_is_run_that_was_not_named(
+    mine: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
 ) -> None:
+    """What a folder says of scripts is data; what lies beside it, or where one stands, as well."""
     script, folder = mine
-    moved = script.rename(tmp_path / "elsewhere.py")
-    said = refused(capsys, folder)
-    assert f"the script of the sweep mine in {folder} is not at {script} or " in said
-    assert "name it with --script sweeps/NAME.py" in said
-    assert main([str(folder), "--script", str(moved)]) == 0
+    for path in (script, tmp_path / "evil" / "notes.py", tmp_path / "sweeps" / "mine.py"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"open({str(tmp_path / 'was run')!r}, 'w')\n{MINE}")
+    (folder / "mine.py").write_text(script.read_text())
+    launches = json.loads((folder / FILE).read_text())
+    for launch in launches["launches"]:
+        launch["sweep"] = name
+    (folder / FILE).write_text(json.dumps(launches))
+    (folder / "report.html").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert refused(capsys, folder) == (
+        f"error: {folder} holds the sweep {name!r}, which is none of this package's; the script "
+        f"that it names, {str(script)!r}, is not run by itself: name the script that declares it "
+        "with --script FILE, if you trust it\n"
+    )
+    assert not (tmp_path / "was run").exists()
+    assert not (folder / "report.html").exists()
+    if name == "mine":
+        assert main([str(folder), "--script", str(script)]) == 0
+        assert (tmp_path / "was run").exists()
+
+
+def test_a_sweep_of_the_packages_name_is_the_packages(folder: Path, tmp_path: Path) -> None:
+    evil = tmp_path / "sweeps" / "lr_batch.py"
+    evil.parent.mkdir()
+    evil.write_text(f"open({str(tmp_path / 'was run')!r}, 'w')\nfrom sweeps.lr_batch import SWEEP")
+    record = last_record(folder)
+    assert record is not None
+    keep(folder, replace(record, script=str(evil)))
+    done = subprocess.run(  # from a folder with a package of the same name
+        [sys.executable, "-m", "gisgd_ray.reporting", str(folder)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (tmp_path / "was run").exists()
 
 
 def test_of_several_folders_a_script_is_for_its_own(

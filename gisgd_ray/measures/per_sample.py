@@ -309,7 +309,7 @@ def gradient_norm_parts(parameters: list[Tensor]) -> Tensor:
 
 def norm_parts(tensors: list[Tensor]) -> Tensor:
     """The same of any tensors shaped like parameters."""
-    rows = [t.flatten(1) if t.dim() > 1 else t.unsqueeze(0) for t in tensors]
+    rows = [t.flatten(1) if t.dim() > 1 else t.reshape(1, -1) for t in tensors]
     return torch.cat([torch.linalg.vector_norm(r, dim=1) for r in rows])
 
 

@@ -4,14 +4,16 @@
     python -m gisgd_ray.reporting results                     # all in it, and the scoreboard
     python -m gisgd_ray.reporting results/lr_batch --wandb ENTITY/PROJECT
 
-Runs nothing: everything is made from the tables and from ``launches.json`` beside them.
+Runs no trial: everything is made from the tables and from ``launches.json`` beside them. Those are
+data, whoever they come from: of code this loads the package's own sweeps, by their names, and the
+script that is named with ``--script``.
 """
 
 import argparse
-import contextlib
 import importlib.util
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from gisgd_ray.sweep import Sweep
 
 TABLE = "trials.parquet"
+SWEEPS = Path(__file__).parents[2] / "sweeps"
+"""The package's own, beside it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(
         "--script",
         type=Path,
-        help="the script that declares the sweep, where the launch's own is not here any more",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="the script that declares the sweep, where it is none of this package's (again for "
+        "further ones): it is run, so name one that you trust",
     )
     add(
         "--price-per-hour",
@@ -80,8 +88,8 @@ def _report(options: argparse.Namespace) -> int:
         found.setdefault(folder.resolve(), folder)
     folders = list(found.values())
     several = len(folders) > 1 or not (given[0] / TABLE).exists()
-    if options.script is not None and not several:
-        require_same_sweep(given[0], options.script)
+    if options.script and not several:
+        require_same_sweep(given[0], options.script[-1])
     entries, faults = [], {}
     for folder in folders:
         try:
@@ -131,34 +139,34 @@ def sweeps_in(folder: Path) -> list[Path]:
     return found
 
 
-def sweep_of(folder: Path, record: LaunchRecord | None, script: Path | None) -> "Sweep":
-    """The sweep whose results a folder holds: as declared by a script, looked for where it was.
+def sweep_of(folder: Path, record: LaunchRecord | None, scripts: Sequence[Path]) -> "Sweep":
+    """The sweep whose results a folder holds: the package's own of that name, or a given script's.
+
+    A script that the folder names is never run: a folder may be anybody's.
 
     Args:
-        script: looked into first; of another sweep than the folder's it is passed over.
+        scripts: looked into first; those of other sweeps than the folder's are passed over.
 
     Raises:
-        UserError: no script is found, or the one given declares no sweep.
+        UserError: it is none of the package's sweeps, or the script given declares no sweep.
     """
     name = record.sweep if record is not None else folder.resolve().name
-    given = _declared(script) if script is not None else None
-    if given is not None and given.name == name:
-        return given
-    here = Path(__file__).parents[2] / "sweeps" / f"{name}.py"
-    # The launch's own comes first: it may be one that is not part of this package.
-    places = [Path(record.script)] if record is not None else []
-    places += [Path("sweeps") / f"{name}.py", here]
-    for place in dict.fromkeys(places):
-        if place.is_file() and place.suffix == ".py":
-            with contextlib.suppress(NoSweepError):
-                found = _declared(place)
-                if record is None or found.name == name:
-                    return found
-    if given is not None and record is None:
-        return given  # a folder under another name than its sweep's
+    given = [_declared(script) for script in scripts]
+    for sweep in given:
+        if sweep.name == name:
+            return sweep
+    own = SWEEPS / f"{name}.py"
+    if re.fullmatch("[a-z0-9_]+", name) and own.is_file():
+        found = _declared(own)
+        if found.name == name:
+            return found
+    if given and record is None:
+        return given[-1]  # a folder under another name than its sweep's
+    named = record is not None and record.script
     raise UserError(
-        f"the script of the sweep {name} in {folder} is not at {' or '.join(map(str, places))}; "
-        "name it with --script sweeps/NAME.py"
+        f"{folder} holds the sweep {name!r}, which is none of this package's"
+        + (f"; the script that it names, {named!r}, is not run by itself" if named else "")
+        + ": name the script that declares it with --script FILE, if you trust it"
     )
 
 
@@ -176,10 +184,6 @@ def require_same_sweep(folder: Path, script: Path) -> None:
         )
 
 
-class NoSweepError(UserError):
-    """A script declares no sweep."""
-
-
 def _declared(script: Path) -> "Sweep":
     """The ``SWEEP`` of a script.
 
@@ -190,7 +194,7 @@ def _declared(script: Path) -> "Sweep":
 
     found = getattr(_loaded(script), "SWEEP", None)
     if not isinstance(found, Sweep):
-        raise NoSweepError(f"{script} declares no SWEEP; name a sweep's script with --script")
+        raise UserError(f"{script} declares no SWEEP; name a sweep's script with --script")
     return found
 
 
@@ -199,8 +203,8 @@ def _loaded(script: Path) -> ModuleType:
     if not script.is_file() or script.suffix != ".py":
         raise UserError(f"--script {script} is not a Python script; name a sweep's")
     root = str(script.resolve().parent.parent)
-    if root not in sys.path:
-        sys.path.insert(0, root)
+    # First: what lies in the folder that this is called from must not come before it.
+    sys.path[:] = [root, *(path for path in sys.path if path != root)]
     spec = importlib.util.spec_from_file_location(f"sweep_{script.stem}", script)
     assert spec is not None
     assert spec.loader is not None
@@ -208,7 +212,7 @@ def _loaded(script: Path) -> ModuleType:
     sys.modules[spec.name] = module  # where dataclasses look for the names in a module
     try:
         spec.loader.exec_module(module)
-    except Exception as fault:
+    except (ImportError, SyntaxError, NameError) as fault:  # others are the script's own, and told
         why = f"{type(fault).__name__}: {fault}"
         raise UserError(f"{script} cannot be loaded ({why}); name another with --script") from fault
     return module
