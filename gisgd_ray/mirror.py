@@ -14,7 +14,7 @@ from gisgd_ray.checkpoints import FOLDER as CHECKPOINTS
 from gisgd_ray.errors import UserError
 from gisgd_ray.journal import told
 from gisgd_ray.storage import Storage
-from gisgd_ray.whole_files import replace_file
+from gisgd_ray.whole_files import replace_file, require_no_links
 
 OWNER = ".driver"
 """Who pushes: a driver that finds another's name there has been replaced."""
@@ -37,13 +37,16 @@ class Mirror:
         that goes further. Its length tells nothing, since journals are also written anew.
         """
         fetched = 0
+        require_no_links(self.folder)
         try:
             there = self.storage.sizes(recursive=True)
         except OSError as fault:
             raise UserError(_unreachable(self.storage, fault)) from None
         for name, size in there.items():
             path = self.folder / name
-            if name == OWNER or name.split("/")[0] in LEFT_OUT:
+            if name.startswith(OWNER) or name.split("/")[0] in LEFT_OUT:
+                continue
+            if ".." in name.split("/"):  # a bucket's names are not paths, and may be anybody's
                 continue
             if not name.startswith(only) or not self._tells_more(name, size, path):
                 continue
@@ -114,7 +117,7 @@ class Mirror:
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
             hidden = any(part.startswith(".") for part in path.relative_to(self.folder).parts)
-            if hidden or name.split("/")[0] in LEFT_OUT or not path.is_file():
+            if hidden or name.split("/")[0] in LEFT_OUT or path.is_symlink() or not path.is_file():
                 continue
             if not name.endswith(".partial"):
                 copied += self.push_file(path)

@@ -6,6 +6,7 @@ that a crash never leaves half a table.
 
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.journal import COMPLETE, Journal, Row
 from gisgd_ray.search_space import field_paths
-from gisgd_ray.whole_files import replace_by
+from gisgd_ray.whole_files import replace_by, require_no_links
 
 MADE_FROM = b"gisgd_ray.journal_bytes"
 
@@ -27,33 +28,41 @@ def require_writable(path: Path) -> None:
     """See that a folder could be made, without making it.
 
     Raises:
-        UserError: what there is above it may not be written.
+        UserError: what there is above it may not be written, or it is no folder of results.
     """
     there = path
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"output folder {path} cannot be written; choose another with --out")
+    try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise UserError(f"output folder {path} cannot be written; choose another with --out")
+    except OSError as error:  # a name that is too long, say
+        raise _not_written(path, error) from error
+    require_no_links(path)
 
 
 def results_folder(path: Path) -> Path:
     """``path`` made and found writable.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or what is in it would lead writing elsewhere.
     """
     path = path.expanduser().absolute()
-    probe = path / ".writable"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
-        raise UserError(
-            f"output folder {path} cannot be written ({error.strerror or error}); "
-            "choose another with --out"
-        ) from error
+        raise _not_written(path, error) from error
+    require_no_links(path)
     return path
+
+
+def _not_written(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"output folder {path} cannot be written ({error.strerror or error}); "
+        "choose another with --out"
+    )
 
 
 class ResultTables:
@@ -143,7 +152,7 @@ def require_results(folders: Iterable[Path]) -> None:
         UserError: one is not.
     """
     for folder in folders:
-        if not (folder / "journal").is_dir():
+        if not os.path.isdir(folder / "journal"):  # pathlib's raises where a name is too long
             raise UserError(
                 f"--reuse {folder} holds no results (there is no {folder / 'journal'}); name the "
                 "folder of a sweep on this machine, as in results/lr_batch"

@@ -219,7 +219,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         folder = Path(self._run.wandb["folder"])
         try:
             for path in folder.glob(f"wandb/offline-run-*-{self._trial.trial_id}*/**/*"):
-                if path.is_file():
+                if path.is_file() and not path.is_symlink():
                     self._shared.write(path.relative_to(folder).as_posix(), path.read_bytes())
         except OSError:
             traceback.print_exc()

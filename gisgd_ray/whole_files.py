@@ -34,7 +34,7 @@ def replace_file(path: Path, content: bytes) -> None:
 def replace_by(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """The same with a function that writes to the file it is given."""
     # A name that nobody else has: two machines may write the same file, one of them believed dead.
-    partial = path.with_name(f"{path.name[:200]}.{uuid.uuid4().hex}.partial")
+    partial = path.with_name(f"{uuid.uuid4().hex}.partial")
     try:
         with open(partial, "xb") as file:  # never through what is there
             write(file)

@@ -146,8 +146,9 @@ class TestReuse:
         assert reuse(tmp_path / "mine", trials[1:], [tmp_path / "theirs"]) == 1
 
     def test_a_folder_without_results_is_told(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="holds no results"):
-            reuse(tmp_path / "mine", [TrialConfig()], [tmp_path])
+        for folder in (tmp_path, tmp_path / ("x" * 300)):
+            with pytest.raises(UserError, match="holds no results"):
+                reuse(tmp_path / "mine", [TrialConfig()], [folder])
 
 
 def filled(folder: Path) -> Journal:

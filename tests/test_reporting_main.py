@@ -216,7 +216,9 @@ def test_one_folder_at_fault_does_not_keep_the_others_from_their_pages(
 
 
 def test_no_such_folder_and_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "none is not a folder; name a sweep's" in refused(capsys, tmp_path / "none")
+    for name in ("none", "x" * 300):
+        assert f"{name} is not a folder; name a sweep's" in refused(capsys, tmp_path / name)
+    assert "~nobody-here/x is not a folder" in refused(capsys, "~nobody-here/x")
     assert f"{tmp_path} holds no sweep (there is no trials.parquet" in refused(capsys, tmp_path)
 
 

@@ -393,6 +393,6 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, name: str, reason: str) ->
 
 
 def test_a_folder_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "write_text", no_space)
+    monkeypatch.setattr("tempfile.TemporaryFile", no_space)
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
         results_folder(tmp_path)

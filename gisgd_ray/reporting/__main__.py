@@ -81,7 +81,7 @@ def _report(options: argparse.Namespace) -> int:
         from gisgd_ray.reporting.wandb_report import entity_and_project
 
         entity_and_project(options.wandb)
-    given = [folder.expanduser() for folder in options.folders]
+    given = [Path(os.path.expanduser(folder)) for folder in options.folders]
     # One folder may be named twice, in two ways.
     found: dict[Path, Path] = {}
     for folder in [folder for top in given for folder in sweeps_in(top)]:
@@ -126,7 +126,7 @@ def sweeps_in(folder: Path) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # pathlib's raises where a name is too long
         raise UserError(f"{folder} is not a folder; name a sweep's, as in results/lr_batch")
     if (folder / TABLE).exists():
         return [folder]

@@ -1,6 +1,7 @@
 """The look of every figure, and saving them."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from gisgd_ray.reporting.numbers import format_noise_std, format_number
+from gisgd_ray.whole_files import replace_by
 
 # Okabe and Ito's colours, distinguishable with any colour vision; markers repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -127,8 +129,9 @@ def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for name, figure in figures.items():
-        with style():
-            figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-        paths[name] = folder / f"{name}.svg"
+        for kind, date in (("pdf", "CreationDate"), ("svg", "Date")):
+            save = partial(figure.savefig, format=kind, metadata={date: None})
+            paths[name] = folder / f"{name}.{kind}"
+            with style():
+                replace_by(paths[name], save)
     return paths

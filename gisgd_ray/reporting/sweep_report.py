@@ -15,6 +15,7 @@ from gisgd_ray.reporting.figures import save_figures
 from gisgd_ray.reporting.page import write_page
 from gisgd_ray.reporting.tables import Table, save_tables
 from gisgd_ray.results import ResultTables, varying_fields
+from gisgd_ray.whole_files import require_no_links
 
 if TYPE_CHECKING:
     from gisgd_ray.sweep import Sweep
@@ -51,8 +52,10 @@ def write_report(
         price_per_hour: what an hour of one trial costs, for the page.
 
     Raises:
-        UserError: the tables lack what the figure shows: they are of another version.
+        UserError: the tables lack what the figure shows: they are of another version. Or the folder
+            has a link in it.
     """
+    require_no_links(tables.folder)
     trials = tables.trials
     for column in ("trial_id", "status"):
         if column not in trials.columns:

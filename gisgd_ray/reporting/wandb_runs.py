@@ -18,6 +18,7 @@ import numpy as np
 import wandb
 
 from gisgd_ray.reporting.wandb_access import Mode, other_settings, within
+from gisgd_ray.whole_files import replace_file
 
 INIT_TIMEOUT_S = 15.0
 RETRY_ONLINE_S = 600.0
@@ -179,7 +180,7 @@ class WandbRun:
                 raise OtherSettingsError(fault)
             if mode == "online":
                 been_online.parent.mkdir(exist_ok=True)
-                been_online.touch()
+                replace_file(been_online, b"")
             run.config.update(dict(config), allow_val_change=True)  # type: ignore[no-untyped-call]
             return run
 

@@ -33,6 +33,7 @@ from gisgd_ray.reporting.wandb_there import (
     told_places,
 )
 from gisgd_ray.search_space import field_paths
+from gisgd_ray.whole_files import replace_file, require_no_links
 
 AT_A_TIME = 100
 """Runs uploaded by one call of ``wandb sync``."""
@@ -75,7 +76,7 @@ def sync(root: Path) -> int:
     Raises:
         UserError: there is no such folder, no server that answers, or no login.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):  # pathlib's raises where a name is too long
         raise UserError(f"there is no folder {root}; name one that holds a sweep's results")
     offline = [Kept(path) for path in sorted(root.rglob("wandb/offline-run-*/run-*.wandb"))]
     told = {path.parents[1] for path in root.rglob(str(TOLD))}
@@ -120,6 +121,7 @@ def sync(root: Path) -> int:
 
 def _sync_folder(folder: Path, where: str, runs: Sequence[Kept]) -> tuple[int, list[str]]:
     """Upload one folder's runs to ENTITY/PROJECT; how many, and what was left out and why."""
+    require_no_links(folder)
     journal = Journal(folder)
     ours = told_ids(folder, where)
     ids = sorted(ours | {kept.trial_id for kept in runs})
@@ -153,7 +155,7 @@ def _sync_folder(folder: Path, where: str, runs: Sequence[Kept]) -> tuple[int, l
             continue
         done += 1
         if record is not None:
-            record.marker.touch()
+            replace_file(record.marker, b"")
     rows = {kept.trial_id: journal.read_row(kept.trial_id) for kept in new}
     failed = {name: row for name, row in rows.items() if row and row["status"] == "failed"}
     if fault := mark_failed(where, failed):
