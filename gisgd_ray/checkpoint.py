@@ -5,6 +5,7 @@ No random stream needs saving: every draw is a function of (seed, purpose, count
 
 import hashlib
 import io
+import pickle
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +21,12 @@ from gisgd_ray.terms import TrajectoryTerms
 from gisgd_ray.training import start
 
 MAGIC = b"gisgd-ray checkpoint 1\n"
+PROGRESS = ("step", "history", "stopped", "diverged", "seconds")
+"""Fields of the state that are kept as they are."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that this trial cannot go on from, whenever and wherever it is read."""
 
 
 def dump(state: TrainState) -> bytes:
@@ -46,34 +53,59 @@ def load(
     """The run of :func:`dump`, ready to :func:`~gisgd_ray.training.advance`.
 
     Raises:
-        UserError: the checkpoint is of another configuration, cut off or damaged.
+        CheckpointError: it is of another configuration or version, cut off or damaged. (What else
+            is raised, as when memory runs out, is no fault of the checkpoint's.)
     """
     head = len(MAGIC) + hashlib.sha256().digest_size
     body = content[head:]
     if content[:head] != MAGIC + hashlib.sha256(body).digest():
-        raise UserError(
+        raise CheckpointError(
             f"the checkpoint ({len(content)} bytes) is damaged, cut off or of another version; "
             "the one before it will do, or the start"
         )
     device = device_of(device)
-    saved_state = torch.load(io.BytesIO(body), map_location=device.torch, weights_only=True)
-    saved = TrialConfig.model_validate(saved_state["config"])
+    try:
+        saved_state = torch.load(io.BytesIO(body), map_location=device.torch, weights_only=True)
+        saved = TrialConfig.model_validate(saved_state["config"])
+    except (pickle.UnpicklingError, *_OTHER_CONTENT) as fault:
+        raise _of_another_version(fault) from fault
     if saved != config:
-        raise UserError(
+        raise CheckpointError(
             f"the checkpoint belongs to trial {saved.trial_id}, not to {config.trial_id}; "
             "start the trial anew or choose another output folder"
         )
     state = start(config, device=device)
-    for replica, weights in zip(state.replicas, saved_state["models"], strict=True):
-        replica.model.load_state_dict(weights)
-    state.stepper.load_state_dict(saved_state["stepper"])
-    state.stretches = [_series(saved_state["series"])]
-    state.unmeasured = [_series(saved_state["unmeasured"])]
-    state.terms = TrajectoryTerms(**saved_state["terms"])
-    state.sensitivity = SensitivityTerms(**saved_state["sensitivity"])
-    for name, value in saved_state["progress"].items():
-        setattr(state, name, value)
+    try:
+        for replica, weights in zip(state.replicas, saved_state["models"], strict=True):
+            _require_same_shapes(replica.model.state_dict(), weights)
+            replica.model.load_state_dict(weights)
+        state.stepper.load_state_dict(saved_state["stepper"])
+        state.stretches = [_series(saved_state["series"])]
+        state.unmeasured = [_series(saved_state["unmeasured"])]
+        state.terms = TrajectoryTerms(**saved_state["terms"])
+        state.sensitivity = SensitivityTerms(**saved_state["sensitivity"])
+        for name in PROGRESS:
+            setattr(state, name, saved_state["progress"][name])
+    except _OTHER_CONTENT as fault:
+        raise _of_another_version(fault) from fault
     return state
+
+
+_OTHER_CONTENT = (KeyError, TypeError, ValueError, AttributeError)
+"""What a content of other names and shapes leads to. Not RuntimeError: that is the device's."""
+
+
+def _of_another_version(fault: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint is of another version of gisgd-ray ({type(fault).__name__}: {fault}); the "
+        "one before it will do, or the start"
+    )
+
+
+def _require_same_shapes(here: dict[str, torch.Tensor], there: dict[str, torch.Tensor]) -> None:
+    """Raises ValueError: torch would raise a RuntimeError, which a device's faults are as well."""
+    if {n: v.shape for n, v in here.items()} != {n: v.shape for n, v in there.items()}:
+        raise ValueError("its network has other weights")
 
 
 def _tensors(series: StepSeries) -> dict[str, torch.Tensor]:
@@ -85,5 +117,4 @@ def _series(columns: dict[str, torch.Tensor]) -> StepSeries:
 
 
 def _progress(state: TrainState) -> dict[str, Any]:
-    names = ("step", "history", "stopped", "diverged", "seconds")
-    return {name: getattr(state, name) for name in names}
+    return {name: getattr(state, name) for name in PROGRESS}

@@ -1,19 +1,14 @@
 """A run saved anywhere and restored continues as if nothing had happened, to the bit."""
 
-import errno
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from gisgd_ray import checkpoint, training
-from gisgd_ray.checkpoints import Checkpoints
 from gisgd_ray.errors import UserError
 from gisgd_ray.measures.dispersion import StepSeries
-from gisgd_ray.storage import Storage
 from tests.runs import (
     Finished,
     config,
@@ -216,59 +211,6 @@ def test_a_damaged_checkpoint_is_told_from_a_whole_one(damage):
     checkpoint.load(config(), content)
     with pytest.raises(UserError, match="is damaged, cut off or of another version"):
         checkpoint.load(config(), damage(content))
-
-
-class TestCheckpoints:
-    """A trial's checkpoints in its storage."""
-
-    def saved(self, folder: Path, count: int) -> tuple[Checkpoints, training.TrainState]:
-        kept, state = Checkpoints(Storage(str(folder)), config()), training.start(config())
-        for _ in range(count):
-            training.advance(state)
-            kept.save(state)
-        return kept, state
-
-    def test_the_newest_two_are_kept_in_the_order_of_their_steps(self, tmp_path):
-        kept, _ = self.saved(tmp_path, 4)
-        names = [f"checkpoints/{config().trial_id}/{step:012d}.ckpt" for step in (12, 8)]
-        assert kept.names() == names
-        assert sorted(p.name for p in tmp_path.rglob("*.*")) == [Path(n).name for n in names[::-1]]
-        # Clocks of machines are apart: the older one looks new.
-        os.utime(tmp_path / names[0], (0, 0))
-        assert kept.newest().step == 12
-
-    def test_a_damaged_newest_one_gives_way_to_the_one_before(self, tmp_path):
-        kept, _ = self.saved(tmp_path, 3)
-        newest, before = (tmp_path / name for name in kept.names())
-        newest.write_bytes(newest.read_bytes()[:1000])
-        state = kept.newest()
-        assert state.step == 4
-        assert_same(finish(state), run())
-        before.write_bytes(b"")
-        assert kept.newest() is None
-
-    def test_there_is_none_at_first_and_none_after_the_end(self, tmp_path):
-        kept = Checkpoints(Storage(str(tmp_path)), config())
-        assert kept.newest() is None
-        kept, _ = self.saved(tmp_path, 2)
-        kept.clear()
-        assert kept.newest() is None
-        assert list((tmp_path / "checkpoints").iterdir()) == []
-        kept.clear()
-
-    def test_a_full_disk_leaves_the_earlier_one(self, tmp_path, monkeypatch):
-        kept, state = self.saved(tmp_path, 1)
-        training.advance(state)
-
-        def full(_: int) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr("gisgd_ray.whole_files.os.fsync", full)
-        with pytest.raises(OSError, match="No space left"):
-            kept.save(state)
-        monkeypatch.undo()
-        assert len(list(tmp_path.rglob("*.ckpt*"))) == 1
-        assert_same(finish(kept.newest()), run())
 
 
 def test_the_diverging_case_diverges_inside_its_second_epoch():
