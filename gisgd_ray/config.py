@@ -320,9 +320,8 @@ class TrialConfig(Frozen):
 
     @property
     def trial_id(self) -> str:
-        """Stable name of this configuration: 12 hex digits of SHA-256 over its sorted JSON."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        """Stable name of this configuration, :func:`id_of` all its fields."""
+        return id_of(self.model_dump(mode="json"))
 
     def changed(self, fields: Mapping[str, Any]) -> "TrialConfig":
         """The trial with other values of some fields, by dotted path; validated like any other.
@@ -373,6 +372,12 @@ class TrialConfig(Frozen):
         check_consistency(self)
         check_scheme(self)
         return self
+
+
+def id_of(settings: dict[str, Any]) -> str:
+    """Stable name of a trial's settings: 12 hex digits of SHA-256 over their sorted JSON."""
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

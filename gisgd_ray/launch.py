@@ -29,7 +29,13 @@ from gisgd_ray.reporting import wandb_launch
 from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.progress import Progress
 from gisgd_ray.reporting.wandb_runs import WandbSettings
-from gisgd_ray.results import ResultTables, finished_ids, reuse, write_tables
+from gisgd_ray.results import (
+    ResultTables,
+    finished_ids,
+    require_own_rows,
+    reuse,
+    write_tables,
+)
 from gisgd_ray.storage import Storage, is_uri
 from gisgd_ray.tuning import tune_trials
 
@@ -98,6 +104,7 @@ def launch(
                 f"{len(trials)} trials; add --resume to run only what is missing, or choose "
                 "another folder with --out"
             )
+        require_own_rows(folder)
         if not is_uri(place.storage):
             require_shared(folder)
         on_start()

@@ -7,11 +7,13 @@ on another machine, and still tell the code and the packages that made the numbe
 import json
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gisgd_ray.errors import UserError
 from gisgd_ray.whole_files import replace_file
@@ -24,6 +26,8 @@ PACKAGES = ("torch", "ray", "numpy", "backpack-for-pytorch", "pyhessian")
 @dataclass(frozen=True)
 class LaunchRecord:
     """One launch of a sweep into a folder."""
+
+    __pydantic_config__: ClassVar = ConfigDict(strict=True, extra="forbid")
 
     sweep: str
     """The sweep's name."""
@@ -46,15 +50,17 @@ class LaunchRecord:
     """Versions that earlier launches into the folder had, where they were others."""
 
 
+LAUNCHES = TypeAdapter(list[LaunchRecord])
+
+
 def keep(folder: Path, record: LaunchRecord) -> None:
     """Add a launch to those of the folder, or bring it up to date."""
-    others = [launch for launch in _launches(folder) if launch.get("begun") != record.begun]
+    others = [launch for launch in _launches(folder) if launch.begun != record.begun]
     if not (folder / FILE).exists() and any((folder / "journal").glob("*.jsonl")):
         # Trials of a version that kept no record, which must not pass for this one's.
         unrecorded = {"gisgd-ray": "a version that left no record"}
-        earlier = LaunchRecord(record.sweep, "", "", [], [], {}, versions=unrecorded)
-        others = [_kept(earlier)]
-    content = {"format": FORMAT, "launches": [*others, _kept(record)]}
+        others = [LaunchRecord(record.sweep, "", "", [], [], {}, versions=unrecorded)]
+    content = {"format": FORMAT, "launches": [_kept(each) for each in (*others, record)]}
     replace_file(folder / FILE, json.dumps(content, indent=1).encode())
 
 
@@ -64,10 +70,9 @@ def keep_versions_of(other: Path, folder: Path, *, sweep: str) -> None:
     Raises:
         UserError: its record is damaged, or of a later version.
     """
-    ran = [launch for launch in _launches(other) if launch.get("versions")]
-    for launch in ran or [{"versions": {"gisgd-ray": "a version that left no record"}}]:
-        begun = str(launch.get("begun", ""))
-        keep(folder, LaunchRecord(sweep, "", begun, [], [], {}, versions=dict(launch["versions"])))
+    ran = {launch.begun: launch.versions for launch in _launches(other) if launch.versions}
+    for begun, made in (ran or {"": {"gisgd-ray": "a version that left no record"}}).items():
+        keep(folder, LaunchRecord(sweep, "", begun, [], [], {}, versions=made))
 
 
 def _kept(record: LaunchRecord) -> dict[str, Any]:
@@ -83,10 +88,7 @@ def last_record(folder: Path) -> LaunchRecord | None:
     launches = _launches(folder)
     if not launches:
         return None
-    try:
-        *earlier, last = [LaunchRecord(**launch) for launch in launches]
-    except TypeError as fault:
-        raise UserError(f"{folder / FILE} is damaged ({fault}); remove it") from None
+    *earlier, last = launches
     ran = [launch.versions for launch in (*earlier, last) if launch.versions]
     if not ran:
         return last
@@ -103,7 +105,7 @@ def _others(last: Mapping[str, str], earlier: Iterable[Mapping[str, str]]) -> di
     return {name: others for name, others in found.items() if others}
 
 
-def _launches(folder: Path) -> Sequence[dict[str, Any]]:
+def _launches(folder: Path) -> list[LaunchRecord]:
     try:
         content = json.loads((folder / FILE).read_bytes())
         if content["format"] > FORMAT:
@@ -111,11 +113,19 @@ def _launches(folder: Path) -> Sequence[dict[str, Any]]:
                 f"{folder / FILE} was written by a later version of gisgd-ray (format "
                 f"{content['format']}, known here: {FORMAT}); use that version"
             )
-        return [{**launch} for launch in content["launches"]]
+        return LAUNCHES.validate_json(json.dumps(content["launches"]))
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError) as fault:
-        raise UserError(f"{folder / FILE} is damaged ({fault}); remove it") from None
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _damaged(folder, f"{where} = {str(first['input'])[:80]!r}: {first['msg']}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as fault:
+        raise _damaged(folder, str(fault)) from None
+
+
+def _damaged(folder: Path, why: str) -> UserError:
+    return UserError(f"{folder / FILE} is damaged ({why}); remove it")
 
 
 def versions() -> dict[str, str]:

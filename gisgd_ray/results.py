@@ -7,6 +7,7 @@ that a crash never leaves half a table.
 import math
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from pyarrow import parquet
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.journal import COMPLETE, Journal, Row
+from gisgd_ray.row_check import require_number_columns, require_numbers, require_own
 from gisgd_ray.search_space import field_paths
 from gisgd_ray.whole_files import replace_by, require_no_links
 
 MADE_FROM = b"gisgd_ray.journal_bytes"
+SEAL = b"gisgd_ray.columns_crc32"
+"""Parquet has checksums of a table's values, and none of what its columns are called."""
+TRIALS, HISTORY = "trials.parquet", "history.parquet"
 
 
 def require_writable(path: Path) -> None:
@@ -74,34 +79,51 @@ class ResultTables:
     @property
     def trials(self) -> pd.DataFrame:
         """One row per finished, diverged or failed trial."""
-        return self._read("trials.parquet")
+        return self._read(TRIALS)
 
     @property
     def history(self) -> pd.DataFrame:
         """One row per trial and measuring point."""
-        return self._read("history.parquet")
+        return self._read(HISTORY)
 
     def steps(self, trial_id: str) -> pd.DataFrame:
         """One row per training step of a trial: the columns of :class:`StepSeries`, and V_t."""
+        if "/" in trial_id:
+            raise UserError(f"{trial_id!r} in {self.folder} is no trial's id")
         return self._read(str(steps_path(Path(), trial_id)))
 
     def _read(self, name: str) -> pd.DataFrame:
         path = self.folder / name
         if not path.exists():
             raise UserError(f"{path} does not exist; run the sweep first")
-        if journal_bytes(path) is None:
-            self._rebuild(path)
-        return pd.read_parquet(path)
+        try:
+            whole = parquet.read_table(path, page_checksum_verification=True)
+            seal = (whole.schema.metadata or {}).get(SEAL)
+            if seal not in (None, _seal_of(whole)):  # earlier versions wrote none
+                raise ValueError("its columns are not those that were written")
+            table: pd.DataFrame = whole.to_pandas(ignore_metadata=True)
+        except (OSError, ValueError, pyarrow.ArrowException) as fault:
+            if getattr(fault, "errno", None) is not None:  # the disk's fault, not the file's
+                raise
+            table = self._rebuilt(path)
+        if "trial_id" in table.columns:
+            require_number_columns(table, path)
+        return table
 
-    def _rebuild(self, damaged: Path) -> None:
-        """Every table is made from the journal, and can be made again."""
+    def _rebuilt(self, damaged: Path) -> pd.DataFrame:
+        """What a damaged table held: all are made from the journal. Nothing is written, since who
+        reads a folder need not be allowed to."""
         journal = Journal(self.folder)
         if not journal.trial_ids():
             raise UserError(f"{damaged} is cut off or damaged, and there is no journal beside it")
-        if damaged.parent.name == steps_path(Path(), "").parent.name:
-            write_steps(self.folder, journal, damaged.stem)
+        if damaged.name == TRIALS:
+            frame = _frames(journal, [])[0]
+        elif damaged.name == HISTORY:
+            frame = _frames(journal, [])[1]
         else:
-            write_tables(self.folder, [])
+            frame = _steps_frame(journal, damaged.stem)
+        whole: pd.DataFrame = pyarrow.Table.from_pandas(frame, preserve_index=False).to_pandas()
+        return whole
 
 
 def varying_fields(trials: pd.DataFrame, *, besides: Sequence[str]) -> list[str]:
@@ -126,23 +148,39 @@ def write_tables(folder: Path, trials: Iterable[TrialConfig]) -> ResultTables:
     These trials come first, in their order; then whatever else earlier launches have ended here.
     """
     journal = Journal(folder)
-    rows, history = _Columns("trial_id", "status"), _Columns("trial_id", "step")
-    asked = [config.trial_id for config in trials]
-    for trial_id in [*asked, *(t for t in journal.trial_ids() if t not in set(asked))]:
-        record = journal.read(trial_id, with_steps=False)
-        if record.row is not None:
-            rows.add(record.row)
-            if journal_bytes(steps_path(folder, trial_id)) != journal.size(trial_id):
-                write_steps(folder, journal, trial_id)
-        elif trial_id not in asked:
-            continue  # broken off, and not asked for any more
-        for point in record.points:
-            history.add({"trial_id": trial_id, **point})
-    _write_parquet(rows.frame(), folder / "trials.parquet")
-    _write_parquet(history.frame(), folder / "history.parquet")
+    trials = list(trials)
+    rows, history = _frames(journal, [config.trial_id for config in trials])
+    for trial_id in rows["trial_id"]:
+        if journal_bytes(steps_path(folder, trial_id)) != journal.size(trial_id):
+            write_steps(folder, journal, trial_id)
+    _write_parquet(rows, folder / TRIALS)
+    _write_parquet(history, folder / HISTORY)
     # What the tables took is given back, instead of being kept for the next time.
     pyarrow.default_memory_pool().release_unused()
     return ResultTables(folder)
+
+
+def _frames(journal: Journal, asked: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of the trials that have ended, and the points of those and of the ones asked for.
+
+    Raises:
+        UserError: a journal is damaged, or holds what is not its trial's.
+    """
+    rows, history = _Columns("trial_id", "status"), _Columns("trial_id", "step")
+    known = set(asked)
+    for trial_id in [*asked, *(t for t in journal.trial_ids() if t not in known)]:
+        record = journal.read(trial_id, with_steps=False)
+        if record.row is not None:
+            require_own(record.row, trial_id, journal.path(trial_id))
+            rows.add(record.row)
+        elif trial_id not in known:
+            continue  # broken off, and not asked for any more
+        for point in record.points:
+            history.add({"trial_id": trial_id, **point})
+    frames = rows.frame(), history.frame()
+    for frame in frames:
+        require_number_columns(frame, journal.folder)
+    return frames
 
 
 def require_results(folders: Iterable[Path]) -> None:
@@ -160,19 +198,43 @@ def require_results(folders: Iterable[Path]) -> None:
 
 
 def finished_ids(folder: Path, trials: Iterable[TrialConfig]) -> set[str]:
-    """Those of the trials that an earlier launch into this folder has completed."""
+    """Those of the trials that an earlier launch into this folder has completed.
+
+    Raises:
+        UserError: a journal of theirs is damaged, or its row is another trial's.
+    """
     if not (folder / "journal").exists():
         return set()
     journal = Journal(folder)
-    rows = {t.trial_id: journal.read_row(t.trial_id) for t in trials}
-    return {name for name, row in rows.items() if row is not None and row["status"] in COMPLETE}
+    found = set()
+    for trial_id in {t.trial_id for t in trials}:
+        row = journal.read_row(trial_id)
+        if row is not None:
+            require_own(row, trial_id, journal.path(trial_id))
+            if row["status"] in COMPLETE:
+                found.add(trial_id)
+    return found
+
+
+def require_own_rows(folder: Path) -> None:
+    """See that every row in a folder is its trial's, before a launch adds to them.
+
+    Raises:
+        UserError: one is not, or its journal is damaged.
+    """
+    journal = Journal(folder)
+    for trial_id in journal.trial_ids():
+        row = journal.read_row(trial_id)
+        if row is not None:
+            require_own(row, trial_id, journal.path(trial_id))
 
 
 def reuse(folder: Path, trials: Sequence[TrialConfig], others: Sequence[Path]) -> int:
     """Take the trials that other sweeps' folders have completed from there; how many.
 
     Raises:
-        UserError: one of the folders holds no sweep, or a damaged journal.
+        UserError: one of the folders holds no sweep, a damaged journal, or one with a row that is
+            another trial's.
     """
     require_results(others)
     taken = 0
@@ -180,7 +242,9 @@ def reuse(folder: Path, trials: Sequence[TrialConfig], others: Sequence[Path]) -
     for other in others:
         theirs = Journal(other)
         for trial_id in finished_ids(other, trials) - finished_ids(folder, trials):
-            theirs.read(trial_id)  # whole, or it is not taken
+            record = theirs.read(trial_id)  # whole, or it is not taken
+            for told in (record.row or {}, *record.points):
+                require_numbers(told, trial_id, theirs.path(trial_id))
             mine.adopt(trial_id, theirs)
             taken += 1
     return taken
@@ -217,9 +281,13 @@ def steps_path(folder: Path, trial_id: str) -> Path:
 def write_steps(folder: Path, journal: Journal, trial_id: str) -> None:
     """``steps/<trial_id>.parquet``: every training step of one trial."""
     path, size = steps_path(folder, trial_id), journal.size(trial_id)
-    record = journal.read(trial_id)
+    frame = _steps_frame(journal, trial_id)
     path.parent.mkdir(exist_ok=True)
-    _write_parquet(pd.DataFrame(record.steps.table()), path, made_from=size)
+    _write_parquet(frame, path, made_from=size)
+
+
+def _steps_frame(journal: Journal, trial_id: str) -> pd.DataFrame:
+    return pd.DataFrame(journal.read(trial_id).steps.table())
 
 
 def journal_bytes(path: Path) -> int | None:
@@ -235,9 +303,24 @@ def journal_bytes(path: Path) -> int | None:
 
 
 def _write_parquet(frame: pd.DataFrame, path: Path, made_from: int | None = None) -> None:
-    """Replace ``path`` as a whole: readers see the old table or the new one."""
-    table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+    """Replace ``path`` as a whole: readers see the old table or the new one.
+
+    Raises:
+        UserError: a column holds things of several kinds.
+    """
+    try:
+        table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+    except (pyarrow.ArrowException, OverflowError) as fault:
+        raise UserError(f"{path} cannot be made from the journal beside it ({fault})") from fault
+    notes = {**(table.schema.metadata or {}), SEAL: _seal_of(table)}
     if made_from is not None:
-        notes = {**(table.schema.metadata or {}), MADE_FROM: str(made_from).encode()}
-        table = table.replace_schema_metadata(notes)
-    replace_by(path, lambda file: parquet.write_table(table, file))
+        notes[MADE_FROM] = str(made_from).encode()
+    table = table.replace_schema_metadata(notes)
+    replace_by(path, lambda file: parquet.write_table(table, file, write_page_checksum=True))
+
+
+def _seal_of(table: pyarrow.Table) -> bytes:
+    # What a list holds is called otherwise once it has been in a file.
+    types = [str(field.type).replace("<item: ", "<element: ") for field in table.schema]
+    columns = list(zip(table.schema.names, types, strict=True))
+    return b"%08x" % zlib.crc32(repr((table.num_rows, columns)).encode())

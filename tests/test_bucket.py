@@ -10,11 +10,12 @@ import pytest
 
 from gisgd_ray import training
 from gisgd_ray.checkpoints import Checkpoints
+from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.journal import Journal
 from gisgd_ray.mirror import OWNER, Mirror
 from gisgd_ray.place import Place
-from gisgd_ray.results import ResultTables, write_tables
+from gisgd_ray.results import ResultTables, row_of, write_tables
 from gisgd_ray.storage import Storage, joined
 from tests.journals import add_point, add_steps, series
 from tests.runs import config, finish, run, weight_bits
@@ -23,6 +24,8 @@ boto3 = pytest.importorskip("boto3")
 moto = pytest.importorskip("moto.server")
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 
+TRIALS = sorted((TrialConfig(seed=seed) for seed in range(2)), key=lambda t: t.trial_id)
+A, B = (trial.trial_id for trial in TRIALS)
 KEY, SECRET = "AKIAFROMTHEURI", "sEcReTfRoMtHeUrI"
 
 
@@ -204,31 +207,32 @@ def test_a_driver_elsewhere_goes_on_from_the_bucket(server: Server, tmp_path: Pa
     assert place.mirror is not None
     with place.mirror.owned(take_over=False):
         journal = Journal(place.folder)
-        for trial_id in ("a", "b"):
+        for trial_id in (A, B):
             add_steps(journal, trial_id, 0, series(50))
             add_point(journal, trial_id, {"step": 50, "loss": 1 / 3})
-        journal.add_row("a", {"trial_id": "a", "status": "finished"})
+        journal.add_row(A, row_of(TRIALS[0], {"status": "finished"}))
         write_tables(place.folder, [])
         (place.folder / ".lock").touch()
         Storage(joined(place.storage, "ray")).write("attempt-1/a/result.json", b"1")
         Storage(place.storage).write("checkpoints/b/1.ckpt", b"1")
     (place.folder / ".lock").unlink()
     before = files(place.folder)
-    assert {"journal/a.jsonl", "journal/b.jsonl", "trials.parquet"} < set(before)
+    assert {f"journal/{A}.jsonl", f"journal/{B}.jsonl", "trials.parquet"} < set(before)
     others = {"ray/attempt-1/a/result.json": b"1", "checkpoints/b/1.ckpt": b"1"}
     assert server.objects() == {
         f"prefix/lr_batch/{name}": content for name, content in (before | others).items()
     }
     shutil.rmtree(place.folder)
 
+    ended = row_of(TRIALS[1], {"status": "finished"})
     elsewhere = Mirror(tmp_path / "elsewhere", Storage(place.storage))
     with elsewhere.owned(take_over=False):
         assert files(elsewhere.folder) == before
-        assert list(ResultTables(elsewhere.folder).trials["trial_id"]) == ["a"]
-        Journal(elsewhere.folder).add_row("b", {"trial_id": "b", "status": "finished"})
+        assert list(ResultTables(elsewhere.folder).trials["trial_id"]) == [A]
+        Journal(elsewhere.folder).add_row(B, ended)
     with place.mirror.owned(take_over=False):
         assert files(place.folder) == files(elsewhere.folder)
-        assert Journal(place.folder).read_row("b") == {"trial_id": "b", "status": "finished"}
+        assert Journal(place.folder).read_row(B) == ended
 
 
 def test_only_what_has_changed_is_sent_again(server: Server, tmp_path: Path) -> None:

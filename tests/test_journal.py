@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from gisgd_ray.config import TrialConfig
@@ -94,12 +95,27 @@ class TestStepTables:
         journal.add_row(trial.trial_id, row_of(trial, METRICS))
         tables = write_tables(tmp_path, [trial])
         path = tmp_path / name.format(trial.trial_id)
-        for damaged in (path.read_bytes()[:-20], b""):
+        whole, trials = path.read_bytes(), tables.trials
+        changed = [
+            whole.replace(b"trial_id", b"trial_ie"),
+            whole.replace(b"learning_", b"learning-"),
+        ]
+        changed += [whole[:20] + bytes([whole[20] ^ 64]) + whole[21:]]
+        for damaged in (whole[:-20], b"", *changed):
             path.write_bytes(damaged)
-            assert len(tables.trials) == len(tables.history) == 1
+            before = [(p, p.read_bytes()) for p in sorted(tmp_path.rglob("*")) if p.is_file()]
+            pd.testing.assert_frame_equal(tables.trials, trials)
+            assert len(tables.history) == 1
+            assert list(tables.history)[:2] == ["trial_id", "step"]
             assert len(tables.steps(trial.trial_id)) == 4
+            assert "learning_rate" in tables.steps(trial.trial_id)
+            # Whoever reads a folder need not be allowed to write into it.
+            now = [(p, p.read_bytes()) for p in sorted(tmp_path.rglob("*")) if p.is_file()]
+            assert now == before
         for left in journal.folder.iterdir():
             left.unlink()
+        path.write_bytes(whole)
+        pd.testing.assert_frame_equal(tables.trials, trials)  # needs no journal
         path.write_bytes(b"PAR1")
         with pytest.raises(UserError, match="cut off or damaged, and there is no journal"):
             ResultTables(tmp_path)._read(path.relative_to(tmp_path).as_posix())

@@ -1,5 +1,6 @@
 """The record of a sweep's launches: added to, brought up to date, and the versions it tells."""
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +120,24 @@ def test_what_made_trials_taken_from_elsewhere_is_told(tmp_path: Path) -> None:
         '{"format": 1, "launches": ["a"]}',
         '{"format": 1, "launches": [{"begun": "x"}]}',
         "\ud800",
+        "[" * 100_000,
+        *(
+            json.dumps({"format": 1, "launches": [dataclasses.asdict(FIRST) | change]})
+            for change in (
+                {"planned": None},
+                {"planned": "all"},
+                {"planned": [1]},
+                {"swept": None},
+                {"facts": {"scale": 5}},
+                {"facts": []},
+                {"versions": "2.6"},
+                {"seconds": "12"},
+                {"seconds": True},
+                {"sweep": None},
+                {"begun": 5},
+                {"news": 1},
+            )
+        ),
     ],
 )
 def test_a_damaged_record_is_told_and_left_alone(tmp_path: Path, content: str) -> None:
@@ -126,6 +145,8 @@ def test_a_damaged_record_is_told_and_left_alone(tmp_path: Path, content: str) -
     (tmp_path / FILE).write_bytes(damaged)
     with pytest.raises(UserError, match=r"launches\.json is damaged \(.+\); remove it$"):
         last_record(tmp_path)
+    with pytest.raises(UserError, match="remove it"):
+        keep_versions_of(tmp_path, tmp_path / "other", sweep="lr_batch")
     assert (tmp_path / FILE).read_bytes() == damaged
 
 

@@ -11,13 +11,16 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.journal import Journal
 from gisgd_ray.mirror import OWNER, Mirror
-from gisgd_ray.results import ResultTables, write_tables
+from gisgd_ray.results import ResultTables, row_of, write_tables
 from gisgd_ray.storage import Storage
 from tests.journals import add_point, add_steps, series
 
+TRIALS = sorted((TrialConfig(seed=seed) for seed in range(2)), key=lambda t: t.trial_id)
+A, B = (trial.trial_id for trial in TRIALS)
 S3 = "s3://KEY:SECRET@bucket/prefix"
 OPTIONS = "?endpoint_override=127.0.0.1:9&scheme=http"
 """With an endpoint of its own nothing is asked of the network before the first file."""
@@ -313,35 +316,35 @@ def test_a_driver_elsewhere_goes_on_from_all_that_was_measured(
     elsewhere = Mirror(tmp_path / "elsewhere", Storage(str(bucket)))
     with mirror.owned(take_over=False):
         journal = Journal(folder)
-        for trial_id in ("a", "b"):
+        for trial_id in (A, B):
             add_steps(journal, trial_id, 0, series(7))
             add_point(journal, trial_id, {"step": 7, "loss": 1 / 3})
-        journal.add_row("a", {"trial_id": "a", "status": "finished", "train/loss": 0.1})
+        journal.add_row(A, row_of(TRIALS[0], {"status": "finished", "train/loss": 0.1}))
         write_tables(folder, [])
     before = files(folder)
     assert set(before) == {
         "history.parquet",
-        "journal/a.jsonl",
-        "journal/b.jsonl",
-        "steps/a.parquet",
+        f"journal/{A}.jsonl",
+        f"journal/{B}.jsonl",
+        f"steps/{A}.parquet",
         "trials.parquet",
     }
     tables = ResultTables(folder)
-    told = [shown(frame) for frame in (tables.trials, tables.history, tables.steps("a"))]
-    record = journal.read("b")
+    told = [shown(frame) for frame in (tables.trials, tables.history, tables.steps(A))]
+    record = journal.read(B)
     shutil.rmtree(folder)
 
     with elsewhere.owned(take_over=False):
         assert files(elsewhere.folder) == before
         tables = ResultTables(elsewhere.folder)
-        assert [shown(f) for f in (tables.trials, tables.history, tables.steps("a"))] == told
+        assert [shown(f) for f in (tables.trials, tables.history, tables.steps(A))] == told
         journal = Journal(elsewhere.folder)
-        assert journal.read("b").points == record.points
-        assert repr(journal.read("b").steps.columns()) == repr(record.steps.columns())
-        journal.add_row("b", {"trial_id": "b", "status": "diverged"})
+        assert journal.read(B).points == record.points
+        assert repr(journal.read(B).steps.columns()) == repr(record.steps.columns())
+        journal.add_row(B, row_of(TRIALS[1], {"status": "diverged"}))
         write_tables(elsewhere.folder, [])
 
-    put(folder, {"journal/b.jsonl": before["journal/b.jsonl"]})
+    put(folder, {f"journal/{B}.jsonl": before[f"journal/{B}.jsonl"]})
     with Mirror(folder, Storage(str(bucket))).owned(take_over=False):
         assert files(folder) == files(elsewhere.folder)
-        assert list(ResultTables(folder).trials["trial_id"]) == ["a", "b"]
+        assert list(ResultTables(folder).trials["trial_id"]) == [A, B]

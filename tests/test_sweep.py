@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from gisgd_ray import sweep
+from gisgd_ray import cli, sweep
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.journal import Journal
+from gisgd_ray.plan import make_plan
 from gisgd_ray.results import row_of
 from sweeps.lr_batch import SWEEP
 
@@ -58,11 +59,11 @@ def test_dry_run_lists_the_trials(dry_run: Any, tmp_path: Path) -> None:
 
 def test_dry_run_tells_what_is_finished(dry_run: Any, tmp_path: Path) -> None:
     argv = (f"--{RATE}", "0.05", f"--{BATCH}", "20,40,80")
-    ids = [line.split()[0] for line in dry_run(*argv)[1].splitlines()[1:-2]]
+    options = cli.parse(["--scale", "laptop", *argv], prog="", description="")
+    trials = make_plan(SWEEP.panels["laptop"], options, "laptop").trials
     journal = Journal(tmp_path / "lr_batch")
-    for trial_id, trial_status in zip(ids, ("finished", "diverged", "failed"), strict=True):
-        row = row_of(TrialConfig(), {"status": trial_status}) | {"trial_id": trial_id}
-        journal.add_row(trial_id, row)
+    for trial, trial_status in zip(trials, ("finished", "diverged", "failed"), strict=True):
+        journal.add_row(trial.trial_id, row_of(trial, {"status": trial_status}))
     _, *lines, total, note, _ = dry_run(*argv)[1].splitlines()
     assert note.endswith("lr_batch holds results already: a launch needs --resume.")
     assert [line.split()[1] for line in lines] == ["finished", "finished", "to"]

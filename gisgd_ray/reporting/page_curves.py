@@ -113,7 +113,8 @@ def curve_columns(history: pd.DataFrame) -> list[Column]:
         for panel, members in PANELS.items()
         for name, label in members.items()
     ]
-    stds = sorted({name.partition("@")[2] for name in names if "@" in name}, key=float)[::-1]
+    ats = {name.partition("@")[2] for name in names if name.partition("@")[0] in AT_NOISE}
+    stds = sorted(filter(_is_std, ats), key=float)[::-1]
     for std in stds:
         members = dict(AT_NOISE)
         if f"term/lemma2_trajectory@{std}" in names:
@@ -123,6 +124,13 @@ def curve_columns(history: pd.DataFrame) -> list[Column]:
     if set(SAME) <= names and history[SAME[0]].equals(history[SAME[1]]):
         names.remove(SAME[0])
     return [c for c in wanted if c.name in names and _moves(history, c.name)]
+
+
+def _is_std(text: str) -> bool:
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False
 
 
 def _moves(history: pd.DataFrame, name: str) -> bool:

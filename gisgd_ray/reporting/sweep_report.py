@@ -71,9 +71,15 @@ def write_report(
         drawn = sweep.plot(tables) if done else {}
         claims = sweep.claims(tables) if done else []
         shown = sweep.tables(tables) if done and sweep.tables is not None else []
+        figures = save_figures(drawn, tables.folder / "figures")
     except KeyError as missing:
         raise _lacking(sweep, tables, missing.args[0]) from None
-    figures = save_figures(drawn, tables.folder / "figures")
+    except (TypeError, ValueError) as fault:  # a word among the settings, say
+        why = f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
+        raise UserError(
+            f"the tables in {tables.folder} hold what {sweep.item} cannot show ({why}); are they "
+            "damaged, or another sweep's?"
+        ) from fault
     save_tables(shown, tables.folder / "tables.md")
     unknown = {"scale": "not recorded, since no launch has left its launches.json here"}
     facts = dict(record.facts) if record is not None else unknown

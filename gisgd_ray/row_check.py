@@ -1,0 +1,112 @@
+"""Whether what is read as a trial's result can be one: its id, its settings, its numbers.
+
+A results folder may be anybody's, and a file in it may have got another's name.
+"""
+
+import json
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gisgd_ray.config import TrialConfig, id_of, unflatten
+from gisgd_ray.errors import UserError
+from gisgd_ray.search_space import validated
+
+STATUSES = ("finished", "diverged", "failed")
+NUMBERS = ("bound/", "term/", "gap/", "measure/", "sum/", "train/", "test/", "time/", "resources/")
+"""What the names of measured numbers begin with."""
+COUNTS = ("step", "steps", "epoch", "epochs", "num_samples", "num_parameters", "learning_rate")
+TEXTS = (
+    "measure/hessian_trace_estimator",
+    "measure/gradient_dispersion_estimator",
+    "measure/gradient_dispersion_of",
+    "measure/sensitivity_interpolation",
+    "bound/undefined_reason",
+)
+"""Those among them that are said in words."""
+
+
+def require_own(row: Mapping[str, Any], trial_id: str, path: Path) -> None:
+    """See that a row is of this trial: of its id, and with the settings that have this id.
+
+    A row of another version, whose settings are not valid any more, still has the id of its own.
+
+    Args:
+        path: of the journal that it is in.
+
+    Raises:
+        UserError: it is not.
+    """
+    if fault := _fault_of(row, trial_id):
+        raise UserError(
+            f"the row in {path} {fault}; move that file away to have trial {trial_id} run again, "
+            "or restore it"
+        )
+
+
+def _fault_of(row: Mapping[str, Any], trial_id: str) -> str:
+    """Why a row cannot be this trial's; empty where it can."""
+    if row.get("trial_id") != trial_id:
+        return f"is of trial {row.get('trial_id')!r}, not of {trial_id}"
+    if row.get("status") not in STATUSES:
+        return f"has the status {row.get('status')!r}, which is none of {', '.join(STATUSES)}"
+    settings = {name: value for name, value in row.items() if _is_setting(name)}
+    try:
+        if id_of(unflatten(settings)) == trial_id:
+            return ""
+        config = validated(settings)
+    except UserError as fault:
+        return f"has settings that are not valid, or not in this version of gisgd-ray ({fault})"
+    except (TypeError, AttributeError):  # a section and a field of one name
+        return "has settings that do not go together"
+    if config.trial_id == trial_id:
+        return ""
+    return f"has the settings of trial {config.trial_id}, not of {trial_id}"
+
+
+def _is_setting(name: str) -> bool:
+    section, dot, _ = name.partition(".")
+    return section in TrialConfig.model_fields and (bool(dot) or section in ("seed", "replicas"))
+
+
+def require_numbers(record: Mapping[str, Any], trial_id: str, where: Path) -> None:
+    """See that what a row or a measuring point calls a number is one, or nothing.
+
+    Raises:
+        UserError: it is not.
+    """
+    for name, value in record.items():
+        if _is_numeric(name) and not _is_number(value):
+            raise _no_number(name, value, trial_id, where)
+
+
+def require_number_columns(table: pd.DataFrame, where: Path) -> None:
+    """The same of a whole table with a column ``trial_id``."""
+    for name in map(str, table.columns):
+        if not _is_numeric(name) or pd.api.types.is_float_dtype(table[name]):
+            continue
+        for trial_id, value in zip(table["trial_id"], table[name], strict=True):
+            if not _is_number(value):
+                raise _no_number(name, value, trial_id, where)
+
+
+def _is_numeric(name: str) -> bool:
+    return name in COUNTS or (name.startswith(NUMBERS) and name not in TEXTS)
+
+
+def _is_number(value: Any) -> bool:
+    if value is None:
+        return True
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and not (isinstance(value, int) and abs(value) >= 2**63)  # what tables can hold
+
+
+def _no_number(name: str, value: Any, trial_id: Any, where: Path) -> UserError:
+    told = json.dumps(str(value)[:40], ensure_ascii=False)
+    return UserError(
+        f"{name} = {told} of trial {trial_id} in {where} is no number: it is damaged, or not what "
+        "gisgd-ray wrote; restore it, or move it away"
+    )

@@ -1,0 +1,180 @@
+"""Rows that are not their trial's are told, and neither adopted nor shown."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from gisgd_ray.config import TrialConfig, id_of, unflatten
+from gisgd_ray.errors import UserError
+from gisgd_ray.journal import Journal
+from gisgd_ray.results import (
+    ResultTables,
+    finished_ids,
+    require_own_rows,
+    reuse,
+    row_of,
+    write_tables,
+)
+from tests.journals import add_point
+from tests.sweep_runs import measured
+from tests.test_journal import OLD
+
+MINE, OTHER = TrialConfig(seed=1), TrialConfig(seed=2)
+ROW = row_of(MINE, {"status": "finished", "train/loss": 0.5, "steps": 4})
+STRANGE: dict[str, tuple[dict[str, Any], str]] = {
+    "another's id": ({"trial_id": OTHER.trial_id}, f"is of trial '{OTHER.trial_id}', not of "),
+    "no id": ({"trial_id": None}, "is of trial None, not of "),
+    "another's settings": ({"seed": 2}, f"has the settings of trial {OTHER.trial_id}, not of "),
+    "a setting that is none": (
+        {"training.learning_rate": "fast"},
+        "has settings that are not valid, or not in this version of gisgd-ray "
+        "(training.learning_rate = 'fast': input should be a valid number",
+    ),
+    "a setting of another version": (
+        {"training.news": 1},
+        "has settings that are not valid, or not in this version of gisgd-ray (training.news = 1",
+    ),
+    "a section that is a field": ({"data.dataset.x": 1}, "has settings that do not go together"),
+    "a status that is none": ({"status": "won"}, "has the status 'won', which is none of finished"),
+}
+
+
+def folder_with(folder: Path, row: dict[str, Any], **point: Any) -> Path:
+    """A folder of results in which the trial MINE has this row."""
+    journal = Journal(folder)
+    add_point(journal, MINE.trial_id, {"step": 4, **point})
+    journal.add_row(MINE.trial_id, row)
+    return folder
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_row_that_is_another_trials_is_told(tmp_path: Path, name: str) -> None:
+    change, why = STRANGE[name]
+    theirs, mine = folder_with(tmp_path / "theirs", ROW | change), tmp_path / "mine"
+    path = theirs / "journal" / f"{MINE.trial_id}.jsonl"
+    for read in (
+        lambda: reuse(mine, [MINE], [theirs]),
+        lambda: finished_ids(theirs, [MINE]),
+        lambda: require_own_rows(theirs),
+        lambda: write_tables(theirs, []),
+        lambda: write_tables(theirs, [MINE]),
+    ):
+        with pytest.raises(UserError) as caught:
+            read()
+        said = str(caught.value)
+        assert said.startswith(f"the row in {path} {why}")
+        assert said.endswith(
+            f"; move that file away to have trial {MINE.trial_id} run again, or restore it"
+        )
+    assert not mine.exists()
+    assert not (theirs / "trials.parquet").exists()
+
+
+def test_a_journal_under_another_trials_name_is_told(tmp_path: Path) -> None:
+    path = Journal(folder_with(tmp_path, ROW)).path(MINE.trial_id)
+    path.rename(path.with_name(f"{OTHER.trial_id}.jsonl"))
+    with pytest.raises(UserError, match=f"is of trial '{MINE.trial_id}', not of {OTHER.trial_id}"):
+        finished_ids(tmp_path, [OTHER])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("train/loss", "0.5"),
+        ("gap/loss", [1.0]),
+        ("bound/theorem2_closed_form", {"a": 1}),
+        ("measure/smoothness", True),
+        ("term/trajectory_factor", 2**64),
+        ("steps", "many"),
+        ("time/training_s", "<b>"),
+    ],
+)
+@pytest.mark.parametrize("where", ["row", "point"])
+def test_a_word_where_a_number_belongs_is_told(
+    tmp_path: Path, name: str, value: Any, where: str
+) -> None:
+    theirs, mine = tmp_path / "theirs", tmp_path / "mine"
+    in_row, in_point = ({name: value}, {}) if where == "row" else ({}, {name: value})
+    folder_with(theirs, ROW | in_row, **in_point)
+    said = rf"{name} = .* of trial {MINE.trial_id} in {theirs}/journal.* is no number"
+    with pytest.raises(UserError, match=said):
+        write_tables(theirs, [MINE])
+    with pytest.raises(UserError, match=said):
+        reuse(mine, [MINE], [theirs])
+    assert not mine.exists()
+
+
+def test_columns_of_several_kinds_are_told(tmp_path: Path) -> None:
+    journal = Journal(folder_with(tmp_path, ROW | {"hostname": "a"}))
+    journal.add_row(OTHER.trial_id, row_of(OTHER, {"status": "finished", "hostname": [5]}))
+    with pytest.raises(UserError, match=r"trials.parquet cannot be made from the journal"):
+        write_tables(tmp_path, [])
+
+
+def test_a_table_with_words_for_numbers_is_told(tmp_path: Path) -> None:
+    for name in ("trials", "history"):
+        pd.DataFrame([{"trial_id": "a", "train/loss": "0.5"}]).to_parquet(
+            tmp_path / f"{name}.parquet"
+        )
+        with pytest.raises(UserError, match=f'train/loss = "0.5" of trial a in .*{name}.parquet'):
+            getattr(ResultTables(tmp_path), name)
+
+
+def test_what_real_trials_write_is_taken(tmp_path: Path) -> None:
+    """Whatever a row may hold: nothing, infinities, counts, words; and settings of every kind."""
+    trials = [
+        TrialConfig(),
+        TrialConfig.model_validate({"measurement": {"hessian_schedule": {"every": 2}}}),
+        TrialConfig.model_validate({"data": {"dataset": "cifar10"}, "model": {"name": "vgg16"}}),
+        TrialConfig.model_validate({"training": {"weight_decay": 1e-07, "lr_milestones": [1, 2]}}),
+        TrialConfig.model_validate({"replicas": 3, "training": {"stop_loss": None}}),
+    ]
+    summary, points = measured(trials[0])
+    odd = {"bound/lemma7": math.nan, "bound/theorem3": math.inf, "measure/smoothness": None}
+    journal = Journal(tmp_path / "theirs")
+    for trial in trials:
+        journal.add_row(trial.trial_id, row_of(trial, {**summary, **odd}))
+        for point in points:
+            add_point(journal, trial.trial_id, point)
+    assert reuse(tmp_path / "mine", trials, [tmp_path / "theirs"]) == len(trials)
+    require_own_rows(tmp_path / "mine")
+    assert len(write_tables(tmp_path / "mine", trials).trials) == len(trials)
+
+
+def test_rows_of_other_versions_are_kept_and_shown_and_not_taken(tmp_path: Path) -> None:
+    """Their settings are not valid here, and their id is that of their settings all the same."""
+    flat = {**MINE.flat(), "training.news": 1}
+    del flat["measurement.flatness"]
+    trial_id = id_of(unflatten(json.loads(json.dumps(flat))))
+    journal = Journal(tmp_path)
+    journal.add_row(trial_id, {"trial_id": trial_id, "status": "finished", **flat})
+    require_own_rows(tmp_path)
+    assert finished_ids(tmp_path, [MINE]) == set()
+    assert write_tables(tmp_path, [MINE]).trials["trial_id"].tolist() == [trial_id]
+
+
+def test_an_older_journal_is_adopted_and_shown(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "theirs")
+    journal.folder.mkdir(parents=True)
+    journal.path(OLD.stem).write_bytes(OLD.read_bytes())
+    row = journal.read_row(OLD.stem)
+    assert row is not None
+    trial = TrialConfig.model_validate(
+        unflatten({name: row[name] for name in TrialConfig().flat()})
+    )
+    assert finished_ids(tmp_path / "theirs", [trial]) == {OLD.stem}
+    assert reuse(tmp_path / "mine", [trial], [tmp_path / "theirs"]) == 1
+    tables = write_tables(tmp_path / "mine", [trial])
+    assert tables.trials["test/accuracy"].tolist() == [0.454]
+    assert len(tables.steps(OLD.stem)) == 8
+
+
+def test_an_id_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    pd.DataFrame({"step": [1]}).to_parquet(tmp_path / "x.parquet")
+    (tmp_path / "a" / "steps").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"'\.\./\.\./x' in .* is no trial's id"):
+        ResultTables(tmp_path / "a").steps("../../x")
