@@ -207,6 +207,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         assert self._device is not None
         row["device"] = self._device.torch.type
         row["hostname"] = os.uname().nodename
+        row |= {"resources/cpus": self._run.cpus, "resources/gpus": self._run.gpus}
         failed = row["status"] != "finished"
         self._wandb.finish(row, failed=failed, steps=state.series.table())
         self._keep_wandb()

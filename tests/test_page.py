@@ -292,15 +292,18 @@ def test_versions_are_those_that_made_the_numbers(
 
 def test_what_was_run_names_seeds_command_and_cost(tmp_path: Path) -> None:
     times = {"time/training_s": 5400.0, "time/measuring_s": 1800.0, "device": "cuda:0"}
-    rows = [finished("a", **times), finished("b", seed=7, **times), failed("c", "x")]
+    took = {"resources/cpus": 2, "resources/gpus": 0.25}
+    more = {"resources/cpus": 4, "resources/gpus": 0.5}  # after it ran out of memory
+    rows = [finished("a", **times, **took), finished("b", seed=7, **times, **more)]
     facts = {
         "command": "python /home/ada/gisgd/sweeps/lr_batch.py --out /home/ada/out --seeds 2",
-        "resources": "2 CPUs and 0.25 of a GPU for each trial: found by trying",
+        "resources": "4 CPUs and 0.5 of a GPU for each trial: found by trying",
     }
+    rows.append(failed("c", "x"))
     text = Document(write(tmp_path, rows, facts=facts, price_per_hour=0.5)).text
     assert "python sweeps/lr_batch.py --out out --seeds 2" in text
-    assert "core hours 8.00 h; of 2 of 3 trials" in text
-    assert "GPU hours 1.00 h, 0.25 of a GPU for each trial" in text
+    assert "trial hours 4.00 h; of 2 of 3 trials, without Ray" in text
+    assert "core hours 12.0 h GPU hours 1.50 h cost" in text
     assert "cost 2.00, at 0.5 for an hour of a trial" in text
     assert "seeds 0, 7" in text
     assert "ada" not in text.replace("loada", "")
@@ -308,14 +311,21 @@ def test_what_was_run_names_seeds_command_and_cost(tmp_path: Path) -> None:
 
 def test_cost_says_what_is_not_known() -> None:
     times = {"time/training_s": [3600.0], "time/measuring_s": [NAN], "device": ["cuda"]}
-    assert cost_facts(pd.DataFrame({"status": ["failed"]}), "") == {}
-    found = cost_facts(pd.DataFrame(times), "")
-    assert "taking 1 CPU a trial" in found["core hours"]
-    assert found["GPU hours"] == "at most 1.00 h: what share a trial took is not recorded"
+    assert cost_facts(pd.DataFrame({"status": ["failed"]})) == {}
+    found = cost_facts(pd.DataFrame(times))
+    assert found["trial hours"].startswith("1.00 h, without")
+    assert (
+        found["core hours"]
+        == found["GPU hours"]
+        == ("not known: what a trial took is not recorded")
+    )
     assert "cost" not in found
-    cpu = cost_facts(pd.DataFrame(times | {"device": ["cpu"]}), "4 CPUs for each trial")
-    assert cpu["core hours"].startswith("4.00 h, without")
+    cpu = cost_facts(pd.DataFrame(times | {"device": ["cpu"], "resources/cpus": [4]}))
+    assert cpu["core hours"] == "4.00 h"
     assert cpu["GPU hours"] == "0: no trial ran on a GPU"
+    several = {"time/training_s": [3600.0] * 3, "time/measuring_s": [0.0] * 3}
+    some = cost_facts(pd.DataFrame(several | {"resources/cpus": [2, None, 3]}))
+    assert some["core hours"] == "5.00 h, and what 1 trial more took is not known"
 
 
 def test_order_of_the_page(tmp_path: Path) -> None:

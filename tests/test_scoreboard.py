@@ -96,6 +96,27 @@ def test_a_sweep_of_two_figures_counts_its_claims_once(tmp_path: Path) -> None:
     assert found["Figure 6"][3] == "1 holds"
 
 
+def test_a_table_counts_by_the_papers_networks_and_data_alone(tmp_path: Path) -> None:
+    one = entry(tmp_path / "regularizers", "regularizers", "Tables 1-3")
+    one.trials["scheme.variant"] = [None, "absolute"]
+    document = board([one], tmp_path)
+    assert "0 of 12 figures and tables have results; of 4 claims tested" in document.text
+    found = {row[0]: row[2:] for row in lines(document)}
+    for item in ("Table 1", "Table 2", "Table 3"):
+        assert found[item] == [
+            "not run yet: python sweeps/regularizers.py; at laptop scale, another network or data "
+            "(mlp on mnist5k)"
+        ]
+    assert links(document).count("regularizers/report.html") == 4
+    for network, data, counts in (
+        ("vgg16", "mnist5k", 0),
+        ("preactresnet18", "svhn", 1),  # Table 2
+        ("vgg16", "cifar10", 2),  # Tables 1 and 3
+    ):
+        one.trials["model.name"], one.trials["data.dataset"] = network, data
+        assert f"{counts} of 12 figures and tables" in board([one], tmp_path).text
+
+
 @pytest.mark.parametrize("status", ["finished", "failed"])
 def test_a_figure_of_which_the_sweep_had_no_finished_trial_has_no_results(
     tmp_path: Path, status: str

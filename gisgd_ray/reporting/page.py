@@ -79,8 +79,8 @@ def write_page(
         item: what of the paper it is, e.g. "Figure 6".
         name: the sweep's name.
         description: one sentence; a leading "Figure 6: " is taken off.
-        facts: anything else about the launch, by name; ``scale``, ``command`` and ``resources``
-            are known.
+        facts: anything else about the launch, by name; ``scale`` and ``command`` are
+            known.
         figures: SVG files by name.
         claims: the paper's claims with this run's verdicts.
         swept: dotted fields in which the trials differ, ``seed`` aside.
@@ -118,7 +118,7 @@ def write_page(
             scale=facts.get("scale", ""),
             command=facts.pop("command", "").replace("…/", ""),  # to be typed
             facts=facts,
-            cost=cost_facts(trials, facts.get("resources", ""), price_per_hour),
+            cost=cost_facts(trials, price_per_hour),
             seeds=first(distinct(trials, "seed"), 12),
             figures=shown,
             paper_tables=paper_tables,

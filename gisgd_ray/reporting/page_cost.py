@@ -1,56 +1,55 @@
 """What a sweep took: trial hours, core hours, GPU hours, and money where a price is given."""
 
-import re
-
 import pandas as pd
 
 from gisgd_ray.reporting.numbers import counted, format_number
 
 TIMES = ("time/training_s", "time/measuring_s")
-TOLD = re.compile(r"(\d+) CPUs?(?: and ([\d.]+) of a GPU)?")
-"""How a launch writes down what each trial takes (:class:`gisgd_ray.packing.Resources`)."""
+CPUS, GPUS = "resources/cpus", "resources/gpus"
+"""What Ray set aside for a trial, as its row has it; not those of earlier versions."""
 
 
-def cost_facts(
-    trials: pd.DataFrame, resources: str, price_per_hour: float | None = None
-) -> dict[str, str]:
+def cost_facts(trials: pd.DataFrame, price_per_hour: float | None = None) -> dict[str, str]:
     """Cost by name, as text; nothing where no trial has recorded its time.
 
     Args:
         trials: one row each.
-        resources: what each trial takes, as in "1 CPU and 0.25 of a GPU for each trial".
         price_per_hour: of one trial's share of a machine, for every hour that it trains or
             measures.
     """
     if not set(TIMES) <= set(trials.columns):
         return {}
     seconds = trials[list(TIMES)].astype(float).sum(axis=1, min_count=1)
-    timed = int(seconds.notna().sum())
-    if not timed:
+    timed = trials[seconds.notna()]
+    if timed.empty:
         return {}
-    hours = float(seconds.sum()) / 3600
-    found = TOLD.match(resources)
-    cpus = int(found[1]) if found else 1
-    share = float(found[2] or 0) if found else 0.0
-    assumed = "" if found else ", taking 1 CPU a trial"
-    partly = "" if timed == len(trials) else f"; of {timed} of {counted(len(trials), 'trial')}"
+    hours = seconds[timed.index] / 3600
+    some = f"; of {len(timed)} of {counted(len(trials), 'trial')}" * (len(timed) < len(trials))
     facts = {
-        "core hours": f"{_hours(hours * cpus)}{assumed}{partly}, without Ray’s start and what lost "
-        "trials did again"
+        "trial hours": f"{_hours(float(hours.sum()))}{some}, without Ray’s start and what lost "
+        "trials did again",
+        "core hours": _shares(timed, hours, CPUS),
     }
-    if "device" in trials.columns:
-        on_gpu = trials["device"].astype(str).str.startswith("cuda")
-        gpu = float(seconds[on_gpu].sum()) / 3600
-        if gpu and share:
-            facts["GPU hours"] = f"{_hours(gpu * share)}, {share:g} of a GPU for each trial"
-        elif gpu:
-            facts["GPU hours"] = f"at most {_hours(gpu)}: what share a trial took is not recorded"
-        else:
-            facts["GPU hours"] = "0: no trial ran on a GPU"
+    if "device" in timed.columns:
+        on_gpu = timed["device"].astype(str).str.startswith("cuda")
+        facts["GPU hours"] = "0: no trial ran on a GPU"
+        if on_gpu.any():
+            facts["GPU hours"] = _shares(timed[on_gpu], hours[on_gpu], GPUS)
     if price_per_hour is not None:
-        money = f"{hours * price_per_hour:,.2f}"
+        money = f"{hours.sum() * price_per_hour:,.2f}"
         facts["cost"] = f"{money}, at {price_per_hour:g} for an hour of a trial"
     return facts
+
+
+def _shares(trials: pd.DataFrame, hours: "pd.Series[float]", name: str) -> str:
+    """The trials' hours, each times what it took; and of how many that is not known."""
+    if name not in trials.columns or trials[name].isna().all():
+        return "not known: what a trial took is not recorded"
+    taken = trials[name].astype(float)
+    text = _hours(float((hours * taken).sum()))
+    if unknown := int(taken.isna().sum()):
+        text += f", and what {counted(unknown, 'trial')} more took is not known"
+    return text
 
 
 def _hours(hours: float) -> str:

@@ -36,14 +36,18 @@ ITEMS = (
 )
 """Of Wang & Mao (ICLR 2022): what it is, the sweep that reproduces it, and what it shows."""
 
-ONLY = {
-    "Figure 4": ("model.name", "mlp"),
-    "Figure 7": ("model.name", "linear"),
-    "Figure 8": ("model.name", "two_layer_relu"),
-    "Figure 9": ("model.name", "alexnet"),
-    "Table 3": ("scheme.variant", "absolute"),
+TABLES_OF = {"data.dataset": ("svhn", "cifar10", "cifar100")}
+ONLY: dict[str, dict[str, Sequence[str]]] = {
+    "Figure 4": {"model.name": ("mlp",)},
+    "Figure 7": {"model.name": ("linear",)},
+    "Figure 8": {"model.name": ("two_layer_relu",)},
+    "Figure 9": {"model.name": ("alexnet",)},
+    "Table 1": {"model.name": ("vgg16",), **TABLES_OF},
+    "Table 2": {"model.name": ("preactresnet18",), **TABLES_OF},
+    "Table 3": {"model.name": ("vgg16",), "scheme.variant": ("absolute",), **TABLES_OF},
 }
-"""Where a sweep reproduces several: the setting of the trials that are this one's."""
+"""Where a sweep reproduces several: the settings of the trials that are this one's. A table is one
+of accuracies, which are the paper's networks' or none."""
 
 VERDICTS = {"holds": "hold", "undecided": "undecided", "fails": "fail"}
 """Each verdict, and as it is said of several claims."""
@@ -69,6 +73,8 @@ class Line:
     sweep: str
     done: Sequence["Sweep"]
     """The folders that reproduce it; none where it was not run."""
+    others: Sequence["Sweep"]
+    """Of a table: the folders that have it of other networks or data."""
     has_results: bool
     """Whether a trial of it has finished."""
 
@@ -118,7 +124,8 @@ def write_scoreboard(
         its = {id(e): _trials_of(e, item) for e in entries if e.name == name}
         run = [sweeps[key] for key, trials in its.items() if len(trials) or not sweeps[key].tried]
         done = any((trials["status"] == "finished").any() for trials in its.values())
-        lines.append(Line(item, title, name, run, has_results=done))
+        others = [sweeps[key] for key in its if item.startswith("Table") and sweeps[key] not in run]
+        lines.append(Line(item, title, name, run, others, has_results=done))
     known = {name for _, name, _ in ITEMS}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -145,8 +152,11 @@ def write_scoreboard(
 def _trials_of(entry: Entry, item: str) -> pd.DataFrame:
     """The sweep's trials that are of this figure or table."""
     trials = entry.trials
-    column, value = ONLY.get(item, ("", ""))
-    return trials[trials[column] == value] if column in trials.columns else trials
+    for column, values in ONLY.get(item, {}).items():
+        if column not in trials.columns:
+            return trials.head(0)
+        trials = trials[trials[column].isin(values)]
+    return trials
 
 
 def _ran(trials: pd.DataFrame) -> str:
