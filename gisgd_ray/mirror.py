@@ -5,6 +5,8 @@ pushes what has changed; a driver elsewhere pulls all of it before it goes on.
 """
 
 import os
+import random
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,11 @@ from gisgd_ray.whole_files import replace_file, require_no_links
 
 OWNER = ".driver"
 """Who pushes: a driver that finds another's name there has been replaced."""
+CLAIM = f"{OWNER}-"
+"""With a name of its own behind it, a driver says that it is about to write :data:`OWNER`."""
+TRIES, PAUSE_S = 5, 2.0
+"""Drivers that begin in the same moment all stand back, and try again after up to so many seconds.
+"""
 LEFT_OUT = (CHECKPOINTS, "ray")
 """Checkpoints go to the bucket by themselves; what Ray notes is of no use to another driver."""
 
@@ -75,18 +82,13 @@ class Mirror:
             UserError: another driver has the place, and ``take_over`` is false.
         """
         try:
-            owner = self.storage.read(OWNER).decode().split()
-        except FileNotFoundError:
-            owner = []
-        except OSError as fault:
-            raise UserError(_unreachable(self.storage, fault)) from None
-        if owner and not take_over:
-            raise UserError(
-                f"a driver on {owner[0]} (process {owner[1]}) is writing to {self.storage}; "
-                "wait for it, choose another --out, or add --take-over if it is gone"
-            )
-        try:
-            self.storage.write(OWNER, self._name)
+            for left in reversed(range(TRIES)):
+                other = self._claimed(take_over)
+                if other is None:
+                    break
+                if not left or not other.startswith(CLAIM):
+                    raise UserError(self._taken(other))
+                time.sleep(random.uniform(0, PAUSE_S))
         except OSError as fault:
             raise UserError(_unreachable(self.storage, fault)) from None
         pulled = False
@@ -100,6 +102,47 @@ class Mirror:
                     self.pull("wandb/")  # offline runs of other machines
                     self.push()
                 self.storage.delete(OWNER)
+
+    def _claimed(self, take_over: bool) -> str | None:
+        """None once this driver is the owner; else the name of another's note, which stays.
+
+        Buckets know no "write if there is none" that pyarrow could ask for. So each driver first
+        leaves a claim under a name of its own, then looks: of two at a time at least the one that
+        looks last sees the other's, and whoever sees one stands back. It takes no clocks, only that
+        what was written is seen by who asks after that, as S3 and Google's storage promise. With
+        ``take_over`` nobody is asked; of two that take over, the later one has the place.
+        """
+        if self._note(OWNER) and not take_over:
+            return OWNER
+        mine = f"{CLAIM}{uuid.uuid4().hex}"
+        self.storage.write(mine, self._name)
+        try:
+            others = [n for n in self.storage.names() if n.startswith(CLAIM) and n != mine]
+            if take_over:
+                for other in others:
+                    self.storage.delete(other)
+            elif others:
+                return others[0]
+            elif self._note(OWNER):  # written, and its claim withdrawn, in between
+                return OWNER
+            self.storage.write(OWNER, self._name)
+        finally:
+            self.storage.delete(mine)
+        return None
+
+    def _note(self, name: str) -> list[str]:
+        """Machine and process of the driver that left a note; empty if there is none."""
+        try:
+            return [*self.storage.read(name).decode(errors="replace").split(), "?", "?"][:2]
+        except FileNotFoundError:
+            return []
+
+    def _taken(self, name: str) -> str:
+        machine, process = self._note(name) or ("another machine", "?")
+        return (
+            f"a driver on {machine} (process {process}) is writing to {self.storage}; wait for it, "
+            "choose another --out, or add --take-over if it is gone"
+        )
 
     def push(self) -> int:
         """Copy every file that has changed since the last time; how many.
