@@ -65,6 +65,17 @@ def partitions(items: frozenset[int], sizes: Sequence[int]) -> Iterator[list[int
             yield [*group, *rest]
 
 
+class Scaled(nn.Module):
+    """A linear network, times a number that is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(3, 2), nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.layer(x)
+
+
 class TestPlainGradient:
     @pytest.mark.parametrize("loss", LOSSES)
     @pytest.mark.parametrize("build", [small_mlp, small_conv, small_tanh])
@@ -82,6 +93,14 @@ class TestPlainGradient:
         model, x, y = case(build)
         truth = by_hand(model, sliced(x, y, sizes), loss)
         assert between(model, x, y, groups, loss=loss) == pytest.approx(truth, rel=1e-10)
+
+    def test_a_scalar_parameter(self):
+        """As a learned temperature, which is of no dimension."""
+        torch.manual_seed(0)
+        model = Scaled().double()
+        x, y = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 1, 0])
+        truth = by_hand(model, sliced(x, y, [3, 3]), "cross_entropy")
+        assert between(model, x, y, 2) == pytest.approx(truth, rel=1e-10)
 
     @pytest.mark.parametrize("sizes", [[3, 3], [2, 2, 2], [3, 2], [3, 2, 2], [2, 1, 1]])
     def test_is_unbiased_over_all_partitions_of_the_batch(self, sizes):
