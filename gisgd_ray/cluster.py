@@ -19,6 +19,8 @@ _RAY_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Below `uv run` Ray would start its workers by uv too, from the working directory alone.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Tune's own notes, which nobody reads: a sweep goes on from its journals and checkpoints.
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
 }
