@@ -17,15 +17,21 @@ import sys
 import textwrap
 
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from gisgd_ray.claims.figure2 import AXES, claims, panel_axis
 from gisgd_ray.claims.points import finished
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import printed
-from gisgd_ray.reporting.figures import curve, hollow_below_zero, log_scale, panel_grid, style
+from gisgd_ray.reporting.figures import (
+    Axes,
+    Figure,
+    curve,
+    hollow_below_zero,
+    log_scale,
+    panel_grid,
+    style,
+)
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace

@@ -23,16 +23,13 @@ import sys
 import textwrap
 
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from gisgd_ray.claims.figure4 import FACTOR, Variant, begun, claims, figure_panels
 from gisgd_ray.claims.points import TEST, TRAIN, finished, points_after_start
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import printed
-from gisgd_ray.reporting.figures import COLOURS, curve, panel_grid, style
+from gisgd_ray.reporting.figures import COLOURS, Axes, Figure, Line2D, curve, panel_grid, style
 from gisgd_ray.reporting.numbers import format_setting
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables

@@ -20,15 +20,13 @@ import sys
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from gisgd_ray.claims.figure3 import DISPERSION, NOISE, claims, courses, figure_panels
 from gisgd_ray.claims.points import TEST, TRAIN, finished
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import printed, setting_text
-from gisgd_ray.reporting.figures import COLOURS, curve, panel_grid, style
+from gisgd_ray.reporting.figures import COLOURS, Axes, Figure, curve, panel_grid, style
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace

@@ -14,8 +14,6 @@ against the gap, test loss minus training loss. Each seed draws its own samples.
 import sys
 
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from gisgd_ray.claims.figures7_8 import claims
 from gisgd_ray.claims.points import finished, points_after_start
@@ -24,6 +22,8 @@ from gisgd_ray.errors import UserError
 from gisgd_ray.panels import panels, printed
 from gisgd_ray.reporting.figures import (
     COLOURS,
+    Axes,
+    Figure,
     curve,
     hollow_below_zero,
     log_scale,

@@ -15,14 +15,12 @@ whose product is cubed-rooted by Eq. 3: gen <= (3/2) (trajectory * flatness)^(1/
 import sys
 
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from gisgd_ray.claims import figure6
 from gisgd_ray.claims.figure6 import BATCH, FLATNESS, RATE, TRAJECTORY
 from gisgd_ray.claims.points import finished
 from gisgd_ray.panels import panels, printed
-from gisgd_ray.reporting.figures import COLOURS, MARKERS, log_scale, new_figure, style
+from gisgd_ray.reporting.figures import COLOURS, MARKERS, Axes, Figure, log_scale, new_figure, style
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables
 from gisgd_ray.search_space import SearchSpace

@@ -15,14 +15,12 @@ import sys
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from gisgd_ray.claims.paper_tables import TABLES, Accuracy
 from gisgd_ray.claims.points import finished
 from gisgd_ray.claims.tables1_3 import ERM, by_panel, claims, relative_time
 from gisgd_ray.panels import MODELS, printed
-from gisgd_ray.reporting.figures import COLOURS, panel_grid, style
+from gisgd_ray.reporting.figures import COLOURS, Axes, Figure, panel_grid, style
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.reporting.tables import Row, Table
 from gisgd_ray.results import ResultTables

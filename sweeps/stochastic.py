@@ -18,15 +18,13 @@ Psi is measured after every 5th step and linear in t in between.
 import sys
 
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from gisgd_ray.claims.figure5 import claims
 from gisgd_ray.claims.points import NOISE_STDS, finished, noise_stds, points_after_start
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import panels, printed
-from gisgd_ray.reporting.figures import curve, log_scale, new_figure, style
+from gisgd_ray.reporting.figures import Axes, Figure, curve, log_scale, new_figure, style
 from gisgd_ray.reporting.numbers import format_noise_std
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.results import ResultTables

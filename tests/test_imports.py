@@ -1,6 +1,7 @@
 """What each module may import: a notebook needs no Ray, the bounds need nothing but NumPy."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,21 @@ def test_ray_is_imported_where_trials_are_run_only() -> None:
 def test_wandb_is_imported_in_reporting_only() -> None:
     assert all(module.startswith("gisgd_ray.reporting.") for module in importers("wandb"))
     assert importers("wandb")
+
+
+def test_a_notebooks_backend_that_is_not_installed_here_is_ignored() -> None:
+    """A notebook hands it down to ``!python ...``, in which nothing is drawn on a screen."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import sweeps.lr_batch, matplotlib.pyplot"],
+        cwd=ROOT,
+        env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    # Which a script would come too late for that loads matplotlib first.
+    for script in ROOT.glob("sweeps/*.py"):
+        assert not any(name.startswith("matplotlib") for name in imported(script)), script
 
 
 def test_the_package_imports_neither_sweeps_nor_tests() -> None:

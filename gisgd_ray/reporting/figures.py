@@ -9,10 +9,28 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from gisgd_ray.reporting.numbers import format_noise_std, format_number
 from gisgd_ray.whole_files import replace_by
+
+# Sweeps take matplotlib's classes from here: see MPLBACKEND in gisgd_ray/__init__.py.
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "STYLE",
+    "Axes",
+    "Figure",
+    "Line2D",
+    "curve",
+    "hollow_below_zero",
+    "log_scale",
+    "new_figure",
+    "panel_grid",
+    "save_figures",
+    "style",
+]
 
 # Okabe and Ito's colours, distinguishable with any colour vision; markers repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
