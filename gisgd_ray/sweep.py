@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from gisgd_ray import cli
+from gisgd_ray import cli, terminal
 from gisgd_ray.capacity import chosen_resources, told_cost
 from gisgd_ray.claims import Claim
 from gisgd_ray.cluster import cluster_gpus, connect, largest_memory, require_room
@@ -78,6 +78,7 @@ def main(sweep: Sweep, argv: Sequence[str] | None = None) -> int:
     0: every trial finished (or diverged, which is a result); 1: some failed; 2: bad input;
     130: stopped by the user.
     """
+    terminal.forgive()
     try:
         return _main(sweep, argv)
     except UserError as error:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from gisgd_ray import terminal
 from gisgd_ray.errors import UserError
 from gisgd_ray.launch_record import LaunchRecord, last_record
 from gisgd_ray.reporting.scoreboard import Entry, write_scoreboard
@@ -36,6 +37,7 @@ SWEEPS = Path(__file__).parents[2] / "sweeps"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0, or 2 for bad input."""
+    terminal.forgive()
     parser = argparse.ArgumentParser(
         prog="python -m gisgd_ray.reporting",
         description="Make figures, tables.md and report.html of sweeps' folders again; of several, "

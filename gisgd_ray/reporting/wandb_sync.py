@@ -17,6 +17,7 @@ from pathlib import Path
 
 import wandb
 
+from gisgd_ray import terminal
 from gisgd_ray.errors import UserError
 from gisgd_ray.journal import Journal
 from gisgd_ray.reporting.numbers import counted
@@ -188,7 +189,7 @@ def _complete(folder: Path, where: str, trial_id: str) -> str:
 def read(path: Path) -> Kept:
     """What a run's record says of it; without an id if it says nothing."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-    shown = subprocess.run(command, capture_output=True, text=True)
+    shown = subprocess.run(command, capture_output=True, encoding="utf-8")
     kept, staged = Kept(path), []
     for line in shown.stdout.splitlines():
         try:
@@ -242,6 +243,7 @@ def _add_tables(where: str, runs: Iterable[Kept]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: 0 if all is uploaded, 1 if something was left out, 2 if nothing could be."""
+    terminal.forgive()
     parser = argparse.ArgumentParser(
         prog="python -m gisgd_ray.reporting.wandb_sync",
         description="Upload the W&B runs that were kept offline below a folder.",
