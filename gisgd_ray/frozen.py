@@ -1,16 +1,61 @@
 """Base of every configuration model, and schedules along training."""
 
 import math
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+LISTED = 1_000_000
+"""Of a longer range no list is made."""
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
+def plain(value: Any) -> Any:
+    """Arrays, tensors and series as lists, and their numbers as Python's.
+
+    Whatever has ``tolist`` counts as one: a configuration needs neither NumPy nor torch.
+
+    Raises:
+        ValueError: a set, or what is read once only; begins with the path of the field.
+
+    >>> plain((range(2), True)), plain({"a": range(3)})
+    ([[0, 1], True], {'a': [0, 1, 2]})
+    """
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _plain_at(name, each) for name, each in value.items()}
+    if isinstance(value, range):  # one that is long is counted, and refused, as it is
+        return list(value) if len(value) < LISTED else value
+    if isinstance(value, set | frozenset):
+        raise ValueError(f" = {value!r} is a set, which has no order; give a list")
+    if isinstance(value, Iterator | KeysView | ValuesView | ItemsView):
+        raise ValueError(f": a {type(value).__name__} is read once only; give list(...) of it")
+    to_list = getattr(value, "tolist", None)
+    return plain(to_list()) if callable(to_list) else value
+
+
+def _plain_at(name: Any, value: Any) -> Any:
+    try:
+        return plain(value)
+    except ValueError as fault:
+        told = str(fault)
+        raise ValueError(f"{name}{'' if told[0] in ' :' else '.'}{told}") from None
 
 
 class Frozen(BaseModel):
     """Base of every configuration model: immutable, no unknown fields, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, given: Any) -> Any:
+        return plain(given) if isinstance(given, dict) else given
 
     @field_validator("*")
     @classmethod
@@ -46,7 +91,7 @@ class Schedule(Frozen):
     def count(self, steps: float, steps_per_epoch: int) -> float:
         """About how many points lie after step 0 and up to ``steps``."""
         if self.unit == "log":
-            return self.every * math.log10(max(steps, 1))
+            return min(self.every * math.log10(max(steps, 1)), steps)
         return steps / self.period(steps_per_epoch)
 
     def period(self, steps_per_epoch: int) -> int:

@@ -8,10 +8,11 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Iterable
+from functools import lru_cache
 
 import torch
 
-from gisgd_ray.config import MeasurementConfig, TrialConfig
+from gisgd_ray.config import MeasurementConfig, ModelConfig, TrialConfig
 from gisgd_ray.consistency import INPUTS_AND_OUTPUTS
 from gisgd_ray.errors import UserError
 from gisgd_ray.models import build_model, num_parameters
@@ -38,9 +39,14 @@ def count_parameters(config: TrialConfig) -> int:
     Raises:
         UserError: the network does not suit the data.
     """
-    shape, outputs = INPUTS_AND_OUTPUTS[config.data.dataset]
+    return _parameters(config.model, config.data.dataset)
+
+
+@lru_cache(maxsize=1024)
+def _parameters(model: ModelConfig, dataset: str) -> int:
+    shape, outputs = INPUTS_AND_OUTPUTS[dataset]
     with torch.device("meta"):
-        return num_parameters(build_model(config.model, shape, outputs, seed=0))
+        return num_parameters(build_model(model, shape, outputs, seed=0))
 
 
 def replicas_bytes(config: TrialConfig, parameters: int) -> int:

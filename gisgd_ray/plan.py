@@ -1,5 +1,6 @@
 """What a launch would run: its trials, their names, and what they will take."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from gisgd_ray.place import Place
 from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.progress import trial_label
 from gisgd_ray.results import finished_ids
-from gisgd_ray.search_space import SearchSpace
+from gisgd_ray.search_space import SearchSpace, require_few
 
 SHOWN = 40
 """A longer list of trials is cut: the first and the last of them are shown."""
+TOLD = 5_000
+"""Of more trials it is said that they are being planned, which then takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,12 @@ def make_plan(
     """Every trial of a sweep's panels with the command line's changes, validated.
 
     Raises:
-        UserError: a field, a value or a combination is wrong, or does not suit the figure.
+        UserError: a field, a value or a combination is wrong, or does not suit the figure; or there
+            are too many trials.
     """
     spaces = cli.apply(panels, options, scale=scale)
+    if (count := require_few(spaces.values())) > TOLD:
+        print(f"Planning {count:,} trials ...", file=sys.stderr, flush=True)
     trials = {t.trial_id: t for space in spaces.values() for t in space.trials()}
     if check is not None:
         for config in trials.values():
@@ -73,13 +79,15 @@ def _schemes_apart(trials: Iterable[TrialConfig]) -> list[str]:
 def plan_lines(plan: Plan, waiting: Sequence[TrialConfig], place: Place, item: str) -> list[str]:
     """The trials, which of them are still to run, and where they go."""
     to_run = {config.trial_id for config in waiting}
-    lines = []
-    for config in plan.trials:
-        state = "to run" if config.trial_id in to_run else "finished"
-        lines.append(f"{config.trial_id}  {state:<8}  {plan.labels[config.trial_id]}")
-    if len(lines) > SHOWN:
-        hidden = len(lines) - SHOWN
-        lines[SHOWN // 2 : -SHOWN // 2] = [f"... {hidden} more ..."]
+    shown = list(plan.labels.items())
+    if (hidden := len(shown) - SHOWN) > 0:
+        shown[SHOWN // 2 : -SHOWN // 2] = []
+    lines = [
+        f"{trial_id}  {'to run' if trial_id in to_run else 'finished':<8}  {label}"
+        for trial_id, label in shown
+    ]
+    if hidden > 0:
+        lines.insert(SHOWN // 2, f"... {hidden} more ...")
     lines.append(
         f"{item}: {counted(len(plan.trials), 'trial')}, {len(to_run)} to run, results in {place}"
     )
@@ -92,10 +100,11 @@ def cost_lines(
     """What the trials take, how many run at once, how long it takes, and how to stop."""
     rate = estimate.points / max(estimate.high_s, 1)
     often = f"{rate:.2g}" if rate < 99.5 else f"{rate:,.0f}"
+    points = f"about {counted(estimate.points, 'point')} in " if not estimate.unknown else ""
     return [
         f"Each takes {resources}; {together} at once on {machines}.",
         f"Time: {estimate}.",
-        f"W&B: about {counted(estimate.points, 'point')} in {counted(estimate.trials, 'run')}"
+        f"W&B: {points}{counted(estimate.trials, 'run')}"
         + (f", {often} a second" if estimate.points else "")
         + ".",
         "To stop a sweep: Ctrl-C once; --resume goes on later, from where each trial was.",

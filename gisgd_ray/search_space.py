@@ -2,7 +2,8 @@
 
 import difflib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
@@ -11,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from gisgd_ray.config import Frozen, TrialConfig, unflatten
 from gisgd_ray.errors import UserError
+from gisgd_ray.frozen import plain
 from gisgd_ray.randomness import derived_seed
 
 UNMEASURED: dict[str, Any] = {
@@ -20,6 +22,10 @@ UNMEASURED: dict[str, Any] = {
     "measurement.smoothness": False,
 }
 """Fields of trials of which the losses and accuracies are all that is wanted."""
+
+
+MOST_TRIALS = 100_000
+"""Of a sweep. Ten thousand are a large one; so many are planned in a minute."""
 
 
 class Uniform(Frozen):
@@ -112,16 +118,27 @@ class SearchSpace(Frozen):
                     raise ValueError(f"{path}: {_sentences(error)}") from None
         if self.samples > 1 and not self._distributions():
             raise ValueError(f"samples = {self.samples} needs a field with a distribution")
-        if self.seeds > 1 and isinstance(self.fields.get("seed"), list | tuple):
+        if self.seeds > 1 and isinstance(self.fields.get("seed"), list | range):
             raise ValueError(f"seeds = {self.seeds} and a grid of seed exclude each other")
         return self
+
+    def factors(self) -> dict[str, int]:
+        """How many values each grid, the seeds and the draws have, where it is more than one."""
+        lengths = {
+            "seeds": self.seeds,
+            "samples": self.samples,
+            **{path: len(v) for path, v in self.fields.items() if _is_grid(path, v)},
+        }
+        return {name: length for name, length in lengths.items() if length > 1}
 
     def trials(self) -> list[TrialConfig]:
         """Every trial of the space, validated, in the order of the grids, seeds innermost.
 
         Raises:
-            UserError: a combination is not a valid trial; names field, value and what would do.
+            UserError: a combination is not a valid trial; names field, value and what would do. Or
+                there are more than :data:`MOST_TRIALS`.
         """
+        require_few([self])
         trials: dict[str, TrialConfig] = {}
         for flat in self._combinations():
             first = validated(flat)
@@ -166,9 +183,28 @@ class SearchSpace(Frozen):
 def make_space(fields: Mapping[str, Any], **settings: Any) -> SearchSpace:
     """A :class:`SearchSpace`, its faults told as :class:`UserError`."""
     try:
-        return SearchSpace(fields=dict(fields), **settings)
+        return SearchSpace(fields=plain(dict(fields)), **settings)
     except ValidationError as error:
         raise UserError(_sentences(error)) from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def require_few(spaces: Collection[SearchSpace]) -> int:
+    """How many trials the spaces have, counted without being listed; twins count twice.
+
+    Raises:
+        UserError: more than :data:`MOST_TRIALS`.
+    """
+    counts = {math.prod(factors.values()): factors for factors in map(SearchSpace.factors, spaces)}
+    total = sum(math.prod(space.factors().values()) for space in spaces)
+    if total > MOST_TRIALS:
+        product = " x ".join(f"{name} {length:,}" for name, length in counts[max(counts)].items())
+        raise UserError(
+            f"these are {total:,} trials ({product}), and a sweep takes at most {MOST_TRIALS:,}; "
+            "choose fewer seeds, samples or values, or several sweeps with an --out for each"
+        )
+    return total
 
 
 def validated(flat: Mapping[str, Any]) -> TrialConfig:
@@ -233,11 +269,11 @@ def _is_model(annotation: Any) -> bool:
 
 def _is_grid(path: str, values: Any) -> bool:
     """Whether ``values`` is a grid of the field, not one value of a list-valued field."""
-    if not isinstance(values, list | tuple):
+    if not isinstance(values, list | range):
         return False
     if not takes_lists(path):
         return True
-    return len(values) > 0 and isinstance(values[0], list | tuple)
+    return len(values) > 0 and isinstance(values[0], list)
 
 
 def takes_lists(path: str) -> bool:

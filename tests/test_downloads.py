@@ -14,7 +14,7 @@ import pytest
 from gisgd_ray import downloads
 from gisgd_ray.consistency import TRAIN_SIZES
 from gisgd_ray.datasets import load_raw
-from gisgd_ray.downloads import LAYOUTS, data_folder, ensure_files
+from gisgd_ray.downloads import LAYOUTS, data_folder, ensure_files, not_here
 from gisgd_ray.errors import DataError
 from tests import ondisk
 
@@ -283,3 +283,83 @@ def wait_for(condition, *, seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+class TestMisplaced:
+    """What people have, and where it belongs: told, and never taken without being told."""
+
+    @pytest.mark.parametrize(
+        ("name", "there", "place"),
+        [
+            # Kaggle's names.
+            ("mnist", "train-images.idx3-ubyte", "MNIST/raw/train-images-idx3-ubyte"),
+            ("mnist", "MNIST/raw/t10k-labels.idx1-ubyte", "MNIST/raw/t10k-labels-idx1-ubyte"),
+            ("mnist", "MNIST/raw/TRAIN-IMAGES-IDX3-UBYTE", "MNIST/raw/train-images-idx3-ubyte"),
+            (
+                "fashion_mnist",
+                "data/FashionMNIST/raw/train-images-idx3-ubyte (1).gz",
+                "FashionMNIST/raw/train-images-idx3-ubyte.gz",
+            ),
+            (
+                "mnist",
+                "MNIST/raw/train-images-idx3-ubyte/train-images-idx3-ubyte",
+                "MNIST/raw/train-images-idx3-ubyte",
+            ),
+            ("cifar10", "cifar/cifar-10-batches-py/test_batch", "cifar-10-batches-py/test_batch"),
+            ("cifar10", "data_batch_2", "cifar-10-batches-py/data_batch_2"),
+            ("cifar100", "cifar-100-python.tar (1).gz", "cifar-100-python.tar.gz"),
+            ("svhn", "svhn/train_32x32.mat", "train_32x32.mat"),
+        ],
+    )
+    def test_says_what_is_there_and_where_it_belongs(
+        self, name, there, place, publish, server, tmp_path
+    ):
+        publish(name)
+        server.close()
+        ondisk.put(tmp_path, {there: b"something"})
+        said = f"; there is {tmp_path / there}: if that is it, move it to {tmp_path / place}"
+        assert failure(name, tmp_path).endswith(said)
+        assert not_here(name, tmp_path).endswith(said)
+
+    def test_counts_the_others(self, publish, server, tmp_path):
+        publish("mnist")
+        server.close()
+        files = [f"{kind}.idx{n}-ubyte" for kind in ("train", "t10k") for n in (1, 3)]
+        names = [f.replace(".", "-labels." if "idx1" in f else "-images.") for f in files]
+        ondisk.put(tmp_path, dict.fromkeys(names, b"something"))
+        assert failure("mnist", tmp_path).endswith(", and 3 more likewise")
+
+    @pytest.mark.parametrize(
+        ("name", "there"),
+        [
+            ("mnist", "FashionMNIST/raw/train-images-idx3-ubyte.gz"),
+            ("fashion_mnist", "MNIST/raw/train-images-idx3-ubyte"),
+            ("cifar10", "cifar-10-python.tar"),  # another sum than the archive's
+            ("svhn", "extra_32x32.mat"),
+            ("mnist", "a/b/c/d/train-images.idx3-ubyte"),
+        ],
+    )
+    def test_takes_nothing_else_for_it(self, name, there, publish, server, tmp_path):
+        publish(name)
+        server.close()
+        ondisk.put(tmp_path, {there: b"something"})
+        assert "there is" not in failure(name, tmp_path)
+
+
+class TestNotHere:
+    @pytest.mark.parametrize("name", ondisk.REAL_NAMES)
+    def test_says_what_there_is_to_download_and_does_not(self, name, publish, server, tmp_path):
+        _, files = publish(name)
+        size = LAYOUTS[name].megabytes
+        assert not_here(name, tmp_path / "none") == (
+            f"{name} is not in {tmp_path / 'none'} ({size} MB, which the sweep itself will "
+            "download)"
+        )
+        ondisk.put(tmp_path, files)
+        assert not_here(name, tmp_path) == ""
+        assert server.requests == {}
+
+    def test_an_archive_stands_for_its_files(self, tmp_path):
+        ondisk.put(tmp_path, {"cifar-10-python.tar.gz": b"something"})
+        assert not_here("cifar10", tmp_path) == ""
+        assert not_here("mnist5k", tmp_path) == not_here("teacher", tmp_path) == ""

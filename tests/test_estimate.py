@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from gisgd_ray import estimate as estimating
 from gisgd_ray.config import AlexNetConfig, Schedule, TrialConfig
 from gisgd_ray.consistency import planned_epoch_steps, planned_steps
+from gisgd_ray.errors import DataError
 from gisgd_ray.estimate import (
     ACTOR_S,
     MEMORISED,
@@ -337,6 +339,21 @@ def test_an_estimate_of_what_is_trained() -> None:
     assert (found.trials, found.tried) == (4, 1)
     assert found.points == 4 * 4  # W_0 and three epochs
     assert ACTOR_S < found.low_s == found.high_s < ACTOR_S + 60
+
+
+def test_nothing_is_downloaded_to_try_a_trial_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GISGD_DATA", str(tmp_path))
+    trials = [config(), config({"data.dataset": "mnist"})]
+    found = estimate(trials, together=2)
+    here = f"mnist is not in {tmp_path} (12 MB, which the sweep itself will download)"
+    assert str(found) == f"not known, since a dry run downloads nothing, and {here}"
+    assert (found.trials, found.tried, found.points) == (2, 0, 0)
+    # Nor where it is tried on another machine, which alone knows what it has.
+    with pytest.raises(DataError, match="a dry run downloads nothing, and mnist is not in"):
+        measured_cost(trials[1])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_schedule_of_the_small_trial_is_what_these_tests_take_it_to_be() -> None:

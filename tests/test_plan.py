@@ -1,5 +1,6 @@
 """The trials of a launch as they are listed, named and priced."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,54 @@ def test_nothing_left_costs_nothing() -> None:
         "Time: nothing is left to run.",
         "W&B: about 0 points in 0 runs.",
     ]
+
+
+def test_what_is_known_is_said_where_the_time_is_not() -> None:
+    found = Estimate(0.0, 0.0, trials=33, points=0, tried=0, unknown="mnist is not here")
+    assert cost_lines(found, Resources(), together=2, machines="2 CPUs")[:3] == [
+        "Each takes 1 CPU; 2 at once on 2 CPUs.",
+        "Time: not known, since a dry run downloads nothing, and mnist is not here.",
+        "W&B: 33 runs.",
+    ]
+
+
+# ---------------------------------------------------------------- how many there may be
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--seeds=1000000000"], r"these are 2,000,000,000 trials \(seeds 1,000,000,000 x .*2\)"),
+        (
+            [f"--{RATE}={','.join(map(str, range(1, 1001)))}", f"--{BATCH}={'2,' * 1000}"],
+            rf"these are 1,000,000 trials \({RATE} 1,000 x {BATCH} 1,000\)",
+        ),
+        (
+            [f"--{RATE}=uniform(0.1, 0.2)", "--samples=1000000000000"],
+            r"these are 1,000,000,000,000 trials \(samples 1,000,000,000,000\)",
+        ),
+        ([f"--{BATCH}=20,40", "--seeds=25001"], r"these are 100,004 trials \(seeds 25,001 x"),
+    ],
+)
+def test_too_many_are_counted_without_being_listed(argv: list[str], said: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=said) as caught:
+        planned({"one": make_space({RATE: [0.1, 0.2]})}, *argv)
+    assert time.monotonic() - begun < 2
+    assert "a sweep takes at most 100,000; choose fewer" in str(caught.value)
+
+
+def test_the_panels_of_a_sweep_count_together() -> None:
+    panels = {name: make_space({RATE: [0.1, 0.2]}, seeds=30_000) for name in ("one", "two")}
+    with pytest.raises(UserError, match=r"these are 120,000 trials \(seeds 30,000 x"):
+        planned(panels)
+
+
+def test_planning_that_takes_a_while_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gisgd_ray.plan.TOLD", 3)
+    planned({"one": make_space({RATE: 0.1}, seeds=3)})
+    assert capsys.readouterr().err == ""
+    planned({"one": make_space({RATE: 0.1}, seeds=4)})
+    assert capsys.readouterr().err == "Planning 4 trials ...\n"

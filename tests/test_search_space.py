@@ -223,7 +223,6 @@ FAULTS: dict[str, dict[str, Any]] = {
     "training.learning_rate = [] is an empty grid; give at least one value": {RATE: []},
     "training.batch_size = 20.5: input should be a valid integer, "
     "got a number with a fractional part": {BATCH: 20.5},
-    "training.batch_size = {40, 20}: input should be a valid integer": {BATCH: {20, 40}},
     "data.dataset = 'mnsit': input should be 'mnist5k', 'mnist', 'fashion_mnist', "
     "'cifar10', 'cifar100', 'svhn' or 'teacher'": {"data.dataset": "mnsit"},
     "training.lr is not a field of a trial; did you mean training.loss?": {"training.lr": 0.1},
