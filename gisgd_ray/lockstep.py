@@ -27,7 +27,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
 from gisgd_ray.batchnorm import mixes_samples
-from gisgd_ray.errors import UserError
+from gisgd_ray.errors import UserError, layer_is
 from gisgd_ray.losses import LossName, per_sample_loss
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.measures.per_sample import uncovered_layer
@@ -319,7 +319,7 @@ def _refuse_unsupported(model: nn.Module, *, dispersion: bool) -> None:
         if random or mixes_samples(layer):
             raise UserError(
                 "replicas advanced together take layers that treat the samples of a batch one by "
-                f"one and draw no random numbers, but {name!r} is {layer}; set replicas = null"
+                f"one and draw no random numbers, but {layer_is(name, layer)}; set replicas = null"
             )
     uncovered = uncovered_layer(model) if dispersion else None
     if uncovered is not None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 from pydantic.fields import FieldInfo
 
 from gisgd_ray.config import Frozen, TrialConfig, unflatten
-from gisgd_ray.errors import UserError
+from gisgd_ray.errors import UserError, one_line
 from gisgd_ray.frozen import plain
 from gisgd_ray.randomness import derived_seed
 
@@ -26,6 +26,10 @@ UNMEASURED: dict[str, Any] = {
 
 MOST_TRIALS = 100_000
 """Of a sweep. Ten thousand are a large one; so many are planned in a minute."""
+
+
+LONGEST = 200
+"""Characters of a value that is told to be wrong."""
 
 
 class Uniform(Frozen):
@@ -334,7 +338,8 @@ def _sentence(finding: dict[str, Any]) -> str:
     path = ".".join(str(part) for part in finding["loc"] if part not in variants)
     variant = next((part for part in finding["loc"] if part in variants), None)
     section, _, name = path.rpartition(".")
-    value = finding["input"]
+    given = finding["input"]
+    value = one_line(repr(given), LONGEST)
     message = finding["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     match finding["type"]:
@@ -344,17 +349,17 @@ def _sentence(finding: dict[str, Any]) -> str:
             owner = f"{section} {variant!r}".strip() if variant else section or "a trial"
             names = variants[variant].model_fields if variant else _names_in(section)
             known = f"; it has {', '.join(names)}"
-            return f"{path} = {value!r}: {owner} has no field {name!r}{known}"
+            return f"{path} = {value}: {owner} has no field {name!r}{known}"
         case "missing":
             return f"{variant} needs {name}"
         case "union_tag_invalid" | "union_tag_not_found":
             # Of a model or scheme, or of a distribution (whose field the caller names).
             tag = "name" if path else "kind"
             expected = finding["ctx"].get("expected_tags", "'uniform', 'log_uniform', 'choice'")
-            return f"{path}.{tag} = {value.get(tag)!r}: expected one of {expected}".lstrip(".")
+            return f"{path}.{tag} = {given.get(tag)!r}: expected one of {expected}".lstrip(".")
         case "model_type" if _is_section(path):
-            return f"{path} = {value!r}: expected null; set {path}.{_names_in(path)[0]} instead"
-    return f"{path} = {value!r}: {message}"
+            return f"{path} = {value}: expected null; set {path}.{_names_in(path)[0]} instead"
+    return f"{path} = {value}: {message}"
 
 
 def _variants() -> dict[str, type[BaseModel]]:

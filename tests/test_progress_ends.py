@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from torch import nn
 
 from gisgd_ray.launch import Outcome
 from gisgd_ray.reporting import progress
+from gisgd_ray.reporting.progress import LONGEST
 from gisgd_ray.results import ResultTables
 from gisgd_ray.sweep import FAILURES_TOLD, _print_closing
 from tests.test_progress import DIVERGED, FINISHED, LABELS, POINT, display, written
@@ -59,6 +61,19 @@ def test_failures_are_a_line_each_and_never_crowd_out_the_rest(
         "failed: trial id1: RuntimeError: no",
     ]
     assert lines[FAILURES_TOLD:] == ["and 5 more failed; all of them are on the page"]
+
+
+def test_a_failure_is_told_to_the_end_of_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU()))
+    failing = "Traceback (most recent call last):\n  File x\nRuntimeError: it knows no\n"
+    text = f"{failing}{net}; choose\n  another\n\nNOTE: of somebody else's\n"
+    closing({"status": "failed", "error": text}, {"status": "failed", "error": "x" * 2000})
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == (
+        "failed: trial id0: RuntimeError: it knows no Sequential( (0): Linear(in_features=2, "
+        "out_features=3, bias=True) (1): Sequential( (0): ReLU() ) ); choose another"
+    )
+    assert second.endswith(f"{'x' * LONGEST} ...")
 
 
 class Stream:

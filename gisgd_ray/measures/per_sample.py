@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from gisgd_ray.batchnorm import mixes_samples
-from gisgd_ray.errors import UserError
+from gisgd_ray.errors import UserError, layer_is
 
 # The first layer's input needs no gradient, and BackPACK does not ask for it.
 warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -253,7 +253,7 @@ def uncovered_layer(
     for name, layer in model.named_modules(remove_duplicate=False):
         own = list(layer.parameters(recurse=False))
         if (own and not covered(layer)) or mixes_samples(layer):
-            return f"{name!r} is {layer}"
+            return layer_is(name, layer)
         if not seen.isdisjoint(own):
             return f"{name!r} shares its parameters with another"
         seen.update(own)

@@ -1,5 +1,6 @@
 """The sweep's live display: one table while it runs, plain lines where there is no terminal."""
 
+import itertools
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from gisgd_ray.config import TrialConfig
+from gisgd_ray.errors import one_line
 from gisgd_ray.reporting.numbers import field_name
 
 MAX_RUNNING_SHOWN = 12
 ERROR = re.compile(r"[\w.]+(?:Error|Exception|Interrupt|Exit|Warning)(?::|$)|[\w.]*Error\b.*:")
+
+LONGEST = 600
+"""Characters of an error on the terminal; the page has all of it."""
 
 STATUS_COLOURS = {"finished": "green", "diverged": "yellow", "failed": "red"}
 
@@ -182,14 +187,16 @@ def _console() -> Console:
 
 
 def error_line(error: object) -> str:
-    """What a traceback says was wrong: its last line that begins with an error's name.
+    """What a traceback says was wrong, on one line: its last paragraph that begins with an error's
+    name.
 
-    >>> error_line("Traceback:\\n  f()\\ntorch.AcceleratorError: CUDA error\\nCompile with X.\\n")
-    'torch.AcceleratorError: CUDA error'
+    >>> error_line("Traceback:\\n  f()\\ntorch.AcceleratorError: CUDA error\\nUse X.\\n\\nNote\\n")
+    'torch.AcceleratorError: CUDA error Use X.'
     """
     lines = str(error).strip().splitlines() or ["without a message"]
-    named = [line for line in lines if ERROR.match(line)]
-    return (named or lines)[-1]
+    named = [number for number, line in enumerate(lines) if ERROR.match(line)]
+    paragraph = itertools.takewhile(str.strip, lines[named[-1] if named else -1 :])
+    return one_line(" ".join(paragraph), LONGEST)
 
 
 def trial_label(config: TrialConfig, swept: Sequence[str]) -> str:

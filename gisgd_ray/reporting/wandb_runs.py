@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import wandb
 
+from gisgd_ray.errors import one_line
 from gisgd_ray.reporting.wandb_access import Mode, other_settings, within
 from gisgd_ray.whole_files import replace_file
 
@@ -267,8 +268,7 @@ class WandbRun:
 
 
 def _told(fault: BaseException) -> str:
-    lines = str(fault).strip().splitlines() or [""]
-    return f"{type(fault).__name__}: {lines[0][:300]}"
+    return one_line(f"{type(fault).__name__}: {fault}", 300)
 
 
 class OtherSettingsError(Exception):

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gisgd_ray.errors import UserError
+from gisgd_ray.errors import UserError, layer_is
 
 SMALLEST_VARIANCE = 1e-30
 """Below it a standard deviation counts as constant: the root has no derivative at 0."""
@@ -36,8 +36,7 @@ def check_layers(model: nn.Module) -> None:
         if list(layer.parameters(recurse=False)) and not _is_known(layer):
             raise UserError(
                 "scheme.estimator = 'local' knows linear, plain convolution and BatchNorm layers, "
-                f"but {name!r} is {' '.join(str(layer).split())}; choose scheme.estimator = "
-                "'weights'"
+                f"but {layer_is(name, layer)}; choose scheme.estimator = 'weights'"
             )
 
 
