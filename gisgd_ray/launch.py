@@ -57,7 +57,9 @@ class Outcome:
     wandb_faults: list[str] = field(default_factory=list)
     """What W&B does not have in the end, in sentences."""
     lost: int = 0
-    """How often a trial was lost or failed, and went on from its last checkpoint."""
+    """How often a trial was lost, and went on from its last checkpoint."""
+    tried_again: int = 0
+    """How often one failed, and was tried again from there."""
     resources: Resources | None = None
     """What the trials took in the end, if any ran."""
 
@@ -83,8 +85,9 @@ def launch(
     """Run every trial that has no complete row in the place; Ray must be connected.
 
     A trial that was lost or failed goes on from its last checkpoint; one that gets no further in
-    ``retries`` further attempts costs only its own row. One that does not fit into memory beside
-    others is run again with more room. Ctrl-C stops cleanly with what finished kept.
+    ``retries`` further attempts, or fails in the same way at the same step again, costs only its
+    own row. One that does not fit into memory beside others is run again with more room. Ctrl-C
+    stops cleanly with what finished kept.
 
     Args:
         reused_folders: sweeps' folders whose finished trials are taken from there.
@@ -143,7 +146,7 @@ def launch(
                     "wandb": asdict(wandb),
                 }
                 outcome.resources = _rounds(waiting, run, place, resources, recorder)
-            outcome.lost = recorder.lost
+            outcome.lost, outcome.tried_again = recorder.lost, recorder.tried_again
         try:
             outcome.tables = write_tables(folder, trials)
         except OSError as error:

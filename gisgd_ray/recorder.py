@@ -52,7 +52,12 @@ class Recorder:
         self.out_of_memory: dict[str, str] = {}
         """Trials that did not fit beside the others, with their tracebacks."""
         self.lost = 0
-        """How often a trial was lost or failed and begun again."""
+        """How often a trial was lost, with its process or machine, and begun again."""
+        self.tried_again = 0
+        """How often one failed and was begun again."""
+        self.faults: dict[str, str] = {}
+        """What each trial failed with last, if it was begun again: step and error."""
+        self._failing: set[str] = set()
         self._storage, self._mirror = Storage(storage), mirror
         self._furthest: dict[str, int] = {}
         self._tables_due = time.monotonic()
@@ -67,6 +72,10 @@ class Recorder:
             self.out_of_memory[trial_id] = payload.out_of_memory
             self.progress.stopped(trial_id)
             return True
+        if payload.fault is not None:
+            self.faults[trial_id] = payload.fault
+            self._failing.add(trial_id)
+            return False
         try:
             if payload.failure is not None:
                 self.failed(trial_id, payload.failure)
@@ -92,7 +101,11 @@ class Recorder:
     def begun_again(self, trial_id: str) -> bool:
         """The trial was lost, or failed, and waits to be started again; whether the attempt that
         has ended got further than any before, by its checkpoints."""
-        self.lost += 1
+        if trial_id in self._failing:
+            self._failing.remove(trial_id)
+            self.tried_again += 1
+        else:
+            self.lost += 1
         self.progress.stopped(trial_id)
         try:
             names = Checkpoints(self._storage, self.by_id[trial_id]).names()

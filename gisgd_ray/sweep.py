@@ -202,6 +202,8 @@ def _run(
     facts = {**facts, "resources": taken}
     if outcome.lost:
         facts["trials lost and continued"] = str(outcome.lost)
+    if outcome.tried_again:
+        facts["failures tried again"] = str(outcome.tried_again)
     keep(place.folder, replace(record, facts=facts, seconds=seconds))
     report = write_report(sweep, outcome.tables, last_record(place.folder))
     for table in report.tables:
@@ -243,9 +245,13 @@ def _print_closing(outcome: Outcome, page: Path, seconds: float) -> None:
     ]
     reused = f" ({outcome.reused} from an earlier launch)" if outcome.reused else ""
     print(f"{', '.join(counts) or 'no trial ended'}{reused} in {duration(seconds)}.")
-    if outcome.lost:
-        times = "once" if outcome.lost == 1 else f"{outcome.lost} times"
-        print(f"{times} a trial was lost, and went on from its last checkpoint.".capitalize())
+    for count, what in (
+        (outcome.lost, "was lost, and went on"),
+        (outcome.tried_again, "failed, and was tried again"),
+    ):
+        if count:
+            times = "Once" if count == 1 else f"{count} times"
+            print(f"{times} a trial {what} from its last checkpoint.")
     if outcome.interrupted:
         print("Stopped before the end: the same command with --resume runs what is missing.")
     sys.stdout.flush()  # in a log of both, stderr would come before it

@@ -10,6 +10,7 @@ checkpoints when it begins. Ray starts a lost trial anew; that it goes on is dec
 
 import os
 import pickle
+import re
 import signal
 import threading
 import time
@@ -76,6 +77,8 @@ class Payload(NamedTuple):
     """A traceback: the trial did not fit beside the others."""
     resumed: bool = False
     """Whether this is such a first report."""
+    fault: str | None = None
+    """What the trial will fail with at once, to be tried again: step and error."""
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]
@@ -117,20 +120,28 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._checkpoints = Checkpoints(self._shared, self._trial)
         self._wandb: WandbRun | None = None
         self._state: TrainState | None = None
+        self._fault: Exception | None = None
+        self._fault_before = config["trial"].get("fault_before")
         self._schedule_save()
 
     def step(self) -> dict[str, Any]:
         """Train for about :data:`REPORT_S`, to a measuring point."""
+        if self._fault is not None:
+            raise self._fault
         try:
             return self._result(self._advance())
+        # A scheme or a model may raise anything. It ends the trial, here or in the next call.
         except Exception as error:
             told = Payload([], 0, StepSeries.empty())
+            fault = fault_of(error, step=self._state.step if self._state is not None else 0)
             if is_out_of_memory(error):
                 told = told._replace(out_of_memory=traceback.format_exc())
-            elif isinstance(error, UserError) and not isinstance(error, DataError):
+            elif is_final(error) or (fault == self._fault_before and not may_go_well(error)):
                 told = told._replace(failure=traceback.format_exc())
             else:
-                raise  # a lost connection, say: the next attempt may go well
+                # The driver hears of it first, so as to know whether it comes again.
+                self._fault = error
+                return self._result(told._replace(fault=fault))
             result = self._result(told)
             self._end()
             if self._device is not None:
@@ -230,6 +241,33 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
             self._wandb.finish(None, failed=True)
             self._wandb = None
         self._state = None
+
+
+def fault_of(error: Exception, *, step: int) -> str:
+    """What a failure is known again by: its step, its type and its words, without addresses.
+
+    >>> fault_of(ValueError("no <f at 0x7f12>"), step=3)
+    'step 3: ValueError: no <f at 0x>'
+    """
+    return f"step {step}: {type(error).__name__}: {re.sub('0x[0-9a-f]+', '0x', str(error))}"
+
+
+def is_final(error: Exception) -> bool:
+    """Whether another attempt would end in the same way, as one with such a setting does.
+
+    >>> is_final(UserError("no such layer")), is_final(DataError("a file is missing"))
+    (True, False)
+    """
+    return isinstance(error, UserError) and not isinstance(error, DataError)
+
+
+def may_go_well(error: Exception) -> bool:
+    """Whether the cause is outside the trial, and time may mend it: a storage, a network, a file.
+
+    >>> may_go_well(ConnectionError()), may_go_well(ValueError())
+    (True, False)
+    """
+    return isinstance(error, OSError | DataError)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

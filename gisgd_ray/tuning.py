@@ -86,10 +86,15 @@ def _tune_callback(recorder: Recorder) -> Any:
             result.pop("payload", None)
 
         def on_trial_recover(self, trial: Any, **_info: Any) -> None:
-            if self.recorder is not None and self.recorder.begun_again(_id_of(trial)):
+            if self.recorder is None:
+                return
+            name = _id_of(trial)
+            if self.recorder.begun_again(name):
                 # This attempt is the first of those allowed; one at least.
                 more = max(self.recorder.retries - 1, 1)
                 trial.max_failures = trial.num_failures + more
+            # With the same fault once more the next attempt ends the trial by itself.
+            trial.config["trial"]["fault_before"] = self.recorder.faults.get(name)
 
         def on_trial_error(self, trial: Any, **_info: Any) -> None:
             if self.recorder is None:

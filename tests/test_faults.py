@@ -285,7 +285,7 @@ def test_out_of_memory_in_one_trial_gives_it_more_room(undisturbed: Path, tmp_pa
 
 FAILING = """
 import os, sys
-from gisgd_ray import trainable
+from gisgd_ray import trainable, training
 from gisgd_ray.errors import UserError
 from gisgd_ray.sweep import main
 from sweeps.lr_batch import SWEEP
@@ -294,14 +294,28 @@ class Failing(trainable.TrialTrainable):
     def _advance(self):
         t = self._trial.training
         if (t.learning_rate, t.batch_size) == (0.04, 40):
-            state = self._state or self._checkpoints.newest()
+            state = self._checkpoints.newest()  # as any later attempt finds it
             if state is not None and state.step > 500:
                 with open(os.environ["ATTEMPTS"], "a") as file:
                     file.write("one more; ")
                 raise ConnectionError("the network is gone")
         if (t.learning_rate, t.batch_size) == (0.04, 20):
             raise UserError("a setting that does not work")
+        if (t.learning_rate, t.batch_size) == (0.02, 40):
+            training.learning_rate = broken
+        else:
+            training.learning_rate = sound
         return super()._advance()
+
+sound = training.learning_rate
+
+def broken(config, epoch):
+    # As a scheme of one's own that cannot go on: at the same step every time.
+    if epoch == 120:
+        with open(os.environ["ATTEMPTS"], "a") as file:
+            file.write("broken; ")
+        raise ZeroDivisionError(f"division by {object()}")
+    return sound(config, epoch)
 
 Failing.__name__ = "TrialTrainable"
 trainable.TrialTrainable = Failing
@@ -315,19 +329,26 @@ def test_a_trial_that_keeps_failing_ends_as_failed_with_its_traceback(
 ) -> None:
     monkeypatch.setenv("ATTEMPTS", str(tmp_path / "attempts"))
     running = Running(tmp_path, "--retries=2", program=["-c", FAILING])
-    status, _, err = running.end()
+    status, out, err = running.end()
     assert status == 1, err
     trials = ResultTables(running.folder).trials
     failed = trials[trials["status"] == "failed"]
-    errors = dict(zip(failed["training.batch_size"], failed["error"], strict=True))
-    assert sorted(errors) == [20, 40]
-    assert "ConnectionError: the network is gone" in errors[40]
-    assert "UserError: a setting that does not work" in errors[20]
+    keys = zip(failed["training.learning_rate"], failed["training.batch_size"], strict=True)
+    errors = dict(zip(keys, failed["error"], strict=True))
+    assert sorted(errors) == [(0.02, 40), (0.04, 20), (0.04, 40)]
+    assert "ConnectionError: the network is gone" in errors[0.04, 40]
+    assert "UserError: a setting that does not work" in errors[0.04, 20]
+    assert "ZeroDivisionError: division by <object object at 0x" in errors[0.02, 40]
     assert all('File "' in text and "in _advance" in text for text in errors.values())
     page = (running.folder / "report.html").read_text()
     assert "the network is gone" in page
-    # The first attempt got somewhere, two more no further.
-    assert (tmp_path / "attempts").read_text().count("one more") == 3
+    # The first attempt got somewhere, two more no further; a network may come back.
+    attempts = (tmp_path / "attempts").read_text()
+    assert attempts.count("one more") == 3
+    # The same at the same step again: no third attempt would do better.
+    assert attempts.count("broken") == 2
+    assert "3 times a trial failed, and was tried again from its last checkpoint." in out
+    assert "was lost" not in out
     # Tried again by hand, from where it was.
     status, _, err = sweep(tmp_path, "--resume")
     assert status == 0, err

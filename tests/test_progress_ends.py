@@ -76,6 +76,30 @@ def test_a_failure_is_told_to_the_end_of_its_sentence(capsys: pytest.CaptureFixt
     assert second.endswith(f"{'x' * LONGEST} ...")
 
 
+@pytest.mark.parametrize(
+    ("lost", "tried_again", "said"),
+    [
+        (0, 0, []),
+        (1, 0, ["Once a trial was lost, and went on from its last checkpoint."]),
+        (0, 1, ["Once a trial failed, and was tried again from its last checkpoint."]),
+        (
+            2,
+            3,
+            [
+                "2 times a trial was lost, and went on from its last checkpoint.",
+                "3 times a trial failed, and was tried again from its last checkpoint.",
+            ],
+        ),
+    ],
+)
+def test_lost_and_failed_are_told_apart(
+    lost: int, tried_again: int, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = Outcome(ResultTables(PAGE.parent), 0, False, lost=lost, tried_again=tried_again)
+    _print_closing(outcome, PAGE, 7)
+    assert capsys.readouterr().out.splitlines()[1:-1] == said
+
+
 class Stream:
     """A standard stream into a log."""
 

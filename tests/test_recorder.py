@@ -130,6 +130,21 @@ def test_the_first_attempt_counts_by_its_checkpoint_alone(tmp_path: Path) -> Non
     assert made.begun_again(ID)
 
 
+def test_what_failed_and_what_was_lost_are_counted_apart(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    assert made.report(ID, result(10))
+    # Further than ever, but not to be had again: it counts by its checkpoints alone.
+    assert not made.report(ID, nothing(fault="step 12: ValueError: no") | {"step": 12})
+    assert made.faults == {ID: "step 12: ValueError: no"}
+    assert not made.begun_again(ID)
+    assert (made.lost, made.tried_again) == (0, 1)
+    assert not made.begun_again(ID)
+    assert not made.begun_again(OTHER.trial_id)
+    assert (made.lost, made.tried_again) == (2, 1)
+    assert made.report(ID, result(11))
+    assert Journal(tmp_path).read_row(ID) is None
+
+
 def test_a_trial_that_was_lost_is_not_shown_as_running(tmp_path: Path) -> None:
     made = make(tmp_path)
     made.started(ID)
