@@ -10,14 +10,58 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any, Literal, TypeVar
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
 
 import wandb
+
+from gisgd_ray.errors import UserError, one_line
 
 Answer = TypeVar("Answer")
 Mode = Literal["online", "offline", "disabled"]
 
 ASK_TIMEOUT_S = 10
+
+
+IDENTITY = re.compile(
+    r"WANDB_(RUN_|RESUME|FORK_|SWEEP_|LAUNCH|PROGRAM|SERVICE$|NAME$|NOTES$|DESCRIPTION$|TAGS$"
+    r"|JOB_TYPE$|CONFIG_PATHS$|ARGS$)"
+)
+"""Variables that say which run is meant: of the notebook, job or W&B agent that started a sweep."""
+
+
+class Contained:
+    """The one edge at which W&B's faults end: none of them may stop a trial or a sweep.
+
+    Its client raises what its libraries do, and other types with every version: any exception is
+    meant but our own. ``fault`` is the one that was raised inside, if any.
+    """
+
+    fault: Exception | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if not isinstance(fault, Exception) or isinstance(fault, UserError):
+            return False
+        self.fault = fault
+        return True
+
+
+def forget_identity() -> None:
+    """For a process that opens runs of its own: of its environment it takes account and settings.
+
+    Called before W&B's client reads it. ``WANDB_SERVICE`` is a process of the client's, which may
+    be gone.
+    """
+    for name in [name for name in os.environ if IDENTITY.match(name)]:
+        del os.environ[name]
 
 
 @dataclass(frozen=True)
@@ -58,11 +102,11 @@ def chosen_mode() -> tuple[Mode, str]:
     }
     if chosen in modes:
         return modes[chosen], f"WANDB_MODE is {chosen}"
-    try:
+    with Contained() as caught:
         if wandb.login(prompt=False, verify=False):
             return "online", "this user has logged in"
-    except Exception as fault:
-        return "offline", f"the login does not work: {str(fault).strip()[:200]}"
+    if caught.fault is not None:
+        return "offline", f"the login does not work: {one_line(str(caught.fault), 200)}"
     return "offline", "nobody has logged in with wandb login"
 
 
@@ -98,15 +142,16 @@ def access() -> Access:
 
     Otherwise every trial would find that out by itself, after :data:`ASK_TIMEOUT_S` or more.
     """
+    os.environ.pop("WANDB_SERVICE", None)  # of a process that may be gone
     mode, reason = chosen_mode()
     if mode == "disabled":
         return Access(mode, reason)
-    try:
+    with Contained() as caught:
         where = server()
         wandb.Settings(project=project())
-    except Exception as fault:  # no run could be opened, not even offline
-        text = " ".join(str(fault).partition("[type=")[0].split())
-        return Access("disabled", f"W&B does not take its settings ({text[:200]})")
+    if caught.fault is not None:  # no run could be opened, not even offline
+        text = one_line(str(caught.fault).partition("[type=")[0], 200)
+        return Access("disabled", f"W&B does not take its settings ({text})")
     if mode == "offline":
         return Access(mode, reason)
     entity = os.environ.get("WANDB_ENTITY") or None
@@ -120,10 +165,10 @@ def access() -> Access:
         client.create_project(project(), mine)
         return mine
 
-    try:
+    with Contained() as caught:
         return Access("online", reason, within(2 * ASK_TIMEOUT_S, ask))
-    except Exception as fault:
-        return Access("offline", _told(fault, where), entity)
+    assert caught.fault is not None
+    return Access("offline", _told(caught.fault, where), entity)
 
 
 def other_settings(
@@ -165,20 +210,18 @@ def within(seconds: float, ask: "Callable[[], Answer]") -> "Answer":
         TimeoutError: there was none in time. (The client goes on for as long as it likes.)
     """
     answers: list[Answer] = []
-    faults: list[Exception] = []
+    asked = Contained()
 
     def asking() -> None:
-        try:
+        with asked:
             answers.append(ask())
-        except Exception as fault:
-            faults.append(fault)
 
     thread = threading.Thread(target=asking, daemon=True)
     thread.start()
     thread.join(seconds)
     if answers:
         return answers[0]
-    raise faults[0] if faults else TimeoutError(f"nothing within {seconds:g} s")
+    raise asked.fault or TimeoutError(f"nothing within {seconds:g} s")
 
 
 def _code(status: int, text: str) -> bool:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from gisgd_ray.config import TrialConfig
+from gisgd_ray.errors import one_line
 from gisgd_ray.reporting.bounds_table import records
 from gisgd_ray.reporting.numbers import counted
-from gisgd_ray.reporting.wandb_access import access, project
+from gisgd_ray.reporting.wandb_access import Contained, access, project
 from gisgd_ray.reporting.wandb_runs import WandbSettings, beyond_rate, seconds_between
 from gisgd_ray.reporting.wandb_there import foreign_runs, incomplete, mark_failed, note_told
 from gisgd_ray.results import ResultTables
@@ -31,13 +32,14 @@ def begin(
         where = f"{found.entity}/{project()}"
         if told := beyond_rate(trials_at_once, requests_per_minute):
             note(told)
-        try:
+        with Contained() as caught:
             foreign = foreign_runs(where, folder, {t.trial_id: t.flat() for t in trials})
-        except Exception as fault:
+        if (fault := caught.fault) is not None:
             # Without that a run of other results could be mixed with this one's.
             note(
                 f"W&B: offline after all, since it did not say which runs {where} has "
-                f"({type(fault).__name__}: {str(fault)[:120]}). Runs are kept, for `make sync`."
+                f"({one_line(f'{type(fault).__name__}: {fault}', 120)}). Runs are kept, for "
+                "`make sync`."
             )
             mode = "offline"
         else:
@@ -69,11 +71,11 @@ def end(settings: WandbSettings, tables: ResultTables, ids: Iterable[str]) -> li
         faults.append(f"W&B: the runs of failed trials are not marked as failed ({fault})")
     online = [name for name, row in rows.items() if row.get("wandb/status") == "online"]
     points = tables.history.groupby("trial_id").size()
-    try:
+    short: list[str] = []
+    with Contained() as caught:
         short = incomplete(where, {name: int(points.get(name, 0)) for name in online})
-    except Exception as fault:
-        short = []
-        faults.append(f"W&B did not say whether it has all points ({type(fault).__name__})")
+    if caught.fault is not None:
+        faults.append(f"W&B did not say whether it has all points ({type(caught.fault).__name__})")
     if short:
         faults.append(
             f"W&B does not show all points of {counted(len(short), 'run')} ({short[0]}"

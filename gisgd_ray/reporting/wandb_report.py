@@ -30,7 +30,7 @@ from gisgd_ray.reporting.report_text import (
 )
 from gisgd_ray.reporting.run_panels import RunPanel
 from gisgd_ray.reporting.tables import Table
-from gisgd_ray.reporting.wandb_access import no_answer, server
+from gisgd_ray.reporting.wandb_access import Contained, no_answer, server
 from gisgd_ray.reporting.wandb_panels import comparison_grid, figure_grids, reports
 from gisgd_ray.reporting.wandb_there import runs_there
 from gisgd_ray.results import ResultTables
@@ -266,11 +266,9 @@ def _found(report: Any, there: Sequence[Any]) -> str:
 @contextmanager
 def _told(where: str) -> "Iterator[None]":
     """W&B's faults as sentences for the user."""
-    try:
+    with Contained() as caught:
         yield
-    except UserError:
-        raise
-    except Exception as fault:
+    if (fault := caught.fault) is not None:
         raise UserError(f"--wandb {where}: {sentence(fault, where)}") from fault
 
 

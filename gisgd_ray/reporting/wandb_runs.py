@@ -4,12 +4,13 @@ Nothing here may fail or stall a trial: the first fault switches logging off for
 its row says so in ``wandb/status``. The tables are the record; W&B is a copy of it.
 """
 
+import contextlib
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,13 @@ import numpy as np
 import wandb
 
 from gisgd_ray.errors import one_line
-from gisgd_ray.reporting.wandb_access import Mode, other_settings, within
+from gisgd_ray.reporting.wandb_access import (
+    Contained,
+    Mode,
+    forget_identity,
+    other_settings,
+    within,
+)
 from gisgd_ray.whole_files import replace_file
 
 INIT_TIMEOUT_S = 15.0
@@ -30,6 +37,8 @@ MOST_EVERY_S = 29.0
 30 s, and nothing turns that off."""
 FLUSH_S = 1.0
 """What a process that is killed may not have written of an offline run."""
+LONGEST_NAME, LONGEST_TAG = 128, 64
+"""Characters that W&B takes; it refuses a run with more."""
 MAX_ROWS = 200_000
 """Rows that a table of W&B's may have."""
 
@@ -124,7 +133,7 @@ class WandbRun:
         if trial_id in settings.foreign:
             self.status = f"off: {settings.foreign[trial_id]}"
             return
-        try:
+        with self._contained():
             self._run = self._open(settings, trial_id=trial_id, name=name, config=config)
             if self._run.resumed:
                 self._told = int(self._run.starting_step)
@@ -132,8 +141,6 @@ class WandbRun:
             self._run.define_metric("*", step_metric="step")
             for metric, best in BEST.items():
                 self._run.define_metric(metric, step_metric="step", summary=f"{best},last")
-        except Exception as fault:
-            self._give_up(fault)
         # A new offline run tells the trial from the start; a server's run has the points that
         # came through, which may be more or fewer than the checkpoint has.
         for point in earlier:
@@ -142,11 +149,12 @@ class WandbRun:
     def _open(
         self, settings: WandbSettings, *, trial_id: str, name: str | None, config: Mapping[str, Any]
     ) -> Any:
+        forget_identity()
         os.makedirs(settings.folder, exist_ok=True)
         # What an artifact is made of waits there, and an offline run needs it until it is synced.
         os.environ["WANDB_DATA_DIR"] = settings.folder
-        named = ("scheme.name", "model.name", "data.dataset")
-        tags = [str(config[field]) for field in named if config.get(field)]
+        told = ("scheme.name", "model.name", "data.dataset")
+        tags = [str(config[field])[:LONGEST_TAG] for field in told if config.get(field)]
 
         been_online = Path(settings.folder) / "wandb" / f"online-{trial_id}"
 
@@ -162,9 +170,9 @@ class WandbRun:
                 entity=settings.entity,
                 project=settings.project,
                 id=run_id,
-                name=name,
-                group=settings.group,
-                job_type=config.get("scheme.name"),
+                name=named(name, trial_id) if name else None,
+                group=settings.group[:LONGEST_NAME] if settings.group else None,
+                job_type=tags[0] if config.get("scheme.name") else None,
                 tags=tags or None,
                 dir=settings.folder,
                 mode=mode,
@@ -189,24 +197,23 @@ class WandbRun:
             return init(settings.mode)
         reason = "the server did not answer an earlier trial"
         if time.monotonic() >= WandbRun._unreachable_until:
-            try:
+            with Contained() as caught:
                 return init("online")
-            except OtherSettingsError:
-                raise
-            except Exception as fault:
-                reason = _told(fault)
-                WandbRun._unreachable_until = time.monotonic() + RETRY_ONLINE_S
+            if isinstance(caught.fault, OtherSettingsError):
+                raise caught.fault
+            reason = _told(caught.fault)
+            WandbRun._unreachable_until = time.monotonic() + RETRY_ONLINE_S
         self.status = f"offline: {reason}"
         for attempt in range(5):
-            try:
+            with Contained() as caught:
                 return init("offline")
-            except Exception as fault:
-                # The failed attempt holds on to the run id until its service process has ended.
-                if "in use" not in str(fault) or attempt == 4:
-                    raise
-                wandb.teardown()
-                time.sleep(0.2 * attempt)
-        raise AssertionError("unreachable")
+            # The failed attempt holds on to the run id until its service process has ended.
+            if "in use" not in str(caught.fault):
+                break
+            wandb.teardown()
+            time.sleep(0.2 * attempt)
+        assert caught.fault is not None
+        raise caught.fault
 
     def log(self, point: Mapping[str, Any]) -> None:
         """One measuring point; ``step`` is the axis."""
@@ -219,10 +226,8 @@ class WandbRun:
         self._seen += 1
         if self._run is None or self._seen <= self._told:
             return
-        try:
+        with self._contained():
             self._run.log(dict(point))
-        except Exception as fault:
-            self._give_up(fault)
 
     def finish(
         self,
@@ -238,7 +243,7 @@ class WandbRun:
         """
         if self._run is None:
             return
-        try:
+        with self._contained():
             if row is not None:
                 # The row's own names hold its values alone, whatever they held while it ran.
                 # A run that had failed before, and went on, has an error no more.
@@ -250,24 +255,37 @@ class WandbRun:
                 self._run.log_artifact(_table_of(steps, f"steps-{self._id}"))
             closing = self._run
             # An unreachable server would hold finish() for as long as it retries.
-            within(FINISH_TIMEOUT_S, lambda: closing.finish(exit_code=int(failed)))
-            self._run = None
-        except TimeoutError:
-            self._give_up(
-                TimeoutError(
+            try:
+                within(FINISH_TIMEOUT_S, lambda: closing.finish(exit_code=int(failed)))
+            except TimeoutError:
+                raise TimeoutError(
                     f"W&B did not take the run within {FINISH_TIMEOUT_S:g} s; make sync uploads "
                     "the rest"
-                )
-            )
-        except Exception as fault:
-            self._give_up(fault)
+                ) from None
+            self._run = None
 
-    def _give_up(self, fault: BaseException) -> None:
-        self._run = None
-        self.status = f"off: {_told(fault)}"
+    @contextlib.contextmanager
+    def _contained(self) -> Iterator[None]:
+        """A fault inside ends the logging of this trial, and is told in its row."""
+        with Contained() as caught:
+            yield
+        if caught.fault is not None:
+            self._run = None
+            self.status = f"off: {_told(caught.fault)}"
 
 
-def _told(fault: BaseException) -> str:
+def named(name: str, trial_id: str) -> str:
+    """A run's name, cut where W&B would refuse it, and then made its own by the trial's id.
+
+    >>> named("lr=0.1", "ab12"), len(named("x" * 200, "ab12")), named("x" * 200, "ab12")[-8:]
+    ('lr=0.1', 128, 'xxx ab12')
+    """
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - len(trial_id) - 1]} {trial_id}"
+
+
+def _told(fault: BaseException | None) -> str:
     return one_line(f"{type(fault).__name__}: {fault}", 300)
 
 
@@ -283,6 +301,7 @@ def add_steps(
     Raises:
         Exception: whatever W&B's client raises.
     """
+    forget_identity()
     run = wandb.init(
         entity=entity, project=project, id=run_id, resume="must", settings=_slim(LEAST_EVERY_S)
     )

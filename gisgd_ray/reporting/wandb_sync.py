@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import wandb
@@ -21,9 +21,15 @@ from gisgd_ray import terminal
 from gisgd_ray.errors import UserError
 from gisgd_ray.journal import Journal
 from gisgd_ray.reporting.numbers import counted
-from gisgd_ray.reporting.wandb_access import chosen_mode, no_answer, server
+from gisgd_ray.reporting.wandb_access import (
+    Contained,
+    chosen_mode,
+    forget_identity,
+    no_answer,
+    server,
+)
 from gisgd_ray.reporting.wandb_report import sentence
-from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings, add_steps
+from gisgd_ray.reporting.wandb_runs import LONGEST_NAME, WandbRun, WandbSettings, add_steps
 from gisgd_ray.reporting.wandb_there import (
     TOLD,
     elsewhere,
@@ -49,6 +55,8 @@ class Kept:
     id: str = ""
     project: str = ""
     entity: str = ""
+    name: str = ""
+    group: str | None = None
     staged: tuple[Path, ...] = ()
     """Where the files of its artifacts were when it ran."""
 
@@ -86,6 +94,7 @@ def sync(root: Path) -> int:
         print(f"Nothing to upload: {root} has no W&B runs.")
         return 0
     os.environ.pop("WANDB_MODE", None)
+    forget_identity()
     if why := no_answer(server()):
         raise UserError(f"{server()} does not answer ({why}); the runs are kept, try again later")
     mode, reason = chosen_mode()
@@ -101,7 +110,7 @@ def sync(root: Path) -> int:
                 f"{kept.path} holds nothing that could be read, since its trial was killed; its "
                 "sweep runs it again with --resume, or remove that folder"
             )
-    try:
+    with Contained() as caught:
         for folder in folders:
             here = [kept for kept in found if kept.id and kept.results == folder]
             places = {_where(kept) for kept in here} | set(told_places(folder))
@@ -109,8 +118,8 @@ def sync(root: Path) -> int:
                 runs = [kept for kept in here if _where(kept) == where]
                 more, without = _sync_folder(folder, where, runs)
                 done, left = done + more, left + without
-    except Exception as fault:
-        raise UserError(sentence(fault, f"{os.environ.get('WANDB_ENTITY', '')}/")) from None
+    if caught.fault is not None:
+        raise UserError(sentence(caught.fault, f"{os.environ.get('WANDB_ENTITY', '')}/"))
     if done or left:
         print(f"{counted(done, 'run')} uploaded to {server()}.")
     else:
@@ -132,7 +141,9 @@ def _sync_folder(folder: Path, where: str, runs: Sequence[Kept]) -> tuple[int, l
     again: dict[str, Kept | None] = {}
     for kept in runs:
         beside = kept.id != kept.trial_id and not journal.path(kept.trial_id).exists()
-        if beside or kept.trial_id not in there:
+        if len(kept.name) > LONGEST_NAME and kept.trial_id not in there:
+            again[kept.trial_id] = kept  # W&B would refuse the record as it is
+        elif beside or kept.trial_id not in there:
             new.append(kept)
         elif kept.trial_id in ours:
             again[kept.trial_id] = kept
@@ -144,14 +155,14 @@ def _sync_folder(folder: Path, where: str, runs: Sequence[Kept]) -> tuple[int, l
         told = journal.read(name, with_steps=False)
         if told.row is not None and there.get(name, -1) < len(told.points):
             again[name] = None
-    note_told(folder, where, [kept.trial_id for kept in new])
+    note_told(folder, where, [*again, *(kept.trial_id for kept in new)])
     lost = [kept for kept in new if not all(path.exists() for path in kept.staged)]
     _upload([kept.path for kept in new])
     left += [f"{k.path} was not taken; why is said above" for k in new if not k.uploaded]
     left += _add_tables(where, [kept for kept in lost if kept.uploaded])
     done = sum(kept.uploaded for kept in new)
     for name, record in sorted(again.items()):
-        if fault := _complete(folder, where, name):
+        if fault := _complete(folder, where, name, record):
             left.append(f"the run {where}/{name}: {fault}")
             continue
         done += 1
@@ -164,17 +175,23 @@ def _sync_folder(folder: Path, where: str, runs: Sequence[Kept]) -> tuple[int, l
     return done, left
 
 
-def _complete(folder: Path, where: str, trial_id: str) -> str:
-    """Tell a run that is there what it lacks, from the journal; what kept it from being told."""
+def _complete(folder: Path, where: str, trial_id: str, kept: Kept | None) -> str:
+    """Tell a run what it lacks there, from the journal; what kept it from being told."""
     record = Journal(folder).read(trial_id)
     if not record.points:
         return f"the journal in {folder} has no points of it"
     entity, _, project = where.partition("/")
     row, fields = record.row, field_paths()
     run = WandbRun(
-        WandbSettings("online", str(folder), group=None, project=project, entity=entity),
+        WandbSettings(
+            "online",
+            str(folder),
+            group=kept.group if kept else None,
+            project=project,
+            entity=entity,
+        ),
         trial_id=trial_id,
-        name=None,
+        name=kept.name if kept else None,
         config={name: value for name, value in (row or {}).items() if name in fields},
         earlier=record.points,
     )
@@ -197,11 +214,18 @@ def read(path: Path) -> Kept:
         except ValueError:
             continue
         if run := record.get("run"):
-            kept = Kept(path, run["run_id"], run.get("project", ""), run.get("entity", ""))
+            kept = Kept(
+                path,
+                run["run_id"],
+                run.get("project", ""),
+                run.get("entity", ""),
+                run.get("display_name", ""),
+                run.get("run_group"),
+            )
         if artifact := record.get("artifact"):
             contents = artifact.get("manifest", {}).get("contents", [])
             staged += [Path(each["local_path"]) for each in contents if each.get("local_path")]
-    return Kept(path, kept.id, kept.project, kept.entity, tuple(staged))
+    return replace(kept, staged=tuple(staged))
 
 
 def _where(run: Kept) -> str:
@@ -234,10 +258,10 @@ def _add_tables(where: str, runs: Iterable[Kept]) -> list[str]:
             )
             continue
         failed = record.row["status"] != "finished"
-        try:
+        with Contained() as caught:
             add_steps(entity, project, kept.id, record.steps.table(), failed=failed)
-        except Exception as fault:
-            left.append(f"the table of steps of {kept.id}: {sentence(fault, where)}")
+        if caught.fault is not None:
+            left.append(f"the table of steps of {kept.id}: {sentence(caught.fault, where)}")
     return left
 
 

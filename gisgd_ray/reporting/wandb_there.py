@@ -8,7 +8,8 @@ from typing import Any
 
 import wandb
 
-from gisgd_ray.reporting.wandb_access import ASK_TIMEOUT_S, other_settings, within
+from gisgd_ray.errors import one_line
+from gisgd_ray.reporting.wandb_access import ASK_TIMEOUT_S, Contained, other_settings, within
 from gisgd_ray.whole_files import replace_file
 
 AT_A_TIME = 200
@@ -131,11 +132,10 @@ def mark_failed(where: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
 
     if not rows:
         return ""
-    try:
+    with Contained() as caught:
         within(2 * ASK_TIMEOUT_S + len(rows), mark)
-    except Exception as fault:
-        return f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
-    return ""
+    fault = caught.fault
+    return one_line(f"{type(fault).__name__}: {fault}", 200) if fault is not None else ""
 
 
 def _known(value: Any) -> bool:

@@ -77,6 +77,12 @@ class RunOperations:
         return {"project": node, "model": node, "inserted": inserted}
 
     def upsert_bucket(self, input: Mapping[str, Any]) -> dict[str, Any]:
+        for name, longest in (("displayName", 128), ("groupName", 128), ("jobType", 64)):
+            if len(input.get(name) or "") > longest:
+                raise RefusedError(400, f"invalid {name}: exceeded {longest} characters")
+        for tag in input.get("tags") or ():
+            if not 1 <= len(tag) <= 64:
+                raise RefusedError(400, f"invalid tag '{tag}'. must be between 1 and 64 characters")
         run, inserted = self._run_to_upsert(input)
         for attribute, name in (
             ("display_name", "displayName"),
