@@ -1,6 +1,5 @@
 """How many trials run at once on the cluster at hand, and what that means for the time."""
 
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from gisgd_ray.cluster import (
     run_on_a_gpu,
 )
 from gisgd_ray.config import TrialConfig
+from gisgd_ray.cpus import usable_cpus
 from gisgd_ray.device import gpu
 from gisgd_ray.errors import DataError
 from gisgd_ray.estimate import Cost, estimate, measured_cost
@@ -64,7 +64,7 @@ def told_cost(trials: Sequence[TrialConfig], options: Options, *, connected: boo
 def _told_cost(trials: Sequence[TrialConfig], options: Options, *, connected: bool) -> list[str]:
     cpus = options.cpus_per_trial
     if not connected:
-        here = len(os.sched_getaffinity(0))
+        here = usable_cpus()
         on = f"this machine ({counted(here, 'CPU')}; its GPUs, if any, are found when Ray starts)"
         resources, together = Resources(cpus=cpus), here // cpus
     else:

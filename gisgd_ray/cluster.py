@@ -1,9 +1,11 @@
 """Joining a Ray cluster, or starting Ray on this machine."""
 
+import atexit
 import contextlib
 import logging
 import os
 import socket
+import sys
 import uuid
 import warnings
 from pathlib import Path
@@ -11,7 +13,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from gisgd_ray.cpus import usable_cpus
 from gisgd_ray.errors import UserError
+from gisgd_ray.private_folder import TOKEN, make_private_folder, remove_private_folder
+from gisgd_ray.running_cluster import CannotJoinError, ask, no_answer
 
 # Read by Ray when it is imported or started.
 _RAY_ENVIRONMENT = {
@@ -26,49 +31,107 @@ _RAY_ENVIRONMENT = {
 }
 
 
-BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+_QUIET: dict[str, Any] = {
+    "log_to_driver": False,
+    "logging_level": logging.ERROR,
+    "configure_logging": True,
+}
+
+BOOTSTRAP = Path(os.path.expanduser("~/ray_bootstrap_config.yaml"))
 """Where the cluster launcher leaves a cluster's configuration on its head."""
 
 
-def connect(*, address: str | None = None, start_local: bool = True) -> str:
-    """Join the running Ray cluster, or start a local one; returns a sentence that says which.
+class Connection(NamedTuple):
+    """How this process came to a Ray cluster, or that it did not."""
+
+    joined: bool
+    told: str
+
+
+def connect(*, address: str | None = None, start_local: bool = True) -> Connection:
+    """Join the running Ray cluster, or start a local one.
 
     ``address`` as for ``ray.init``; None tries ``RAY_ADDRESS``, then the cluster of this host.
-    Without a cluster and with ``start_local`` false, nothing is started and the result is "".
+    Without a cluster that can be joined, and with ``start_local`` false, nothing is started.
+
+    Raises:
+        UserError: the cluster that was named cannot be joined, or none be started.
     """
     os.environ.update({k: os.environ.get(k, v) for k, v in _RAY_ENVIRONMENT.items()})
-    import ray
-
-    quiet: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "configure_logging": True,
-    }
-    # A trial on another node needs the same W&B account and settings as the driver. A submitted
-    # job's trials have the job's own, and Ray refuses to be told a variable twice.
-    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    wandb = {k: v for k, v in os.environ.items() if k.startswith("WANDB_") and not submitted}
     named = address or os.environ.get("RAY_ADDRESS")
     running = None if named == "local" else named or started_cluster()
+    why = "no Ray cluster is running"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if running is not None:
             try:
-                if not _answers(running):
-                    raise ConnectionError
-                ray.init(address=running, runtime_env={"env_vars": wandb}, **quiet)
-                nodes = "1 node" if num_nodes() == 1 else f"{num_nodes()} nodes"
-                return f"joined the running Ray cluster ({nodes}, {_totals()})"
-            except ConnectionError:
+                return _join(running)
+            except CannotJoinError as fault:
+                why = str(fault)
                 if named is not None:
                     raise UserError(
-                        f"no Ray cluster answers at {named}; start it, or unset RAY_ADDRESS to "
-                        "run on this machine alone"
+                        f"{why}; {fault.remedy}, or unset RAY_ADDRESS to run on this machine alone"
                     ) from None
-        if not start_local:
-            return ""
-        ray.init(address="local", include_dashboard=False, **quiet)
-        return f"no Ray cluster is running: started Ray on this machine ({_totals()})"
+        return _start(why) if start_local else Connection(False, why)
+
+
+def _join(address: str) -> Connection:
+    """Raises CannotJoinError."""
+    if not _answers(address):
+        raise no_answer(address)
+    if _is_host_and_port(address):
+        _use_token(ask(address).token)
+    import ray
+
+    try:
+        ray.init(address=address, **_QUIET)
+    except (OSError, RuntimeError, ray.exceptions.RayError) as fault:
+        reason = str(fault).strip().partition("\n")[0]
+        raise CannotJoinError(
+            f"the Ray cluster at {address} cannot be joined ({reason[:200]})", "mend it"
+        ) from None
+    nodes = "1 node" if num_nodes() == 1 else f"{num_nodes()} nodes"
+    return Connection(True, f"joined the running Ray cluster ({nodes}, {_totals()})")
+
+
+def _start(why: str) -> Connection:
+    """Ray on this machine, for this process alone."""
+    folder = make_private_folder()
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder / TOKEN)
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+    try:
+        Path.home()
+    except RuntimeError:  # asked for when Tune is imported
+        os.environ["HOME"] = str(folder)
+    _use_token(True)
+    import ray
+
+    @atexit.register
+    def end() -> None:
+        ray.shutdown()
+        remove_private_folder(folder)
+
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=usable_cpus(),
+            _temp_dir=str(folder),
+            **_QUIET,
+        )
+    except (OSError, RuntimeError, ray.exceptions.RayError) as fault:
+        raise UserError(f"Ray cannot be started on this machine: {fault}") from fault
+    return Connection(True, f"{why}: started Ray on this machine ({_totals()})")
+
+
+def _use_token(wanted: bool) -> None:
+    """Whether Ray shows its token, and wants to see it; read by Ray when it is imported."""
+    os.environ["RAY_AUTH_MODE"] = "token" if wanted else "disabled"
+    if "ray" in sys.modules:
+        from ray._raylet import AuthenticationTokenLoader, Config
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 def started_cluster() -> str | None:
@@ -79,16 +142,24 @@ def started_cluster() -> str | None:
     """
     from ray._private.utils import read_ray_address
 
-    address: str | None = read_ray_address()
+    try:
+        address: str | None = read_ray_address()
+    except OSError:  # another user's
+        return None
     # The note outlives its cluster.
     return address if address and ":" in address and _answers(address) else None
 
 
+def _is_host_and_port(address: str) -> bool:
+    """Other forms are Ray's to judge."""
+    return address.rpartition(":")[2].isdigit() and "://" not in address
+
+
 def _answers(address: str) -> bool:
     """Whether anybody listens at ``host:port``; Ray itself would try for ten minutes."""
+    if not _is_host_and_port(address):
+        return "://" in address or address == "auto"
     host, _, port = address.rpartition(":")
-    if not port.isdigit() or "://" in address:
-        return "://" in address or address == "auto"  # other forms are Ray's to judge
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except OSError:
@@ -112,7 +183,7 @@ def cluster_gpus() -> float:
     import ray
 
     up = float(ray.cluster_resources().get("GPU", 0))
-    return max(up, startable_gpus(BOOTSTRAP.expanduser()))
+    return max(up, startable_gpus(BOOTSTRAP))
 
 
 def require_room(*, cpus: int, gpus: float) -> None:
@@ -125,7 +196,7 @@ def require_room(*, cpus: int, gpus: float) -> None:
     """
     import ray
 
-    if BOOTSTRAP.expanduser().exists():
+    if BOOTSTRAP.exists():
         return
     sizes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(s.get("CPU", 0) >= cpus and s.get("GPU", 0) >= gpus for s in sizes):
@@ -223,7 +294,7 @@ def largest_memory() -> int:
     """Bytes that the largest machine of the cluster lends to trials; 2**63 where it may grow."""
     import ray
 
-    if BOOTSTRAP.expanduser().exists():
+    if BOOTSTRAP.exists():
         return 2**63
     sizes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
     return int(max(sizes))

@@ -15,7 +15,7 @@ from rich.console import Console
 from gisgd_ray import cli, terminal
 from gisgd_ray.capacity import chosen_resources, told_cost
 from gisgd_ray.claims import Claim
-from gisgd_ray.cluster import cluster_gpus, connect, largest_memory, require_room
+from gisgd_ray.cluster import Connection, cluster_gpus, connect, largest_memory, require_room
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.estimate import duration
@@ -119,7 +119,7 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
         raise UserError(f"at scale {scale}: {faults[scale]}")
     if options.dry_run:
         place.pull()
-        _tell(sweep, plans[scale], place, options, connected=bool(connection))
+        _tell(sweep, plans[scale], place, options, connected=connection.joined)
         return 0
     with place.owned(take_over=options.take_over):
         # A sweep that needs no smaller scale has one: the paper's.
@@ -127,7 +127,7 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
         facts = {
             "scale": "the paper’s" if same else scale,
             "command": shlex.join(["python", *map(without_keys, sys.argv)]),
-            "Ray": connection,
+            "Ray": connection.told,
         }
         return _run(sweep, plans[scale], place, options, facts)
 
@@ -224,15 +224,15 @@ def _keep_all(
     keep(folder, record)
 
 
-def _choose_scale(asked: str, connection: str) -> str:
+def _choose_scale(asked: str, connection: Connection) -> str:
     """The scale and why; printed first, since everything else depends on it."""
     if asked != "auto":
         scale, reason = asked, "asked for with --scale"
-    elif connection and cluster_gpus() > 0:
+    elif connection.joined and cluster_gpus() > 0:
         scale, reason = "paper", "the Ray cluster has a GPU"
     else:
         scale, reason = "laptop", "there is no GPU"
-    print(f"Scale {scale}: {reason}; {connection or 'no Ray cluster is running'}.")
+    print(f"Scale {scale}: {reason}; {connection.told}.")
     return scale
 
 

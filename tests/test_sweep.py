@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gisgd_ray import cli, sweep
+from gisgd_ray.cluster import Connection
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.journal import Journal
@@ -23,9 +24,9 @@ RATE, BATCH = "training.learning_rate", "training.batch_size"
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here may start or join Ray, or train."""
 
-    def connect(*, start_local: bool = True) -> str:
+    def connect(*, start_local: bool = True) -> Connection:
         assert not start_local, "Ray was asked for"
-        return ""
+        return Connection(False, "no Ray cluster is running")
 
     monkeypatch.setattr(sweep, "connect", connect)
     monkeypatch.setattr(sweep, "largest_memory", lambda: 2**40)
