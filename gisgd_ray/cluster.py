@@ -106,11 +106,7 @@ def _start(why: str) -> Connection:
     _use_token(True)
     import ray
 
-    @atexit.register
-    def end() -> None:
-        ray.shutdown()
-        remove_private_folder(folder)
-
+    atexit.register(_end, folder)
     try:
         ray.init(
             address="local",
@@ -122,6 +118,50 @@ def _start(why: str) -> Connection:
     except (OSError, RuntimeError, ray.exceptions.RayError) as fault:
         raise UserError(f"Ray cannot be started on this machine: {fault}") from fault
     return Connection(True, f"{why}: started Ray on this machine ({_totals()})")
+
+
+def _end(folder: Path) -> None:
+    """Of the Ray of this process, all that is left."""
+    import ray
+
+    ray.shutdown()
+    remove_private_folder(folder)
+
+
+_abandoned = False
+
+
+def abandon() -> None:
+    """Leave a cluster that is gone: of an own one end what is left, and wait for no answer."""
+    from ray._private import worker
+
+    global _abandoned
+    _abandoned = True
+    node = worker._global_node
+    if node.is_head():
+        folder = Path(node.get_temp_dir_path())
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+        _kill_orphans(folder)
+        remove_private_folder(folder)
+
+
+def _kill_orphans(folder: Path) -> None:
+    """Ray's processes that have outlived their parents: those that write into its folder."""
+    import psutil  # type: ignore[import-untyped]  # comes with Ray
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            is_rays = process.name().startswith("ray::")
+            if is_rays and any(Path(f.path).is_relative_to(folder) for f in process.open_files()):
+                process.kill()
+
+
+def leave(status: int) -> None:
+    """End the process, if it has abandoned a cluster: Ray would hold it for another minute."""
+    if _abandoned:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _use_token(wanted: bool) -> None:
@@ -186,6 +226,11 @@ def cluster_gpus() -> float:
     return max(up, startable_gpus(BOOTSTRAP))
 
 
+def _grows() -> bool:
+    """Whether an autoscaler may start machines. (Path.exists raises in another user's home.)"""
+    return os.path.exists(BOOTSTRAP)
+
+
 def require_room(*, cpus: int, gpus: float) -> None:
     """See that some machine can take a trial at all: Ray would wait for one without a word.
 
@@ -196,7 +241,7 @@ def require_room(*, cpus: int, gpus: float) -> None:
     """
     import ray
 
-    if BOOTSTRAP.exists():
+    if _grows():
         return
     sizes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(s.get("CPU", 0) >= cpus and s.get("GPU", 0) >= gpus for s in sizes):
@@ -294,7 +339,7 @@ def largest_memory() -> int:
     """Bytes that the largest machine of the cluster lends to trials; 2**63 where it may grow."""
     import ray
 
-    if BOOTSTRAP.exists():
+    if _grows():
         return 2**63
     sizes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
     return int(max(sizes))

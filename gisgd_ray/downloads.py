@@ -96,11 +96,20 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def data_folder() -> Path:
-    """``$GISGD_DATA``, else ``gisgd_ray`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    if chosen := os.environ.get("GISGD_DATA"):
-        return Path(chosen).expanduser().absolute()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return cache.expanduser().absolute() / "gisgd_ray"
+    """``$GISGD_DATA``, else ``gisgd_ray`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Raises:
+        DataError: it lies in a home that this user has not.
+    """
+    try:
+        if chosen := os.environ.get("GISGD_DATA"):
+            return Path(chosen).expanduser().absolute()
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        return cache.expanduser().absolute() / "gisgd_ray"
+    except RuntimeError:
+        raise DataError(
+            "this user has no home folder to keep data sets in; set GISGD_DATA to a folder for them"
+        ) from None
 
 
 def ensure_files(name: str, folder: Path) -> None:

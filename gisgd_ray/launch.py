@@ -16,10 +16,12 @@ from filelock import FileLock, Timeout
 
 from gisgd_ray.capacity import slots
 from gisgd_ray.checkpoints import clear_all
-from gisgd_ray.cluster import machines, most_cpus, num_nodes, require_shared
+from gisgd_ray.cluster import abandon, machines, most_cpus, num_nodes, require_shared
+from gisgd_ray.cluster_watch import ClusterLostError
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.downloads import data_folder, ensure_files
 from gisgd_ray.errors import UserError
+from gisgd_ray.handover import Handover, account, handed_over
 from gisgd_ray.journal import Journal, Row
 from gisgd_ray.memory import give_back_freed
 from gisgd_ray.packing import Resources
@@ -56,6 +58,8 @@ class Outcome:
     """Of every trial that has ended, :data:`TOLD`; the tables have the rest."""
     wandb_faults: list[str] = field(default_factory=list)
     """What W&B does not have in the end, in sentences."""
+    cluster_lost: str = ""
+    """Why the cluster is gone, if that was what broke the launch off."""
     lost: int = 0
     """How often a trial was lost, and went on from its last checkpoint."""
     tried_again: int = 0
@@ -87,7 +91,7 @@ def launch(
     A trial that was lost or failed goes on from its last checkpoint; one that gets no further in
     ``retries`` further attempts, or fails in the same way at the same step again, costs only its
     own row. One that does not fit into memory beside others is run again with more room. Ctrl-C
-    stops cleanly with what finished kept.
+    stops cleanly with what finished kept, and so does the loss of the whole cluster.
 
     Args:
         reused_folders: sweeps' folders whose finished trials are taken from there.
@@ -140,12 +144,17 @@ def launch(
                     note=progress.note,
                 )
                 run = {
-                    "storage": place.storage,
                     "threads": resources.threads or resources.cpus,
                     "checkpoint_every_s": checkpoint_every_s,
                     "wandb": asdict(wandb),
                 }
-                outcome.resources = _rounds(waiting, run, place, resources, recorder)
+                try:
+                    with handed_over(Handover(place.storage, account())) as name:
+                        run["handover"] = name
+                        outcome.resources = _rounds(waiting, run, place, resources, recorder)
+                except ClusterLostError as fault:
+                    abandon()
+                    outcome.cluster_lost = "" if fault.stopped else str(fault)
             outcome.lost, outcome.tried_again = recorder.lost, recorder.tried_again
         try:
             outcome.tables = write_tables(folder, trials)
@@ -198,13 +207,14 @@ def _rounds(
     recorder: Recorder,
 ) -> Resources:
     """Run the trials, and those again, with more room, that ran out of memory; the room at last."""
+    from ray.exceptions import RayError
+    from ray.tune import TuneError
+
     waiting = list(trials)
     while True:
         try:
-            stopped = tune_trials(waiting, run, place.storage, resources, recorder)
-        except UserError:
-            raise
-        except Exception as error:
+            stopped = tune_trials(waiting, run, resources, recorder)
+        except (OSError, TuneError, RayError) as error:
             _raise_if_storage_failed(place.folder, recorder.fault or error)
             raise
         waiting = [t for t in waiting if t.trial_id in recorder.out_of_memory]

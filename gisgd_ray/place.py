@@ -4,9 +4,24 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from gisgd_ray.errors import UserError
 from gisgd_ray.mirror import Mirror
 from gisgd_ray.results import require_writable, results_folder
 from gisgd_ray.storage import Storage, is_uri, joined, without_keys
+
+
+def expanded(path: Path) -> Path:
+    """The path with a home in place of its ``~``.
+
+    Raises:
+        UserError: there is no such home.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{path}: there is no such home folder; set HOME, or write the path in full"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -34,7 +49,7 @@ class Place:
         if is_uri(out):
             scheme, _, below = without_keys(out).partition("://")
             path = Path("results", scheme, below.lstrip("/"))
-        folder = path.expanduser().absolute() / name
+        folder = expanded(path).absolute() / name
         if make:
             folder = results_folder(folder)
         else:

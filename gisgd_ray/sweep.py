@@ -15,7 +15,7 @@ from rich.console import Console
 from gisgd_ray import cli, terminal
 from gisgd_ray.capacity import chosen_resources, told_cost
 from gisgd_ray.claims import Claim
-from gisgd_ray.cluster import Connection, cluster_gpus, connect, largest_memory, require_room
+from gisgd_ray.cluster import Connection, cluster_gpus, connect, largest_memory, leave, require_room
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.estimate import duration
@@ -75,10 +75,17 @@ class Sweep:
 def main(sweep: Sweep, argv: Sequence[str] | None = None) -> int:
     """Run a sweep from its command line; the exit status.
 
-    0: every trial finished (or diverged, which is a result); 1: some failed; 2: bad input;
-    130: stopped by the user.
+    0: every trial finished (or diverged, which is a result); 1: some failed, or the cluster was
+    lost; 2: bad input; 130: stopped by the user, or by a scheduler.
     """
     terminal.forgive()
+    status = _told(sweep, argv)
+    leave(status)
+    return status
+
+
+def _told(sweep: Sweep, argv: Sequence[str] | None) -> int:
+    """The exit status, with a fault told in a sentence."""
     try:
         return _main(sweep, argv)
     except UserError as error:
@@ -210,7 +217,7 @@ def _run(
         Console().print(for_terminal(table))
     _print_closing(outcome, report.page, seconds)
     if outcome.interrupted:
-        return 130
+        return 1 if outcome.cluster_lost else 130
     return 1 if outcome.count("failed") else 0
 
 
@@ -252,7 +259,12 @@ def _print_closing(outcome: Outcome, page: Path, seconds: float) -> None:
         if count:
             times = "Once" if count == 1 else f"{count} times"
             print(f"{times} a trial {what} from its last checkpoint.")
-    if outcome.interrupted:
+    if outcome.cluster_lost:
+        print(
+            f"The Ray cluster was lost ({outcome.cluster_lost}); what was measured is kept: the "
+            "same command with --resume runs what is missing."
+        )
+    elif outcome.interrupted:
         print("Stopped before the end: the same command with --resume runs what is missing.")
     sys.stdout.flush()  # in a log of both, stderr would come before it
     failed = [row for row in outcome.rows if row["status"] == "failed"]

@@ -27,6 +27,7 @@ from gisgd_ray.checkpoints import Checkpoints
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.device import Device, gpu
 from gisgd_ray.errors import DataError, UserError
+from gisgd_ray.handover import put_on, take
 from gisgd_ray.journal import Row
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings
@@ -46,7 +47,8 @@ class RunSettings:
 
     Attributes:
         cpus, gpus: that Ray sets aside for each.
-        storage: where checkpoints are kept (:class:`~gisgd_ray.storage.Storage`).
+        handover: the name under which the driver tells what is secret
+            (:mod:`gisgd_ray.handover`), the place of the checkpoints among it.
         threads: of torch; the order of sums, and so every bit of a result, depends on it.
         checkpoint_every_s: seconds between two checkpoints of a trial.
         wandb: :class:`WandbSettings` as a dict.
@@ -54,7 +56,7 @@ class RunSettings:
 
     cpus: int
     gpus: float
-    storage: str
+    handover: str
     threads: int
     checkpoint_every_s: float
     wandb: dict[str, Any]
@@ -116,7 +118,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._trial = TrialConfig.model_validate(config["trial"]["config"])
         self._name = config["trial"]["name"]
         self._device: Device | None = None
-        self._shared = Storage(self._run.storage)
+        told = take(self._run.handover)
+        put_on(told.environment)
+        self._in_bucket = is_uri(told.storage)
+        self._shared = Storage(told.storage)
         self._checkpoints = Checkpoints(self._shared, self._trial)
         self._wandb: WandbRun | None = None
         self._state: TrainState | None = None
@@ -226,7 +231,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
 
     def _keep_wandb(self) -> None:
         """Bring an offline run to the bucket, if results go to one: this machine may not last."""
-        if not is_uri(self._run.storage):
+        if not self._in_bucket:
             return
         folder = Path(self._run.wandb["folder"])
         try:

@@ -2,26 +2,26 @@
 
 import contextlib
 import logging
-import os
 import signal
 import sys
+import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from gisgd_ray.cluster_watch import ClusterLostError, ClusterWatch
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.packing import Resources
 from gisgd_ray.recorder import Recorder
 from gisgd_ray.search_space import param_space
-from gisgd_ray.storage import Storage, joined
 
 
 def tune_trials(
     trials: Sequence[TrialConfig],
     run: dict[str, Any],
-    storage: str,
     resources: Resources,
     recorder: Recorder,
 ) -> bool:
@@ -29,64 +29,110 @@ def tune_trials(
 
     Args:
         run: what all trials are run with, resources aside.
-        storage: where Tune may keep notes of its own.
         recorder: is told what becomes of each trial.
+
+    Raises:
+        ClusterLostError: the cluster is gone.
     """
     from ray import tune
 
     from gisgd_ray.trainable import TrialTrainable
 
-    notes = Storage(joined(storage, "ray"))
-    attempts = {name.split("/")[0] for name in notes.names(recursive=True)}
-    tuner = tune.Tuner(
-        TrialTrainable,
-        param_space=param_space(
-            trials, {**run, "cpus": resources.cpus, "gpus": resources.gpus}, recorder.names
-        ),
-        tune_config=tune.TuneConfig(
-            reuse_actors=True,
-            trial_name_creator=lambda trial: _id_of(trial),
-            trial_dirname_creator=lambda trial: _id_of(trial),
-        ),
-        run_config=tune.RunConfig(
-            name=f"attempt-{len(attempts) + 1}",
-            storage_path=notes.where,
-            verbose=0,
-            callbacks=[_tune_callback(recorder)],
-            progress_reporter=_no_reporter(),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=recorder.retries),
-        ),
-    )
-    with _quiet_tune(), _stop_on_signal() as received:
-        tuner.fit()
+    watch, received = ClusterWatch(), list[int]()
+    # Tune's own notes, which nobody reads: trials go on from their journals and checkpoints.
+    with tempfile.TemporaryDirectory(prefix="gisgd-", ignore_cleanup_errors=True) as notes:
+        tuner = tune.Tuner(
+            TrialTrainable,
+            param_space=param_space(
+                trials, {**run, "cpus": resources.cpus, "gpus": resources.gpus}, recorder.names
+            ),
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,
+                trial_name_creator=lambda trial: _id_of(trial),
+                trial_dirname_creator=lambda trial: _id_of(trial),
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=notes,
+                verbose=0,
+                callbacks=[_tune_callback(recorder, watch, received)],
+                progress_reporter=_no_reporter(),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=recorder.retries),
+            ),
+        )
+        with _quiet_tune(), _stop_on_signal(received), watch:
+            _fit(tuner, watch, received)
     return bool(received)
 
 
-def _tune_callback(recorder: Recorder) -> Any:
+class _StoppedError(Exception):
+    """Ends Tune's loop from within."""
+
+
+def _fit(tuner: Any, watch: ClusterWatch, received: Sequence[int]) -> None:
+    """``tuner.fit()`` in a thread: of a lost cluster it may wait for an answer for ever.
+
+    Raises:
+        ClusterLostError: the cluster is gone.
+        Exception: whatever Tune raised.
+    """
+    faults: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            tuner.fit()
+        except BaseException as fault:  # for the thread that waits
+            faults.append(fault)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive() and not watch.lost:
+        thread.join(0.2)
+    if watch.look():
+        thread.join(2)  # with a report that it is writing down
+        raise ClusterLostError(watch.lost, stopped=bool(received))
+    if faults and not received:
+        raise faults[0]
+
+
+def _tune_callback(recorder: Recorder, watch: ClusterWatch, received: Sequence[int]) -> Any:
     """Ray's callback interface around the recorder (a class made here: Ray is imported late)."""
     from ray import tune
 
     class Callback(tune.Callback):  # type: ignore[misc,unused-ignore]
-        def __init__(self, recorder: Recorder | None) -> None:
+        def __init__(
+            self, recorder: Recorder | None, watch: ClusterWatch, received: Sequence[int]
+        ) -> None:
             self.recorder = recorder
+            self.watch, self.received = watch, received
 
         def __getstate__(self) -> dict[str, Any]:
             # Ray pickles its callbacks to restore an experiment, which we do from the journals.
             return {"recorder": None}
+
+        def is_over(self) -> bool:
+            """Whether a trial that ends now does so because the sweep does."""
+            return bool(self.received or self.watch.look())
+
+        def on_step_begin(self, **_info: Any) -> None:
+            if self.is_over():
+                raise _StoppedError
 
         def on_trial_start(self, trial: Any, **_info: Any) -> None:
             if self.recorder is not None:
                 self.recorder.started(_id_of(trial))
 
         def on_trial_result(self, trial: Any, result: Any, **_info: Any) -> None:
-            if self.recorder is not None and self.recorder.report(_id_of(trial), result):
+            if self.recorder is None or self.watch.lost:
+                return
+            if self.recorder.report(_id_of(trial), result):
                 trial.max_failures = trial.num_failures + self.recorder.retries
             # Tune remembers every trial's last result; the journal has this one.
             result.pop("payload", None)
 
         def on_trial_recover(self, trial: Any, **_info: Any) -> None:
-            if self.recorder is None:
+            if self.recorder is None or self.is_over():
                 return
             name = _id_of(trial)
             if self.recorder.begun_again(name):
@@ -97,7 +143,7 @@ def _tune_callback(recorder: Recorder) -> Any:
             trial.config["trial"]["fault_before"] = self.recorder.faults.get(name)
 
         def on_trial_error(self, trial: Any, **_info: Any) -> None:
-            if self.recorder is None:
+            if self.recorder is None or self.is_over():
                 return
             name, told = _id_of(trial), _traceback_of(trial)
             if "OutOfMemory" in told:  # Ray kills the largest when a machine's memory runs out
@@ -106,7 +152,7 @@ def _tune_callback(recorder: Recorder) -> Any:
             else:
                 self.recorder.failed(name, told)
 
-    return Callback(recorder)
+    return Callback(recorder, watch, received)
 
 
 def _no_reporter() -> Any:
@@ -152,32 +198,36 @@ def _quiet_tune() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stop_on_signal() -> Iterator[list[int]]:
+def _stop_on_signal(received: list[int]) -> Iterator[None]:
     """The first Ctrl-C (or SIGTERM) ends the sweep cleanly, the second at once.
 
-    Tune's clean end answers SIGUSR1 as well; our own handler in front says what is going on.
-    Yields the signals received so far.
+    Each is added to ``received``. ``timeout`` sends its SIGTERM twice, to the process and to its
+    group: what comes within a second is the same.
     """
-    received: list[int] = []
+    first = 0.0
 
     def stop(number: int, frame: Any) -> None:
         del frame
-        received.append(number)
-        if len(received) > 1:
+        nonlocal first
+        if received and time.monotonic() - first > 1:
             raise KeyboardInterrupt
-        print("\nStopping; what is finished is kept. Ctrl-C again quits at once.", file=sys.stderr)
-        os.kill(os.getpid(), signal.SIGUSR1)
+        if not received:
+            first = time.monotonic()
+            print(
+                "\nStopping; what is finished is kept. Ctrl-C again quits at once.",
+                file=sys.stderr,
+            )
+        received.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may set handlers
+        yield  # only the main thread may set handlers
         return
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    handled = (signal.SIGINT, signal.SIGTERM)
     originals = [signal.getsignal(number) for number in handled]
-    for number in handled[:2]:
+    for number in handled:
         signal.signal(number, stop)
     try:
-        yield received
+        yield
     finally:
         for number, original in zip(handled, originals, strict=True):
             signal.signal(number, original)
