@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from gisgd_ray.errors import DataError
+from gisgd_ray.file_locks import file_lock
 
 _log = logging.getLogger(__name__)
 
@@ -129,10 +128,10 @@ def ensure_files(name: str, folder: Path) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{name}.lock"):
+        with file_lock(folder / f".{name}.lock", wait=True):
             if left := _missing(name, folder):  # not fetched by another process meanwhile
                 _fetch(name, folder, left)
-    except (OSError, NotImplementedError) as fault:
+    except OSError as fault:
         raise DataError(
             f"{missing[0]} is missing and cannot be fetched, as the folder {folder} cannot be "
             f"written ({fault}); {remedy(name, folder)}"

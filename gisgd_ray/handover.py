@@ -9,10 +9,13 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from gisgd_ray.cluster_watch import ClusterLostError
+from gisgd_ray.storage import without_keys
 
 ACCOUNT = frozenset(
     f"WANDB_{name}"
@@ -71,6 +74,17 @@ def handed_over(what: Handover) -> Iterator[str]:
     finally:
         if there:
             _internal_kv_del(name, namespace=_SPACE)
+
+
+def hide_keys() -> None:
+    """Take the keys of a bucket out of this process's command line, which every user of the
+    machine may list, and Ray keeps with the job."""
+    shown = [without_keys(argument) for argument in sys.argv]
+    if shown != sys.argv:
+        import ray  # noqa: F401  # before its parts
+        from ray._raylet import setproctitle
+
+        setproctitle(shlex.join(["python", *shown]))
 
 
 def take(name: str) -> Handover:

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from gisgd_ray.capacity import slots
 from gisgd_ray.checkpoints import clear_all
 from gisgd_ray.cluster import abandon, machines, most_cpus, num_nodes, require_shared
@@ -21,6 +19,7 @@ from gisgd_ray.cluster_watch import ClusterLostError
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.downloads import data_folder, ensure_files
 from gisgd_ray.errors import UserError
+from gisgd_ray.file_locks import LockedError, file_lock
 from gisgd_ray.handover import Handover, account, handed_over
 from gisgd_ray.journal import Journal, Row
 from gisgd_ray.memory import give_back_freed
@@ -253,14 +252,11 @@ def _raise_if_storage_failed(folder: Path, error: Exception) -> None:
 
 @contextlib.contextmanager
 def _sole_driver(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"another sweep is writing to {folder}; wait for it or choose another --out"
-        ) from None
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(file_lock(folder / ".lock", wait=False))
+        except LockedError as fault:
+            raise UserError(
+                f"another sweep is writing to {folder}{fault}; wait for it or choose another --out"
+            ) from None
         yield
-    finally:
-        lock.release()

@@ -19,6 +19,7 @@ from gisgd_ray.cluster import Connection, cluster_gpus, connect, largest_memory,
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.estimate import duration
+from gisgd_ray.handover import hide_keys
 from gisgd_ray.launch import Outcome, launch
 from gisgd_ray.launch_record import LaunchRecord, keep, keep_versions_of, last_record, versions
 from gisgd_ray.memory import machine_memory, require_memory
@@ -120,6 +121,7 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
         raise faults[scales[0]]
     _require_sound(options)
     place = Place.of(options.out, sweep.name, make=not options.dry_run)
+    hide_keys()
     connection = connect(start_local=not options.dry_run)
     scale = _choose_scale(options.scale, connection)
     if scale in faults:

@@ -225,7 +225,7 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return FOUND
 
     monkeypatch.setattr(capacity, "estimate", found)
-    monkeypatch.setattr("gisgd_ray.capacity.os.sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr(capacity, "usable_cpus", lambda: 6)
     return seen
 
 

@@ -191,7 +191,7 @@ class TestFolder:
             raise AssertionError(f"something was written: {args} {options}")
 
         before = sorted(tmp_path.rglob("*"))
-        monkeypatch.setattr(downloads, "FileLock", refuse)
+        monkeypatch.setattr(downloads, "file_lock", refuse)
         monkeypatch.setattr(Path, "mkdir", refuse)
         assert_loads(name, tmp_path, written)
         assert sorted(tmp_path.rglob("*")) == before
@@ -207,7 +207,7 @@ class TestFolder:
         def refuse(path: Path, **_: object) -> None:
             raise OSError(30, "Read-only file system", str(path))
 
-        target = (Path, "mkdir") if function == "mkdir" else (downloads, "FileLock")
+        target = (Path, "mkdir") if function == "mkdir" else (downloads, "file_lock")
         monkeypatch.setattr(*target, refuse)
         message = failure("mnist", tmp_path)
         assert message.startswith(f"{tmp_path / LAYOUTS['mnist'].files[3]} is missing and cannot")
