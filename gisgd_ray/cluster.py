@@ -59,16 +59,16 @@ def connect(*, address: str | None = None, start_local: bool = True) -> Connecti
     """
     os.environ.update({k: os.environ.get(k, v) for k, v in _RAY_ENVIRONMENT.items()})
     named = address or os.environ.get("RAY_ADDRESS")
-    running = None if named == "local" else named or started_cluster()
     why = "no Ray cluster is running"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if running is not None:
+        if named != "local":
             try:
-                return _join(running)
+                if running := named or started_cluster():
+                    return _join(running)
             except CannotJoinError as fault:
                 why = str(fault)
-                if named is not None:
+                if named:
                     raise UserError(
                         f"{why}; {fault.remedy}, or unset RAY_ADDRESS to run on this machine alone"
                     ) from None
@@ -177,6 +177,8 @@ def _use_token(wanted: bool) -> None:
 def started_cluster() -> str | None:
     """Address of the cluster that ``ray start`` (or ``ray up``) runs on this host, or None.
 
+    Raises CannotJoinError if it is another user's.
+
     Ray's own "auto" would also join the private Ray of another script on this host, and lose its
     trials when that script ends.
     """
@@ -184,8 +186,10 @@ def started_cluster() -> str | None:
 
     try:
         address: str | None = read_ray_address()
-    except OSError:  # another user's
-        return None
+    except PermissionError:
+        raise CannotJoinError(
+            "the Ray cluster of this machine belongs to another user", "start your own"
+        ) from None
     # The note outlives its cluster.
     return address if address and ":" in address and _answers(address) else None
 

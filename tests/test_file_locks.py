@@ -53,8 +53,6 @@ def test_one_process_has_it_at_a_time_and_a_killed_one_no_more(answer: int, tmp_
 
 def test_a_place_that_cannot_be_written_is_no_missing_lock(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(OSError, match="exists|Not a directory"),
-        file_lock(tmp_path / "file" / "x", wait=False),
-    ):
+    path = tmp_path / "file" / "x"
+    with pytest.raises(OSError, match=r"exists|Not a directory"), file_lock(path, wait=False):
         pass

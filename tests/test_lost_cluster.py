@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 
 from gisgd_ray.results import ResultTables
-from tests.test_faults import SMALL, Running, assert_undisturbed, sweep
+from tests.test_faults import SMALL, Running, assert_undisturbed
 from tests.test_launch import ROOT, environment, wait_until
 
 pytestmark = pytest.mark.ray
+
+TWO = ["--training.batch_size=20"]
+"""Two trials, one for each of the machine's cores."""
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed")
-    status, _, err = sweep(out)
+    status, _, err = Running(out, *TWO).end()
     assert status == 0, err
     return out / "lr_batch"
 
@@ -54,13 +57,12 @@ def left_of(folder: Path) -> list[str]:
     [
         ("raylet", signal.SIGKILL, "its raylet has ended"),
         ("raylet", signal.SIGSTOP, "its raylet has been halted for 15 s"),
-        ("gcs_server", signal.SIGKILL, "its gcs_server has ended"),
     ],
 )
 def test_a_lost_cluster_ends_the_sweep_which_is_resumed(
     name: str, number: int, said: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    running = Running(tmp_path)
+    running = Running(tmp_path, *TWO)
     running.wait_for(lambda: len(running.checkpoints()) >= 2)
     process = own(running.process.pid, name)
     folder = private_folder_of(process)
@@ -79,7 +81,7 @@ def test_a_lost_cluster_ends_the_sweep_which_is_resumed(
     assert "failed" not in set(ResultTables(running.folder).trials.get("status", []))
     wait_until(lambda: not left_of(folder), seconds=10)
     assert not folder.exists()
-    status, _, err = sweep(tmp_path, "--resume")
+    status, _, err = Running(tmp_path, *TWO, "--resume").end()
     assert status == 0, err
     assert_undisturbed(running.folder, undisturbed)
 
@@ -98,7 +100,10 @@ def test_sigterm_to_the_whole_group_ends_it_as_a_stop_does(
     undisturbed: Path, tmp_path: Path
 ) -> None:
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "sweeps" / "lr_batch.py"), f"--out={tmp_path}", *SMALL],
+        [
+            *(sys.executable, str(ROOT / "sweeps" / "lr_batch.py"), f"--out={tmp_path}"),
+            *(*SMALL, *TWO),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -116,6 +121,6 @@ def test_sigterm_to_the_whole_group_ends_it_as_a_stop_does(
     assert "Traceback" not in err
     assert (folder / "report.html").exists()
     assert "failed" not in set(ResultTables(folder).trials.get("status", []))
-    status, _, err = sweep(tmp_path, "--resume")
+    status, _, err = Running(tmp_path, *TWO, "--resume").end()
     assert status == 0, err
     assert_undisturbed(folder, undisturbed)

@@ -97,7 +97,7 @@ def test_a_cluster_with_a_token_is_joined_by_who_has_it(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("_as_its_user")
-def test_a_cluster_of_another_version_is_told(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_of_another_version_is_told(head: Head) -> None:
     put = (
         "import json, sys\nfrom ray._raylet import GcsClient\n"
         "client, name = GcsClient(address=sys.argv[1]), b'CLUSTER_METADATA'\n"
