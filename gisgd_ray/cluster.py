@@ -26,6 +26,8 @@ _RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Below `uv run` Ray would start its workers by uv too, from the working directory alone.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # The last lines of a log that a lost cluster leaves; that it is lost, the sweep says itself.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^Raylet is terminated",
     # Tune's own notes, which nobody reads: a sweep goes on from its journals and checkpoints.
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
 }

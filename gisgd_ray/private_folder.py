@@ -25,7 +25,7 @@ _held: dict[Path, int] = {}
 
 
 def make_private_folder() -> Path:
-    """A new folder with a new token in it, open to this user alone.
+    """A new folder with a new token in it, below one that is open to this user alone.
 
     It is held until :func:`remove_private_folder`, or the end of the process. What processes left
     that were killed is removed here.

@@ -1,5 +1,6 @@
 """The processes in which Ray trains, found from outside."""
 
+import os
 from pathlib import Path
 
 from gisgd_ray.notice import trial_processes
@@ -14,6 +15,40 @@ def training_below(driver: int) -> list[int]:
         return pid == driver
 
     return [pid for pid in trial_processes() if is_below(pid)]
+
+
+def own(driver: int, name: str) -> int | None:
+    """The process of the driver's own Ray that runs the program of this name, if any."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            program = (path / "cmdline").read_bytes().partition(b"\0")[0].decode()
+        except OSError:
+            continue
+        if _parent(int(path.name)) == driver and program.endswith(f"/{name}"):
+            return int(path.name)
+    return None
+
+
+def private_folder_of(process: int) -> Path:
+    """Where the own Ray keeps what it needs, from one of its open files."""
+    for link in Path(f"/proc/{process}/fd").iterdir():
+        parts = Path(os.readlink(link)).parts
+        for i, part in enumerate(parts):
+            if part == f"gisgd-{os.geteuid()}":
+                return Path(*parts[: i + 2])
+    raise AssertionError("no file of it is in a private folder")
+
+
+def left_of(folder: Path) -> list[str]:
+    """Processes that still write into a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(os.readlink(link).startswith(str(folder)) for link in (path / "fd").iterdir()):
+                found.append((path / "cmdline").read_bytes().decode())
+        except OSError:
+            continue
+    return found
 
 
 def _parent(pid: int) -> int:

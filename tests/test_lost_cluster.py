@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gisgd_ray.results import ResultTables
+from tests.processes import left_of, own, private_folder_of
 from tests.test_faults import SMALL, Running, assert_undisturbed
 from tests.test_launch import ROOT, environment, wait_until
 
@@ -27,31 +28,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "lr_batch"
 
 
-def own(driver: int, name: str) -> int:
-    """The process of the driver's own Ray that runs the program of this name."""
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            program = (path / "cmdline").read_bytes().partition(b"\0")[0].decode()
-        except OSError:
-            continue
-        if parent == driver and program.endswith(f"/{name}"):
-            return int(path.name)
-    raise AssertionError(f"the driver has no {name}")
-
-
-def left_of(folder: Path) -> list[str]:
-    """Processes that still write into a folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if any(os.readlink(link).startswith(str(folder)) for link in (path / "fd").iterdir()):
-                found.append((path / "cmdline").read_bytes().decode())
-        except OSError:
-            continue
-    return found
-
-
 @pytest.mark.parametrize(
     ("name", "number", "said"),
     [
@@ -65,6 +41,7 @@ def test_a_lost_cluster_ends_the_sweep_which_is_resumed(
     running = Running(tmp_path, *TWO)
     running.wait_for(lambda: len(running.checkpoints()) >= 2)
     process = own(running.process.pid, name)
+    assert process
     folder = private_folder_of(process)
     assert left_of(folder)
     lost = time.monotonic()
@@ -77,6 +54,7 @@ def test_a_lost_cluster_ends_the_sweep_which_is_resumed(
         "--resume runs what is missing." in out
     )
     assert "Traceback" not in err
+    assert "Raylet is terminated" not in out + err
     assert (running.folder / "report.html").exists()
     assert "failed" not in set(ResultTables(running.folder).trials.get("status", []))
     wait_until(lambda: not left_of(folder), seconds=10)
@@ -84,16 +62,6 @@ def test_a_lost_cluster_ends_the_sweep_which_is_resumed(
     status, _, err = Running(tmp_path, *TWO, "--resume").end()
     assert status == 0, err
     assert_undisturbed(running.folder, undisturbed)
-
-
-def private_folder_of(process: int) -> Path:
-    """Where the own Ray keeps what it needs, from one of its open files."""
-    for link in Path(f"/proc/{process}/fd").iterdir():
-        parts = Path(os.readlink(link)).parts
-        for i, part in enumerate(parts):
-            if part == f"gisgd-{os.geteuid()}":
-                return Path(*parts[: i + 2])
-    raise AssertionError("no file of it is in a private folder")
 
 
 def test_sigterm_to_the_whole_group_ends_it_as_a_stop_does(
