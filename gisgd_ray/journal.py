@@ -148,7 +148,13 @@ class Journal:
         return self.path(trial_id).stat().st_size
 
     def path(self, trial_id: str) -> Path:
-        """Where the trial's journal lies."""
+        """Where the trial's journal lies.
+
+        Raises:
+            UserError: this is no trial's id, but leads elsewhere.
+        """
+        if "/" in trial_id:
+            raise UserError(f"{trial_id!r}, told of in {self.folder.parent}, is no trial's id")
         return self.folder / f"{trial_id}.jsonl"
 
     def _append(self, trial_id: str, *lines: Mapping[str, Any]) -> None:

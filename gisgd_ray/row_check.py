@@ -16,14 +16,26 @@ from gisgd_ray.errors import UserError
 from gisgd_ray.search_space import validated
 
 STATUSES = ("finished", "diverged", "failed")
-NUMBERS = ("bound/", "term/", "gap/", "measure/", "sum/", "train/", "test/", "time/", "resources/")
-"""What the names of measured numbers begin with."""
+NUMBERS = (
+    *("bound/", "term/", "gap/", "sum/", "train/", "test/", "time/", "resources/"),
+    "measure/active_units",
+    "measure/between_group_dispersion",
+    "measure/flatness_gap",
+    "measure/gradient_",
+    "measure/hessian_trace",
+    "measure/ill_conditioned_steps",
+    "measure/local_gradient_sensitivity",
+    "measure/per_sample_dispersion",
+    "measure/perturbed_dispersion",
+    "measure/smoothness",
+    "measure/subgaussian_constant",
+)
+"""What the names of measured numbers begin with; a measure of the user's own may be a word."""
 COUNTS = ("step", "steps", "epoch", "epochs", "num_samples", "num_parameters", "learning_rate")
 TEXTS = (
     "measure/hessian_trace_estimator",
     "measure/gradient_dispersion_estimator",
     "measure/gradient_dispersion_of",
-    "measure/sensitivity_interpolation",
     "bound/undefined_reason",
 )
 """Those among them that are said in words."""

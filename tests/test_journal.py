@@ -308,6 +308,10 @@ class TestOlderJournals:
         with pytest.raises(UserError, match="is damaged"):
             journal.read_row("a")
 
+    def test_an_id_does_not_lead_out_of_the_folder(self, journal: Journal) -> None:
+        with pytest.raises(UserError, match=r"'\.\./a', told of in .*, is no trial's id"):
+            journal.read("../a")
+
     def test_reading_makes_nothing(self, tmp_path: Path) -> None:
         assert Journal(tmp_path / "none").read_row("a") is None
         assert Journal(tmp_path / "none").trial_ids() == []

@@ -19,6 +19,7 @@ from gisgd_ray.results import (
     row_of,
     write_tables,
 )
+from gisgd_ray.row_check import TEXTS, _is_numeric
 from tests.journals import add_point
 from tests.sweep_runs import measured
 from tests.test_journal import OLD
@@ -81,6 +82,15 @@ def test_a_journal_under_another_trials_name_is_told(tmp_path: Path) -> None:
         finished_ids(tmp_path, [OTHER])
 
 
+def test_every_number_of_a_row_is_known_as_one() -> None:
+    summary, points = measured(TrialConfig())
+    for record in (summary, *points):
+        words = {name for name, value in record.items() if isinstance(value, str)}
+        numbers = {n for n in record if "/" in n and not n.startswith("data/")} - words - {*TEXTS}
+        assert all(_is_numeric(name) for name in numbers)
+        assert not any(_is_numeric(name) for name in words)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -135,6 +145,7 @@ def test_what_real_trials_write_is_taken(tmp_path: Path) -> None:
     ]
     summary, points = measured(trials[0])
     odd = {"bound/lemma7": math.nan, "bound/theorem3": math.inf, "measure/smoothness": None}
+    odd |= {"measure/own": "a word", "own": True}
     journal = Journal(tmp_path / "theirs")
     for trial in trials:
         journal.add_row(trial.trial_id, row_of(trial, {**summary, **odd}))
