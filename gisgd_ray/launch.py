@@ -110,7 +110,13 @@ def launch(
                 f"{len(trials)} trials; add --resume to run only what is missing, or choose "
                 "another folder with --out"
             )
-        require_own_rows(folder)
+        if foreign := require_own_rows(folder, trials):
+            print(
+                f"{counted(len(foreign), 'trial')} in {folder} ({foreign[0]}"
+                f"{', ...' * (len(foreign) > 1)}) with settings of another version of gisgd-ray: "
+                "kept and shown, and not taken for any of this launch's.",
+                flush=True,
+            )
         if not is_uri(place.storage):
             require_shared(folder)
         on_start()

@@ -19,7 +19,12 @@ from pyarrow import parquet
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.journal import COMPLETE, Journal, Row
-from gisgd_ray.row_check import require_number_columns, require_numbers, require_own
+from gisgd_ray.row_check import (
+    is_of_this_version,
+    require_number_columns,
+    require_numbers,
+    require_own,
+)
 from gisgd_ray.search_space import field_paths
 from gisgd_ray.whole_files import replace_by, require_no_links
 
@@ -216,17 +221,25 @@ def finished_ids(folder: Path, trials: Iterable[TrialConfig]) -> set[str]:
     return found
 
 
-def require_own_rows(folder: Path) -> None:
+def require_own_rows(folder: Path, trials: Iterable[TrialConfig]) -> list[str]:
     """See that every row in a folder is its trial's, before a launch adds to them.
+
+    Returns:
+        Those, beside these trials, whose settings are another version's: they are results all the
+        same, and none of these trials.
 
     Raises:
         UserError: one is not, or its journal is damaged.
     """
-    journal = Journal(folder)
+    journal, foreign = Journal(folder), []
+    asked = {trial.trial_id for trial in trials}
     for trial_id in journal.trial_ids():
         row = journal.read_row(trial_id)
         if row is not None:
             require_own(row, trial_id, journal.path(trial_id))
+            if trial_id not in asked and not is_of_this_version(row):
+                foreign.append(trial_id)
+    return foreign
 
 
 def reuse(folder: Path, trials: Sequence[TrialConfig], others: Sequence[Path]) -> int:

@@ -79,6 +79,15 @@ def _fault_of(row: Mapping[str, Any], trial_id: str) -> str:
     return f"has the settings of trial {config.trial_id}, not of {trial_id}"
 
 
+def is_of_this_version(row: Mapping[str, Any]) -> bool:
+    """Whether a row's settings are all that a trial has, and valid."""
+    settings = {name: value for name, value in row.items() if _is_setting(name)}
+    try:
+        return bool(validated(settings).trial_id == row["trial_id"])
+    except UserError:
+        return False
+
+
 def _is_setting(name: str) -> bool:
     section, dot, _ = name.partition(".")
     return section in TrialConfig.model_fields and (bool(dot) or section in ("seed", "replicas"))

@@ -60,7 +60,7 @@ def test_a_row_that_is_another_trials_is_told(tmp_path: Path, name: str) -> None
     for read in (
         lambda: reuse(mine, [MINE], [theirs]),
         lambda: finished_ids(theirs, [MINE]),
-        lambda: require_own_rows(theirs),
+        lambda: require_own_rows(theirs, [MINE]),
         lambda: write_tables(theirs, []),
         lambda: write_tables(theirs, [MINE]),
     ):
@@ -152,7 +152,7 @@ def test_what_real_trials_write_is_taken(tmp_path: Path) -> None:
         for point in points:
             add_point(journal, trial.trial_id, point)
     assert reuse(tmp_path / "mine", trials, [tmp_path / "theirs"]) == len(trials)
-    require_own_rows(tmp_path / "mine")
+    assert require_own_rows(tmp_path / "mine", trials[:1]) == []
     assert len(write_tables(tmp_path / "mine", trials).trials) == len(trials)
 
 
@@ -163,7 +163,10 @@ def test_rows_of_other_versions_are_kept_and_shown_and_not_taken(tmp_path: Path)
     trial_id = id_of(unflatten(json.loads(json.dumps(flat))))
     journal = Journal(tmp_path)
     journal.add_row(trial_id, {"trial_id": trial_id, "status": "finished", **flat})
-    require_own_rows(tmp_path)
+    mine = row_of(MINE, {"status": "finished"})
+    journal.add_row(MINE.trial_id, mine)
+    assert require_own_rows(tmp_path, []) == [trial_id]
+    journal.path(MINE.trial_id).unlink()
     assert finished_ids(tmp_path, [MINE]) == set()
     assert write_tables(tmp_path, [MINE]).trials["trial_id"].tolist() == [trial_id]
 
