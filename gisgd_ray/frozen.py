@@ -55,7 +55,11 @@ class Frozen(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, given: Any) -> Any:
-        return plain(given) if isinstance(given, dict) else given
+        if not isinstance(given, dict):
+            return given
+        # A dict is of a model inside, which does the same.
+        odd = [name for name, v in given.items() if type(v) not in _PLAIN and type(v) is not dict]
+        return {**given, **{name: _plain_at(name, given[name]) for name in odd}} if odd else given
 
     @field_validator("*")
     @classmethod

@@ -97,6 +97,11 @@ class SearchSpace(Frozen):
     samples: int = Field(1, ge=1, description="draws from the distributions")
     sampling_seed: int = Field(0, ge=0, description="seed of those draws")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, given: Any) -> Any:
+        return plain(given) if isinstance(given, dict) else given
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         known = field_paths()

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from gisgd_ray.config import TrainingConfig, TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.search_space import Choice, SearchSpace, Uniform, make_space
+from gisgd_ray.search_space import Choice, SearchSpace, Uniform, make_space, validated
 
 RATE, BATCH = "training.learning_rate", "training.batch_size"
 STDS, MILESTONES = "measurement.noise_stds", "training.lr_milestones"
@@ -97,9 +97,11 @@ def test_what_is_no_list_is_refused_in_a_sentence(said: str) -> None:
 
 
 def test_a_trial_refuses_them_too() -> None:
-    said = "training.learning_rate = {0.1} is a set, which has no order; give a list"
+    said = "learning_rate = {0.1} is a set, which has no order; give a list"
     with pytest.raises(ValidationError, match=said):
         TrialConfig(training={"learning_rate": {0.1}})
+    with pytest.raises(UserError, match=f"^training: {said}$"):
+        validated({RATE: {0.1}})
 
 
 def test_a_long_range_is_counted_and_not_listed() -> None:
