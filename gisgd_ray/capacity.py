@@ -16,17 +16,20 @@ from gisgd_ray.config import TrialConfig
 from gisgd_ray.cpus import usable_cpus
 from gisgd_ray.device import gpu
 from gisgd_ray.errors import DataError
-from gisgd_ray.estimate import Cost, estimate, measured_cost
+from gisgd_ray.estimate import Cost, estimate, measured_cost, require_here
 from gisgd_ray.packing import Resources, dearest, gpu_share, peak_bytes
 from gisgd_ray.plan import cost_lines
 from gisgd_ray.reporting.numbers import counted
 
 
-def chosen_resources(trials: Sequence[TrialConfig], options: Options) -> tuple[Resources, str]:
+def chosen_resources(
+    trials: Sequence[TrialConfig], options: Options, *, may_download: bool = True
+) -> tuple[Resources, str]:
     """What each trial takes on the connected cluster, and the reason if it is not the user's.
 
     Raises:
         UserError: not even one trial fits on a GPU, or PyTorch can use none of them.
+        DataError: to know it takes a dataset that is not there.
     """
     cpus = options.cpus_per_trial
     if options.gpus_per_trial is not None:
@@ -37,7 +40,7 @@ def chosen_resources(trials: Sequence[TrialConfig], options: Options) -> tuple[R
         return Resources(cpus=cpus), ""
     probed = dearest(trials)
     # One after the other, each alone on a GPU; where none is up, this is what brings one up.
-    measured = [run_on_a_gpu(_probe, config) for config in probed]
+    measured = [run_on_a_gpu(_probe, config, may_download) for config in probed]
     peak = max(probed.peak for probed in measured)
     smallest = min(measured, key=lambda probed: probed.memory)
     cpus_to_a_gpu = min(machine.cpus / machine.gpus for machine in gpu_machines())
@@ -74,7 +77,7 @@ def _told_cost(trials: Sequence[TrialConfig], options: Options, *, connected: bo
                 "No machine with a GPU is up yet: what a trial takes, and how long, is measured "
                 "when the sweep has brought one up."
             ]
-        resources, _ = chosen_resources(trials, options)
+        resources, _ = chosen_resources(trials, options, may_download=False)
         require_room(cpus=resources.cpus, gpus=resources.gpus)
         together = sum(slots(count, resources) for count in machines())
         on = counted(sum(count.cpus for count in machines()), "CPU")
@@ -110,7 +113,9 @@ class Probed(NamedTuple):
 # Each in a process of its own, on a GPU that it has to itself.
 
 
-def _probe(config: TrialConfig) -> Probed:
+def _probe(config: TrialConfig, may_download: bool) -> Probed:
+    if not may_download:
+        require_here(config)
     found = gpu()
     return Probed(peak_bytes(config, found), found.memory, found.name)
 

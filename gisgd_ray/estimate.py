@@ -126,6 +126,12 @@ def not_here_for(trials: Iterable[TrialConfig]) -> str:
     return next(filter(None, (not_here(name, data_folder()) for name in names)), "")
 
 
+def require_here(config: TrialConfig) -> None:
+    """Raises DataError where a trial's dataset would have to be downloaded to try it out."""
+    if missing := not_here_for([config]):
+        raise DataError(f"a dry run downloads nothing, and {missing}")
+
+
 def spread(trials: Sequence[TrialConfig], count: int) -> list[TrialConfig]:
     """So many of the trials, evenly along the list, seeds apart."""
     different = list({t.changed({"seed": 0}): t for t in trials}.values())
@@ -160,8 +166,7 @@ def measured_cost(config: TrialConfig, device: Device | str = "cpu", threads: in
     Raises:
         DataError: its dataset would have to be downloaded.
     """
-    if missing := not_here_for([config]):
-        raise DataError(f"a dry run downloads nothing, and {missing}")
+    require_here(config)
     torch.set_num_threads(threads)
     begun = time.perf_counter()
     state = training.start(config, device=device)

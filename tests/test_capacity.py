@@ -55,11 +55,11 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[TrialConfig]:
     """The trials that were tried out: 1 GB for each of a batch's first 20 samples, of 23 GB."""
     seen: list[TrialConfig] = []
 
-    def measured(function: Any, *given: TrialConfig) -> Any:
+    def measured(function: Any, *given: Any) -> Any:
         if function is capacity._gpu_name:
             return NAME
         assert function is capacity._probe
-        seen.extend(given)
+        seen.append(given[0])
         return Probed(given[0].training.batch_size // 20 * GB, 23 * GB, NAME)
 
     monkeypatch.setattr(capacity, "run_on_a_gpu", measured)
@@ -311,7 +311,7 @@ def test_on_gpus_trials_are_timed_on_a_gpu(
     monkeypatch.setattr(capacity, "run_on_a_gpu", remote)
     nodes((4, 1))
     lines = told_cost(TRIALS, options(), connected=True)
-    assert asked[:PROBED] == [(capacity._probe,)] * PROBED
+    assert asked[:PROBED] == [(capacity._probe, False)] * PROBED  # which downloads nothing
     assert asked[PROBED:] == [(capacity._cost_on_a_gpu,)] * len(TRIALS)
     assert lines[0].endswith("4 at once on 1 GPU.")
     assert lines[1].startswith("Time: about 20 s")  # 50 s in fours, and the start
