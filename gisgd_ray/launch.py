@@ -38,7 +38,7 @@ from gisgd_ray.results import (
     write_tables,
 )
 from gisgd_ray.storage import Storage, is_uri
-from gisgd_ray.tuning import tune_trials
+from gisgd_ray.tuning import TuneFailedError, tune_trials
 
 RETRIES = 3
 WANDB_REQUESTS_PER_MINUTE = 120.0
@@ -212,14 +212,11 @@ def _rounds(
     recorder: Recorder,
 ) -> Resources:
     """Run the trials, and those again, with more room, that ran out of memory; the room at last."""
-    from ray.exceptions import RayError
-    from ray.tune import TuneError
-
     waiting = list(trials)
     while True:
         try:
             stopped = tune_trials(waiting, run, resources, recorder)
-        except (OSError, TuneError, RayError) as error:
+        except (OSError, TuneFailedError) as error:
             _raise_if_storage_failed(place.folder, recorder.fault or error)
             raise
         waiting = [t for t in waiting if t.trial_id in recorder.out_of_memory]

@@ -33,6 +33,7 @@ def tune_trials(
 
     Raises:
         ClusterLostError: the cluster is gone.
+        TuneFailedError: Tune or Ray has failed.
     """
     from ray import tune
 
@@ -66,6 +67,10 @@ def tune_trials(
     return bool(received)
 
 
+class TuneFailedError(Exception):
+    """Tune or Ray has failed, and no trial; the cause is what they raised."""
+
+
 class _StoppedError(Exception):
     """Ends Tune's loop from within."""
 
@@ -75,8 +80,11 @@ def _fit(tuner: Any, watch: ClusterWatch, received: Sequence[int]) -> None:
 
     Raises:
         ClusterLostError: the cluster is gone.
-        Exception: whatever Tune raised.
+        TuneFailedError, Exception: whatever ended Tune.
     """
+    from ray import tune
+    from ray.exceptions import RayError
+
     faults: list[BaseException] = []
 
     def fit() -> None:
@@ -93,6 +101,8 @@ def _fit(tuner: Any, watch: ClusterWatch, received: Sequence[int]) -> None:
         thread.join(2)  # with a report that it is writing down
         raise ClusterLostError(watch.lost, stopped=bool(received))
     if faults and not received:
+        if isinstance(faults[0], tune.TuneError | RayError):
+            raise TuneFailedError(str(faults[0])) from faults[0]
         raise faults[0]
 
 

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from gisgd_ray import cluster
 from gisgd_ray.cluster import startable_gpus
 from gisgd_ray.errors import UserError
+from gisgd_ray.running_cluster import CannotJoinError
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,3 +98,39 @@ def test_below_uv_run_the_same_processes_run(tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_cluster_that_is_named_must_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.os, "environ", {**os.environ})
+    with pytest.raises(UserError) as caught:
+        cluster.connect(address="127.0.0.1:9")
+    assert str(caught.value) == (
+        "no Ray cluster answers at 127.0.0.1:9; start it, or unset RAY_ADDRESS to run on this "
+        "machine alone"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
+def test_another_users_note_of_a_cluster_and_home_are_none_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray._private.utils  # before this is another user, who may not read it
+
+    assert ray._private.utils
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        note = Path(folder, "ray", "ray_current_cluster")
+        note.parent.mkdir()
+        note.write_text("127.0.0.1:1")
+        note.chmod(0o600)
+        home = Path(folder, "home")
+        home.mkdir(mode=0o700)
+        Path(folder).chmod(0o755)
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        monkeypatch.setattr(cluster, "BOOTSTRAP", home / "ray_bootstrap_config.yaml")
+        os.seteuid(12346)
+        try:
+            with pytest.raises(CannotJoinError, match="belongs to another user"):
+                cluster.started_cluster()
+            assert not cluster._grows()
+        finally:
+            os.seteuid(0)

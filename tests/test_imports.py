@@ -20,7 +20,8 @@ PLAIN += "training checkpoint checkpoints storage state stepping lockstep measur
 PLAIN += "device consistency memory sensitivity_terms teacher estimate packing whole_files"
 SWEEPS = "sweeps.lr_batch sweeps.trajectory sweeps.bound_verification sweeps.stochastic "
 SWEEPS += "sweeps.linear_relu"
-RAY_ALLOWED = {f"gisgd_ray.{name}" for name in ("search_space", "trainable", "tuning", "cluster")}
+RAY_EDGE = "search_space trainable tuning cluster running_cluster cluster_watch handover"
+RAY_ALLOWED = {f"gisgd_ray.{name}" for name in RAY_EDGE.split()}
 
 
 def plain_modules() -> list[str]:

@@ -35,6 +35,11 @@ def test_a_place_may_be_relative_or_below_the_home(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_home_that_is_not_known_is_told_in_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"^~nosuchuser/x: there is no such home folder; set HOME"):
+        Place.of("~nosuchuser/x", "lr_batch", make=False)
+
+
 @pytest.mark.parametrize("out", [S3, S3 + "/"])
 @pytest.mark.parametrize("make", [True, False])
 def test_the_place_of_a_bucket_is_worked_on_below_results(

@@ -169,7 +169,7 @@ def test_with_scale_auto_a_fault_at_one_scale_matters_at_that_scale(
     dry_run: Any, monkeypatch: pytest.MonkeyPatch, gpus: int, status: int
 ) -> None:
     n = 10_000  # sound for MNIST and CIFAR-10, not for the laptop's 4,000 digits
-    monkeypatch.setattr(sweep, "connect", lambda **_: "joined Ray")
+    monkeypatch.setattr(sweep, "connect", lambda **_: Connection(True, "joined Ray"))
     monkeypatch.setattr(sweep, "cluster_gpus", lambda: gpus)
     found, _, err = dry_run(f"--{BATCH}", str(n), scale="auto")
     assert found == status
@@ -190,7 +190,8 @@ def test_auto_is_paper_on_a_cluster_with_a_gpu(
     trials: int,
 ) -> None:
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(sweep, "connect", lambda **given: asked.append(given) or connection)
+    found = Connection(bool(connection), connection or "no Ray cluster is running")
+    monkeypatch.setattr(sweep, "connect", lambda **given: asked.append(given) or found)
     monkeypatch.setattr(sweep, "cluster_gpus", lambda: gpus)
     status, out, _ = dry_run(scale="auto")
     assert status == 0
