@@ -4,7 +4,6 @@ import contextlib
 import logging
 import signal
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -15,6 +14,7 @@ from typing import Any
 from gisgd_ray.cluster_watch import ClusterLostError, ClusterWatch
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.packing import Resources
+from gisgd_ray.private_folder import make_private_folder, remove_private_folder
 from gisgd_ray.recorder import Recorder
 from gisgd_ray.search_space import param_space
 
@@ -41,7 +41,8 @@ def tune_trials(
 
     watch, received = ClusterWatch(), list[int]()
     # Tune's own notes, which nobody reads: trials go on from their journals and checkpoints.
-    with tempfile.TemporaryDirectory(prefix="gisgd-", ignore_cleanup_errors=True) as notes:
+    notes = make_private_folder()
+    try:
         tuner = tune.Tuner(
             TrialTrainable,
             param_space=param_space(
@@ -54,7 +55,7 @@ def tune_trials(
             ),
             run_config=tune.RunConfig(
                 name="trials",
-                storage_path=notes,
+                storage_path=str(notes),
                 verbose=0,
                 callbacks=[_tune_callback(recorder, watch, received)],
                 progress_reporter=_no_reporter(),
@@ -64,6 +65,8 @@ def tune_trials(
         )
         with _quiet_tune(), _stop_on_signal(received), watch:
             _fit(tuner, watch, received)
+    finally:
+        remove_private_folder(notes)
     return bool(received)
 
 
