@@ -5,15 +5,13 @@ bounds and a description here and nowhere else: the command line, the search spa
 columns and the W&B config are all derived from these models.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from gisgd_ray.consistency import NETWORK_THEOREMS, check_consistency
-from gisgd_ray.frozen import Frozen, Schedule
+from gisgd_ray.frozen import Frozen, Schedule, flatten, id_of, unflatten
 from gisgd_ray.model_config import (
     AlexNetConfig,
     LinearConfig,
@@ -65,6 +63,7 @@ __all__ = [
     "TwoLayerReLUConfig",
     "VGG16Config",
     "flatten",
+    "id_of",
     "unflatten",
 ]
 
@@ -372,33 +371,3 @@ class TrialConfig(Frozen):
         check_consistency(self)
         check_scheme(self)
         return self
-
-
-def id_of(settings: dict[str, Any]) -> str:
-    """Stable name of a trial's settings: 12 hex digits of SHA-256 over their sorted JSON."""
-    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
-
-
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts to one level, keys joined with dots; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{path}."))
-        else:
-            flat[path] = value
-    return flat
-
-
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """Inverse of :func:`flatten`."""
-    nested: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split(".")
-        level = nested
-        for parent in parents:
-            level = level.setdefault(parent, {})
-        level[leaf] = value
-    return nested

@@ -1,5 +1,7 @@
-"""Base of every configuration model, and schedules along training."""
+"""Base of every configuration model, schedules along training, and settings as flat tables."""
 
+import hashlib
+import json
 import math
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from typing import Any, Literal
@@ -103,3 +105,33 @@ class Schedule(Frozen):
         if self.unit == "log":
             return 1
         return self.every * (steps_per_epoch if self.unit == "epoch" else 1)
+
+
+def id_of(settings: dict[str, Any]) -> str:
+    """Stable name of a trial's settings: 12 hex digits of SHA-256 over their sorted JSON."""
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts to one level, keys joined with dots; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{path}."))
+        else:
+            flat[path] = value
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of :func:`flatten`."""
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split(".")
+        level = nested
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[leaf] = value
+    return nested

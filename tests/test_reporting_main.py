@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from gisgd_ray import sweep as sweeps
+from gisgd_ray.cluster import Connection
 from gisgd_ray.launch import Outcome
 from gisgd_ray.launch_record import FILE, keep, last_record
 from gisgd_ray.packing import Resources
@@ -53,7 +54,7 @@ def _no_ray() -> Iterator[None]:
         return Outcome(ResultTables(place.folder), reused=0, interrupted=False, rows=rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeps, "connect", lambda **_: "a Ray of none")
+        patch.setattr(sweeps, "connect", lambda **_: Connection(True, "a Ray of none"))
         patch.setattr(sweeps, "largest_memory", lambda: 2**40)
         patch.setattr(sweeps, "require_room", lambda **_: None)
         patch.setattr(sweeps, "chosen_resources", lambda *_: (Resources(cpus=1, gpus=0), ""))

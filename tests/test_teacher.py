@@ -100,7 +100,8 @@ def test_chunks_do_not_show(monkeypatch):
     for chunk in (1, 7, 20):
         monkeypatch.setattr(teacher, "_CHUNK", chunk)
         for part, expected in zip(teacher_samples(1, num_train=20), whole, strict=True):
-            torch.testing.assert_close(part, expected, rtol=0, atol=1e-6)
+            # Sums of 10,000 terms in float32, which a processor may add up in another order.
+            torch.testing.assert_close(part, expected, rtol=0, atol=5e-6)
 
 
 @pytest.mark.usefixtures("few_tests")

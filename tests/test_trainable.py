@@ -9,6 +9,7 @@ import pytest
 
 from gisgd_ray import trainable
 from gisgd_ray.errors import DataError, UserError
+from gisgd_ray.handover import Handover
 from gisgd_ray.trainable import Payload, RunSettings, TrialTrainable, fault_of
 from tests.runs import config
 
@@ -18,9 +19,8 @@ def trial(folder: Path, error: Exception, fault_before: str | None = None) -> Tr
     run = RunSettings(
         cpus=1,
         gpus=0.0,
-        storage=str(folder),
+        handover=str(folder),
         threads=1,
-        on_gpu=False,
         checkpoint_every_s=60.0,
         wandb={"mode": "disabled", "folder": str(folder), "group": None, "project": "p"},
     )
@@ -37,6 +37,12 @@ def told(result: dict[str, Any]) -> Payload:
     payload = pickle.loads(result["payload"])
     assert isinstance(payload, Payload)
     return payload
+
+
+@pytest.fixture(autouse=True)
+def _told_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"WANDB_MODE": "disabled"}
+    monkeypatch.setattr(trainable, "take", lambda storage: Handover(storage, environment))
 
 
 BROKEN = ZeroDivisionError("division by zero")
