@@ -49,10 +49,12 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def setup(checkout: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    # By itself, though `make test` may have started these tests.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     return subprocess.run(
         ["make", "setup", f"PYTHON={sys._base_executable}"],  # type: ignore[attr-defined]
         cwd=checkout,
-        env={**os.environ, "PIP_NO_INDEX": "1", **environment},
+        env={**outside, "PIP_NO_INDEX": "1", **environment},
         capture_output=True,
         text=True,
     )
