@@ -114,9 +114,9 @@ class Probed(NamedTuple):
 
 
 def _probe(config: TrialConfig, may_download: bool) -> Probed:
+    found = gpu()
     if not may_download:
         require_here(config)
-    found = gpu()
     return Probed(peak_bytes(config, found), found.memory, found.name)
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Server:
         self._moto._server.app = self._note
         _, self.port = self._moto.get_host_and_port()
         self.keys: set[str] = set()
+        # What it holds is kept by the process, not by the server.
+        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/moto-api/reset", data=b"")
         self.s3 = boto3.client(
             "s3",
             endpoint_url=f"http://127.0.0.1:{self.port}",

@@ -281,6 +281,7 @@ def test_out_of_memory_in_one_trial_gives_it_more_room(undisturbed: Path, tmp_pa
     assert "1 trial ran out of memory with 1 CPU each; run again with 2 CPUs" in err
     assert "4 finished" in out
     assert_undisturbed(running.folder, undisturbed)
+    assert sorted(ResultTables(running.folder).trials["resources/cpus"]) == [1, 1, 1, 2]
 
 
 FAILING = """
