@@ -8,6 +8,7 @@ import socket
 import sys
 import uuid
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ _RAY_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
 }
 
+
+PROJECT = Path(__file__).parents[1]
 
 _QUIET: dict[str, Any] = {
     "log_to_driver": False,
@@ -61,7 +64,7 @@ def connect(*, address: str | None = None, start_local: bool = True) -> Connecti
     """
     os.environ.update({k: os.environ.get(k, v) for k, v in _RAY_ENVIRONMENT.items()})
     named = address or os.environ.get("RAY_ADDRESS")
-    why = "no Ray cluster is running"
+    why = "no running Ray cluster was found"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if named != "local":
@@ -86,7 +89,8 @@ def _join(address: str) -> Connection:
     import ray
 
     try:
-        ray.init(address=address, **_QUIET)
+        with _from_the_project():
+            ray.init(address=address, **_QUIET)
     except (OSError, RuntimeError, ray.exceptions.RayError) as fault:
         reason = str(fault).strip().partition("\n")[0]
         raise CannotJoinError(
@@ -110,16 +114,23 @@ def _start(why: str) -> Connection:
 
     atexit.register(_end, folder)
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            num_cpus=usable_cpus(),
-            _temp_dir=str(folder),
-            **_QUIET,
-        )
+        with _from_the_project():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                num_cpus=usable_cpus(),
+                _temp_dir=str(folder),
+                **_QUIET,
+            )
     except (OSError, RuntimeError, ray.exceptions.RayError) as fault:
         raise UserError(f"Ray cannot be started on this machine: {fault}") from fault
     return Connection(True, f"{why}: started Ray on this machine ({_totals()})")
+
+
+def _from_the_project() -> AbstractContextManager[None]:
+    """Ray puts the working directory on the path of every worker: a ``torch.py`` that lies in a
+    folder of results would be the trials'."""
+    return contextlib.chdir(PROJECT)
 
 
 def _end(folder: Path) -> None:

@@ -175,10 +175,13 @@ def _misplaced(name: str, folder: Path) -> str:
         wanted[_alike(layout.archive)] = folder / layout.archive
     # Fashion-MNIST's files bear MNIST's names: what is in its place is not another's.
     placed = {folder / file for each in LAYOUTS.values() for file in each.files}
+    others = {Path(each.files[0]).parts[0] for other, each in LAYOUTS.items() if other != name}
     found: dict[Path, Path] = {}
     for path in _files_below(folder) if wanted else ():
         target = wanted.get(_alike(path.name))
         if target is None or not placed.isdisjoint({path, path.with_suffix("")}):
+            continue
+        if layout.gzipped and path.relative_to(folder).parts[0] in others:
             continue
         if path.name.lower().endswith(".gz") != target.name.endswith(".gz"):
             if not layout.gzipped:

@@ -1,6 +1,7 @@
 """What the driver does with the trials' reports, and with trials that are lost or fail."""
 
 import contextlib
+import math
 import pickle
 import time
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from gisgd_ray.checkpoints import Checkpoints, step_of
 from gisgd_ray.config import TrialConfig
+from gisgd_ray.errors import UserError
 from gisgd_ray.journal import Journal, Row
 from gisgd_ray.memory import give_back_freed
 from gisgd_ray.mirror import Mirror
@@ -140,7 +142,12 @@ class Recorder:
         begun = time.monotonic()
         if begun < self._tables_due:
             return
-        write_tables(self.folder, self.trials)
+        try:
+            write_tables(self.folder, self.trials)
+        except UserError as fault:  # the trials go on: their journals are what counts
+            self.progress.note(f"the tables wait for the end: {fault}")
+            self._tables_due = math.inf
+            return
         give_back_freed()
         if self._mirror is not None:
             with contextlib.suppress(OSError):  # away for a while: the next push makes up for it

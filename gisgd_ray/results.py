@@ -4,6 +4,7 @@
 that a crash never leaves half a table.
 """
 
+import contextlib
 import math
 import os
 import tempfile
@@ -104,7 +105,9 @@ class ResultTables:
         try:
             whole = parquet.read_table(path, page_checksum_verification=True)
             seal = (whole.schema.metadata or {}).get(SEAL)
-            if seal not in (None, _seal_of(whole)):  # earlier versions wrote none
+            # Earlier versions wrote none, but beside a journal, from which a table is made again.
+            unsealed = seal is None and (self.folder / "journal").is_dir()
+            if unsealed or seal not in (None, _seal_of(whole)):
                 raise ValueError("its columns are not those that were written")
             table: pd.DataFrame = whole.to_pandas(ignore_metadata=True)
         except (OSError, ValueError, pyarrow.ArrowException) as fault:
@@ -127,7 +130,7 @@ class ResultTables:
             frame = _frames(journal, [])[1]
         else:
             frame = _steps_frame(journal, damaged.stem)
-        whole: pd.DataFrame = pyarrow.Table.from_pandas(frame, preserve_index=False).to_pandas()
+        whole: pd.DataFrame = _table_of(frame).to_pandas()
         return whole
 
 
@@ -200,6 +203,7 @@ def require_results(folders: Iterable[Path]) -> None:
                 f"--reuse {folder} holds no results (there is no {folder / 'journal'}); name the "
                 "folder of a sweep on this machine, as in results/lr_batch"
             )
+        require_no_links(folder)
 
 
 def finished_ids(folder: Path, trials: Iterable[TrialConfig]) -> set[str]:
@@ -237,6 +241,7 @@ def require_own_rows(folder: Path, trials: Iterable[TrialConfig]) -> list[str]:
         row = journal.read_row(trial_id)
         if row is not None:
             require_own(row, trial_id, journal.path(trial_id))
+            require_numbers(row, trial_id, journal.path(trial_id))
             if trial_id not in asked and not is_of_this_version(row):
                 foreign.append(trial_id)
     return foreign
@@ -316,20 +321,32 @@ def journal_bytes(path: Path) -> int | None:
 
 
 def _write_parquet(frame: pd.DataFrame, path: Path, made_from: int | None = None) -> None:
-    """Replace ``path`` as a whole: readers see the old table or the new one.
-
-    Raises:
-        UserError: a column holds things of several kinds.
-    """
-    try:
-        table = pyarrow.Table.from_pandas(frame, preserve_index=False)
-    except (pyarrow.ArrowException, OverflowError) as fault:
-        raise UserError(f"{path} cannot be made from the journal beside it ({fault})") from fault
+    """Replace ``path`` as a whole: readers see the old table or the new one."""
+    table = _table_of(frame)
     notes = {**(table.schema.metadata or {}), SEAL: _seal_of(table)}
     if made_from is not None:
         notes[MADE_FROM] = str(made_from).encode()
     table = table.replace_schema_metadata(notes)
     replace_by(path, lambda file: parquet.write_table(table, file, write_page_checksum=True))
+
+
+def _table_of(frame: pd.DataFrame) -> pyarrow.Table:
+    """The frame for a file; a column of several kinds, as a user's own measure may be, as words."""
+    with contextlib.suppress(pyarrow.ArrowException, OverflowError, UnicodeError):
+        return pyarrow.Table.from_pandas(frame, preserve_index=False)
+    columns = {}
+    for name in frame.columns:
+        try:
+            column = pyarrow.array(frame[name], from_pandas=True)
+        except (pyarrow.ArrowException, OverflowError):
+            words = [None if _is_nothing(value) else str(value) for value in frame[name]]
+            column = pyarrow.array(words)
+        columns[str(name).encode(errors="replace").decode()] = column
+    return pyarrow.table(columns)
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _seal_of(table: pyarrow.Table) -> bytes:

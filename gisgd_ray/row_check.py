@@ -39,6 +39,8 @@ TEXTS = (
     "bound/undefined_reason",
 )
 """Those among them that are said in words."""
+WORDS = ("wandb/status", "error", "stop_reason", "outside_theorem", "device", "hostname", *TEXTS)
+"""What is said in words, or not at all."""
 
 
 def require_own(row: Mapping[str, Any], trial_id: str, path: Path) -> None:
@@ -94,7 +96,7 @@ def _is_setting(name: str) -> bool:
 
 
 def require_numbers(record: Mapping[str, Any], trial_id: str, where: Path) -> None:
-    """See that what a row or a measuring point calls a number is one, or nothing.
+    """See that what a row or a point calls a number, or says in words, is that or nothing.
 
     Raises:
         UserError: it is not.
@@ -102,10 +104,16 @@ def require_numbers(record: Mapping[str, Any], trial_id: str, where: Path) -> No
     for name, value in record.items():
         if _is_numeric(name) and not _is_number(value):
             raise _no_number(name, value, trial_id, where)
+        if name in WORDS and not _is_word(value):
+            raise _no_number(name, value, trial_id, where, kind="word")
 
 
 def require_number_columns(table: pd.DataFrame, where: Path) -> None:
     """The same of a whole table with a column ``trial_id``."""
+    for name in WORDS:
+        for trial_id, value in zip(table["trial_id"], table.get(name, ()), strict=False):
+            if not _is_word(value):
+                raise _no_number(name, value, trial_id, where, kind="word")
     for name in map(str, table.columns):
         if not _is_numeric(name) or pd.api.types.is_float_dtype(table[name]):
             continue
@@ -125,9 +133,16 @@ def _is_number(value: Any) -> bool:
     return number and not (isinstance(value, int) and abs(value) >= 2**63)  # what tables can hold
 
 
-def _no_number(name: str, value: Any, trial_id: Any, where: Path) -> UserError:
+def _is_word(value: Any) -> bool:
+    nothing = value is None or value is pd.NA or (isinstance(value, float) and value != value)
+    return nothing or isinstance(value, str)
+
+
+def _no_number(
+    name: str, value: Any, trial_id: Any, where: Path, *, kind: str = "number"
+) -> UserError:
     told = json.dumps(str(value)[:40], ensure_ascii=False)
     return UserError(
-        f"{name} = {told} of trial {trial_id} in {where} is no number: it is damaged, or not what "
+        f"{name} = {told} of trial {trial_id} in {where} is no {kind}: it is damaged, or not what "
         "gisgd-ray wrote; restore it, or move it away"
     )

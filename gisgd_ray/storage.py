@@ -41,7 +41,7 @@ def without_keys(where: str) -> str:
     """
     if not is_uri(where):
         return where
-    return re.sub("://[^/@]*:.*?@", "://", where.partition("?")[0])
+    return re.sub("://[^/@]*:.*?@", "://", where).partition("?")[0]
 
 
 class Storage:

@@ -255,12 +255,12 @@ def _print_closing(outcome: Outcome, page: Path, seconds: float) -> None:
     reused = f" ({outcome.reused} from an earlier launch)" if outcome.reused else ""
     print(f"{', '.join(counts) or 'no trial ended'}{reused} in {duration(seconds)}.")
     for count, what in (
-        (outcome.lost, "was lost, and went on"),
+        (outcome.lost, "was lost, and taken up again"),
         (outcome.tried_again, "failed, and was tried again"),
     ):
         if count:
             times = "Once" if count == 1 else f"{count} times"
-            print(f"{times} a trial {what} from its last checkpoint.")
+            print(f"{times} a trial {what}.")
     if outcome.cluster_lost:
         print(
             f"The Ray cluster was lost ({outcome.cluster_lost}); what was measured is kept: the "

@@ -123,7 +123,7 @@ def test_killed_trials_go_on_from_their_checkpoints(undisturbed: Path, tmp_path:
     status, out, err = running.end()
     assert status == 0, err
     assert "4 finished in" in out
-    assert re.search(r"\d+ times a trial was lost, and went on from its last checkpoint", out)
+    assert re.search(r"\d+ times a trial was lost, and taken up again", out)
     assert told_again(running.folder) >= 2
     assert_undisturbed(running.folder, undisturbed)
 
@@ -348,7 +348,7 @@ def test_a_trial_that_keeps_failing_ends_as_failed_with_its_traceback(
     assert attempts.count("one more") == 3
     # The same at the same step again: no third attempt would do better.
     assert attempts.count("broken") == 2
-    assert "3 times a trial failed, and was tried again from its last checkpoint." in out
+    assert "3 times a trial failed, and was tried again." in out
     assert "was lost" not in out
     # Tried again by hand, from where it was.
     status, _, err = sweep(tmp_path, "--resume")

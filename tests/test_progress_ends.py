@@ -80,14 +80,14 @@ def test_a_failure_is_told_to_the_end_of_its_sentence(capsys: pytest.CaptureFixt
     ("lost", "tried_again", "said"),
     [
         (0, 0, []),
-        (1, 0, ["Once a trial was lost, and went on from its last checkpoint."]),
-        (0, 1, ["Once a trial failed, and was tried again from its last checkpoint."]),
+        (1, 0, ["Once a trial was lost, and taken up again."]),
+        (0, 1, ["Once a trial failed, and was tried again."]),
         (
             2,
             3,
             [
-                "2 times a trial was lost, and went on from its last checkpoint.",
-                "3 times a trial failed, and was tried again from its last checkpoint.",
+                "2 times a trial was lost, and taken up again.",
+                "3 times a trial failed, and was tried again.",
             ],
         ),
     ],

@@ -20,6 +20,7 @@ from gisgd_ray.journal import Journal
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.results import ResultTables, results_folder, row_of, write_tables
 from tests.journals import add_point, add_steps, series
+from tests.runs import config
 
 METRICS = {"status": "finished", "steps": 5, "train/loss": 0.5, "stop_reason": "stop_loss"}
 
@@ -396,3 +397,23 @@ def test_a_folder_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("tempfile.TemporaryFile", no_space)
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
         results_folder(tmp_path)
+
+
+def test_a_measure_that_is_a_word_in_one_trial_and_a_number_in_another_is_kept_as_words(
+    tmp_path: Path,
+) -> None:
+    journal = Journal(tmp_path)
+    for seed, value in enumerate(("flat", 3.5, None)):
+        trial = config({"seed": seed})
+        journal.add_row(trial.trial_id, row_of(trial, {"status": "finished", "mine": value}))
+    tables = write_tables(tmp_path, [config({"seed": seed}) for seed in range(3)])
+    assert tables.trials["mine"].fillna("-").tolist() == ["flat", "3.5", "-"]
+
+
+def test_a_table_that_somebody_wrote_beside_a_journal_is_made_again(tmp_path: Path) -> None:
+    trial = config()
+    Journal(tmp_path).add_row(trial.trial_id, row_of(trial, {"status": "finished", "mine": 1.0}))
+    write_tables(tmp_path, [trial])
+    path = tmp_path / "trials.parquet"
+    pd.read_parquet(path).assign(mine=2.0).to_parquet(path)
+    assert ResultTables(tmp_path).trials["mine"].tolist() == [1.0]

@@ -19,7 +19,7 @@ from gisgd_ray.results import (
     row_of,
     write_tables,
 )
-from gisgd_ray.row_check import TEXTS, _is_numeric
+from gisgd_ray.row_check import TEXTS, _is_numeric, require_numbers
 from tests.journals import add_point
 from tests.sweep_runs import measured
 from tests.test_journal import OLD
@@ -121,7 +121,7 @@ def test_a_word_where_a_number_belongs_is_told(
 def test_columns_of_several_kinds_are_told(tmp_path: Path) -> None:
     journal = Journal(folder_with(tmp_path, ROW | {"hostname": "a"}))
     journal.add_row(OTHER.trial_id, row_of(OTHER, {"status": "finished", "hostname": [5]}))
-    with pytest.raises(UserError, match=r"trials.parquet cannot be made from the journal"):
+    with pytest.raises(UserError, match=r'hostname = "\[5\]" of trial .* is no word'):
         write_tables(tmp_path, [])
 
 
@@ -192,3 +192,11 @@ def test_an_id_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "a" / "steps").mkdir(parents=True)
     with pytest.raises(UserError, match=r"'\.\./\.\./x' in .* is no trial's id"):
         ResultTables(tmp_path / "a").steps("../../x")
+
+
+@pytest.mark.parametrize("name", ["wandb/status", "measure/hessian_trace_estimator"])
+def test_what_is_said_in_words_is_a_word(name: str) -> None:
+    for value in (None, math.nan, "off"):
+        require_numbers({name: value}, "it", Path("journal"))
+    with pytest.raises(UserError, match=f'{name} = "3" of trial it in journal is no word'):
+        require_numbers({name: 3}, "it", Path("journal"))

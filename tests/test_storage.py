@@ -225,3 +225,8 @@ def test_keys_are_not_told_with_the_fault(where: str) -> None:
     with pytest.raises(UserError, match=r"bucket/prefix cannot be used") as caught:
         Storage(where)
     assert not any(part in str(caught.value) for part in ("KEY", "SEC", "RET@"))
+
+
+@pytest.mark.parametrize("secret", ["SEC?RET", "SEC/RET+=", "SEC:RET"])
+def test_of_a_place_no_part_of_a_key_is_shown(secret: str) -> None:
+    assert without_keys(f"s3://KEY:{secret}@bucket/dir?region=x") == "s3://bucket/dir"

@@ -26,6 +26,7 @@ from gisgd_ray.launch_record import LaunchRecord, last_record
 from gisgd_ray.reporting.scoreboard import Entry, write_scoreboard
 from gisgd_ray.reporting.sweep_report import write_report
 from gisgd_ray.results import ResultTables
+from gisgd_ray.whole_files import require_no_links
 
 if TYPE_CHECKING:
     from gisgd_ray.sweep import Sweep
@@ -110,6 +111,7 @@ def _report(options: argparse.Namespace) -> int:
 
 def _reported(folder: Path, options: argparse.Namespace) -> Entry:
     """One sweep's figures and page, and its report on W&B if it is to have one."""
+    require_no_links(folder)
     record = last_record(folder)
     sweep = sweep_of(folder, record, options.script)
     tables = ResultTables(folder)
@@ -129,7 +131,8 @@ def sweeps_in(folder: Path) -> list[Path]:
         UserError: there are none.
     """
     if not os.path.isdir(folder):  # pathlib's raises where a name is too long
-        raise UserError(f"{folder} is not a folder; name a sweep's, as in results/lr_batch")
+        shown = re.sub(":/[^/@]*:.*@", "://", str(folder))  # a bucket's keys
+        raise UserError(f"{shown} is not a folder; name a sweep's, as in results/lr_batch")
     if (folder / TABLE).exists():
         return [folder]
     found = sorted(path.parent for path in folder.rglob(TABLE))

@@ -202,7 +202,7 @@ def test_a_sweep_over_all_hosts_loses_one_and_nothing_with_it(
     strip_hosts(folder)
     strip_hosts(undisturbed)
     assert_same_tables(folder, undisturbed)
-    assert re.search(r"a trial was lost, and went on from its last checkpoint", log.read_text())
+    assert re.search(r"a trial was lost, and taken up again", log.read_text())
 
 
 def strip_hosts(folder: Path) -> None:
