@@ -75,9 +75,10 @@ def wait_until(condition: object, *, seconds: float = 120) -> None:
 
 
 def comparable(frame: pd.DataFrame, order: list[str]) -> pd.DataFrame:
-    """Everything but the times, which no two runs share, W&B, which not all tests use, and the
-    room, which a trial may be given more of."""
-    apart = [c for c in frame.columns if c.startswith(("time/", "resources/", "wandb/status"))]
+    """Everything but the times, which no two runs share, W&B, which not all tests use, the room,
+    which a trial may be given more of, and the machine."""
+    others = ("time/", "resources/", "wandb/status", "hostname")
+    apart = [c for c in frame.columns if c.startswith(others)]
     return frame.drop(columns=apart).sort_values(order).reset_index(drop=True)
 
 
