@@ -72,11 +72,14 @@ def test_only_a_cluster_that_answers_is_joined(monkeypatch: pytest.MonkeyPatch) 
 
 
 UV = """
-import sys
+import os, sys
 from gisgd_ray.cluster import connect
 connect()
 import ray
-assert ray.get(ray.remote(lambda: sys.executable).remote()) == sys.executable
+executable, path = ray.get(ray.remote(lambda: (sys.executable, sys.path)).remote())
+assert executable == sys.executable
+# Where somebody's results may lie, with a torch.py among them.
+assert not {"", ".", os.getcwd()} & set(path), path
 """
 
 
