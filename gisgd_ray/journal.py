@@ -83,7 +83,7 @@ class Journal:
         again = {"whole": True} if whole else {}
         for begin in range(0, len(steps), MOST_STEPS):
             part = {k: v[begin : begin + MOST_STEPS] for k, v in steps.columns().items()}
-            told = {"after": first_step + begin, "steps": len(part["learning_rate"]), **again}
+            told = {"after": first_step + begin, "steps": len(part[RATE]), **again}
             columns = {name: _encode(values) for name, values in part.items()}
             lines.append({"kind": "steps", **told, "columns": columns})
         lines += [{"kind": "point", **point} for point in points]

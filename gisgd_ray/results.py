@@ -21,6 +21,7 @@ from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.journal import COMPLETE, Journal, Row
 from gisgd_ray.row_check import (
+    is_nothing,
     is_of_this_version,
     require_number_columns,
     require_numbers,
@@ -339,14 +340,10 @@ def _table_of(frame: pd.DataFrame) -> pyarrow.Table:
         try:
             column = pyarrow.array(frame[name], from_pandas=True)
         except (pyarrow.ArrowException, OverflowError):
-            words = [None if _is_nothing(value) else str(value) for value in frame[name]]
+            words = [None if is_nothing(value) else str(value) for value in frame[name]]
             column = pyarrow.array(words)
         columns[str(name).encode(errors="replace").decode()] = column
     return pyarrow.table(columns)
-
-
-def _is_nothing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _seal_of(table: pyarrow.Table) -> bytes:

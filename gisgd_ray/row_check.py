@@ -103,9 +103,9 @@ def require_numbers(record: Mapping[str, Any], trial_id: str, where: Path) -> No
     """
     for name, value in record.items():
         if _is_numeric(name) and not _is_number(value):
-            raise _no_number(name, value, trial_id, where)
+            raise _of_another_kind(name, value, trial_id, where)
         if name in WORDS and not _is_word(value):
-            raise _no_number(name, value, trial_id, where, kind="word")
+            raise _of_another_kind(name, value, trial_id, where, kind="word")
 
 
 def require_number_columns(table: pd.DataFrame, where: Path) -> None:
@@ -113,13 +113,13 @@ def require_number_columns(table: pd.DataFrame, where: Path) -> None:
     for name in WORDS:
         for trial_id, value in zip(table["trial_id"], table.get(name, ()), strict=False):
             if not _is_word(value):
-                raise _no_number(name, value, trial_id, where, kind="word")
+                raise _of_another_kind(name, value, trial_id, where, kind="word")
     for name in map(str, table.columns):
         if not _is_numeric(name) or pd.api.types.is_float_dtype(table[name]):
             continue
         for trial_id, value in zip(table["trial_id"], table[name], strict=True):
             if not _is_number(value):
-                raise _no_number(name, value, trial_id, where)
+                raise _of_another_kind(name, value, trial_id, where)
 
 
 def _is_numeric(name: str) -> bool:
@@ -133,12 +133,16 @@ def _is_number(value: Any) -> bool:
     return number and not (isinstance(value, int) and abs(value) >= 2**63)  # what tables can hold
 
 
+def is_nothing(value: Any) -> bool:
+    """Whether a cell of a table is empty."""
+    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
+
+
 def _is_word(value: Any) -> bool:
-    nothing = value is None or value is pd.NA or (isinstance(value, float) and value != value)
-    return nothing or isinstance(value, str)
+    return is_nothing(value) or isinstance(value, str)
 
 
-def _no_number(
+def _of_another_kind(
     name: str, value: Any, trial_id: Any, where: Path, *, kind: str = "number"
 ) -> UserError:
     told = json.dumps(str(value)[:40], ensure_ascii=False)

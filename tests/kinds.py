@@ -7,6 +7,7 @@ come, and otherwise as the sweep has it.
 
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +16,12 @@ import pytest
 from gisgd_ray import consistency, datasets
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.sweep import Sweep
-from sweeps import (
-    bound_verification,
-    clipping,
-    double_descent,
-    linear_relu,
-    lr_batch,
-    regularizers,
-    stochastic,
-    trajectory,
-)
 from tests import ondisk
 from tests.sweep_runs import plan_of
 
 SWEEPS: dict[str, Sweep] = {
-    module.SWEEP.name: module.SWEEP
-    for module in (
-        bound_verification,
-        clipping,
-        double_descent,
-        linear_relu,
-        lr_batch,
-        regularizers,
-        stochastic,
-        trajectory,
-    )
+    path.stem: import_module(f"sweeps.{path.stem}").SWEEP
+    for path in sorted(Path(__file__).parents[1].glob("sweeps/*.py"))
 }
 SAMPLES = 24
 SMALL: dict[str, Any] = {

@@ -26,6 +26,7 @@ from gisgd_ray.launch_record import LaunchRecord, last_record
 from gisgd_ray.reporting.scoreboard import Entry, write_scoreboard
 from gisgd_ray.reporting.sweep_report import write_report
 from gisgd_ray.results import ResultTables
+from gisgd_ray.storage import without_keys
 from gisgd_ray.whole_files import require_no_links
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ def sweeps_in(folder: Path) -> list[Path]:
         UserError: there are none.
     """
     if not os.path.isdir(folder):  # pathlib's raises where a name is too long
-        shown = re.sub(":/[^/@]*:.*@", "://", str(folder))  # a bucket's keys
+        # A path has made one slash of two in what may be a bucket, with its keys.
+        shown = without_keys(str(folder).replace(":/", "://", 1))
         raise UserError(f"{shown} is not a folder; name a sweep's, as in results/lr_batch")
     if (folder / TABLE).exists():
         return [folder]
