@@ -109,7 +109,7 @@ def estimate(
     lows, highs, points = [], [], 0.0
     for config in trials:
         flat = config.flat()
-        cost = found[max(range(len(chosen)), key=lambda i: _alike(flat, flats[i]))]
+        cost = found[max(range(len(chosen)), key=lambda i: alikeness(flat, flats[i]))]
         low, high = cost.seconds(config)
         lows.append(low)
         highs.append(high)
@@ -140,12 +140,9 @@ def spread(trials: Sequence[TrialConfig], count: int) -> list[TrialConfig]:
     return [different[round(i)] for i in np.linspace(0, len(different) - 1, count)]
 
 
-def alikeness(first: TrialConfig, second: TrialConfig) -> tuple[int, int]:
-    """How many settings two trials share: first of those that decide the time of a step."""
-    return _alike(first.flat(), second.flat())
-
-
-def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[int, int]:
+def alikeness(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[int, int]:
+    """How many settings two trials share, each a flat table of them: first of those that decide the
+    time of a step."""
     same = [path for path, value in a.items() if path in b and b[path] == value]
     dear = [path for path in same if path.startswith(("model.", "scheme.", "data.dataset"))]
     return len(dear), len(same)

@@ -33,10 +33,8 @@ ACCOUNT = frozenset(
         "INIT_TIMEOUT",
         "INSECURE_DISABLE_SSL",
         "MODE",
-        "NOTES",
         "PROJECT",
         "SILENT",
-        "TAGS",
     )
 )
 """Variables of W&B that say whose account it is and how it is reached, and none that says which

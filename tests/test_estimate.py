@@ -257,10 +257,12 @@ def test_what_decides_the_time_of_a_step_makes_trials_alike() -> None:
     trial = config({"training.learning_rate": 0.3, "seed": 5, "training.batch_size": 50})
     same_network = config()
     same_otherwise = trial.changed({"model.width": 32})
-    assert alikeness(trial, same_network) > alikeness(trial, same_otherwise)
+    assert alikeness(trial.flat(), same_network.flat()) > alikeness(
+        trial.flat(), same_otherwise.flat()
+    )
     nearer = config({"training.batch_size": 50})
-    assert alikeness(trial, nearer) > alikeness(trial, same_network)
-    assert alikeness(trial, trial) == (
+    assert alikeness(trial.flat(), nearer.flat()) > alikeness(trial.flat(), same_network.flat())
+    assert alikeness(trial.flat(), trial.flat()) == (
         sum(p.startswith(("model.", "scheme.", "data.dataset")) for p in trial.flat()),
         len(trial.flat()),
     )
