@@ -53,13 +53,16 @@ class Server:
     def stop(self) -> None:
         self._moto.stop()
 
-    def objects(self) -> dict[str, bytes]:
-        """All there is, by its whole name; without the marks of folders."""
+    def names(self) -> list[str]:
+        """Of all there is, whole; without the marks of folders."""
         found = self.s3.list_objects_v2(Bucket="bucket").get("Contents", [])
+        return [item["Key"] for item in found if not item["Key"].endswith("/")]
+
+    def objects(self) -> dict[str, bytes]:
+        """All there is, by its whole name; nobody may be writing."""
         return {
-            item["Key"]: self.s3.get_object(Bucket="bucket", Key=item["Key"])["Body"].read()
-            for item in found
-            if not item["Key"].endswith("/")
+            name: self.s3.get_object(Bucket="bucket", Key=name)["Body"].read()
+            for name in self.names()
         }
 
     def uri(self, prefix: str = "prefix", *, keys: str = f"{KEY}:{SECRET}@") -> str:

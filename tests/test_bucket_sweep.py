@@ -36,7 +36,7 @@ def test_a_driver_lost_with_its_disk_is_continued_from_the_bucket(
 
     monkeypatch.chdir(tmp_path / "here")
     first = Running(uri)
-    wait_until(lambda: sum(name.endswith(".ckpt") for name in bucket.objects()) >= 3)
+    wait_until(lambda: sum(name.endswith(".ckpt") for name in bucket.names()) >= 3)
     workers = first.workers()
     first.process.kill()
     first.process.communicate()

@@ -30,7 +30,7 @@ MEMORY = 3 * stand_in.CONTEXT
 ANOTHER_PROGRAM = 5 * stand_in.CONTEXT // 4
 """Leaves room for one."""
 SMALL = [
-    *("--model.filters", "4", "--model.hidden", "16", "--training.max_epochs", "12"),
+    *("--model.filters", "4", "--model.hidden", "16", "--training.max_epochs", "20"),
     *("--training.batch_size", "20", "--training.learning_rate", "0.005,0.01"),
 ]
 TRIALS = 4
@@ -76,6 +76,11 @@ class Watch(threading.Thread):
             time.sleep(0.1)
 
 
+def trials_on(folder: Path) -> list[int]:
+    """The processes of trials that have taken memory of the GPU."""
+    return [pid for pid in training_below(os.getpid()) if (folder / "taken" / str(pid)).exists()]
+
+
 def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -98,9 +103,11 @@ def test_the_main_job_from_the_command_to_the_page(folder: Path, tmp_path: Path)
     driver = typed("--out", str(out), "--checkpoint-every", "0.3", *SMALL)
     sweep = out / "lr_batch"
     try:
-        until(lambda: list(sweep.glob("checkpoints/*/*.ckpt")), "a checkpoint")
-        os.kill(training_below(os.getpid())[0], signal.SIGKILL)
+        until(lambda: len(trials_on(folder)) == 2, "two trials on the GPU")
         (folder / "taken" / "another program").write_text(str(ANOTHER_PROGRAM))
+        until(lambda: list(sweep.glob("checkpoints/*/*.ckpt")), "a checkpoint")
+        until(lambda: trials_on(folder), "a trial on the GPU")
+        os.kill(trials_on(folder)[0], signal.SIGKILL)
         told = driver.communicate(timeout=250)[0]
     finally:
         driver.kill()
