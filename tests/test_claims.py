@@ -222,7 +222,7 @@ def test_opposite_verdict(
 
 
 def test_joint_verdict() -> None:
-    kinds: tuple[Verdict, ...] = ("holds", "undecided", "fails")  # from best to worst
+    kinds: tuple[Verdict, ...] = ("holds", "single run", "undecided", "fails")  # from best to worst
     for several in itertools.product(kinds, repeat=3):
         assert joint_verdict(*several) == max(several, key=kinds.index)
     assert joint_verdict("holds") == "holds"

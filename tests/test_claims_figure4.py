@@ -203,8 +203,8 @@ def test_runs_are_compared_with_the_run_of_their_own_seed() -> None:
     assert claims(*runs, *unpaired)[1].evidence == gap.evidence
 
 
-def test_one_seed_is_taken_as_it_is_and_two_that_disagree_are_not() -> None:
-    assert [c.verdict for c in claims(*papers_pair(seeds=1))[:2]] == ["holds", "holds"]
+def test_one_seed_is_a_single_run_and_two_that_disagree_leave_it_open() -> None:
+    assert [c.verdict for c in claims(*papers_pair(seeds=1))[:2]] == ["single run"] * 2
     sgd = [run("sgd", test=[*RISE, 0.7], seed=s) for s in range(2)]
     apart = [run("lag", test=[*RISE, 0.8 - 0.015 * s], seed=s) for s in range(2)]
     assert claims(*sgd, *apart)[0].verdict == "undecided"
@@ -263,7 +263,7 @@ def test_noise_levels_and_models_have_claims_of_their_own() -> None:
     good = papers_pair(data__label_noise=0.2)
     bad = [run(n, test=[*RISE, 0.6], data__label_noise=0.4) for n in ("sgd", "automatic")]
     found = claims(*good, *bad)
-    assert [c.verdict for c in found[::4]] == ["holds", "fails"]
+    assert [c.verdict for c in found[::4]] == ["holds", "single run"]
     assert "MLP on mnist, label_noise = 0.4; running minimum" in found[4].text
 
 

@@ -52,6 +52,7 @@ def test_claims_come_with_test_evidence_and_verdict_in_words(tmp_path: Path) -> 
         Claim("Small is flat.", "Spearman at 5 %", "ρ = -0.90 (n = 12, p = 1e-05)", "holds"),
         Claim("Big is sharp.", "another", "n = 3", "undecided"),
         Claim("All is well.", "third", "n = 4", "fails"),
+        Claim("One is enough.", "fourth", "one seed", "single run"),
     ]
     text = write(tmp_path, [finished("a")], claims=claims)
     rows = next(t for t in Document(text).tables if t[0][0] == "The paper says")[1:]
@@ -62,8 +63,10 @@ def test_claims_come_with_test_evidence_and_verdict_in_words(tmp_path: Path) -> 
         "ρ = −0.90 (n = 12, p = 1e−05)",
         "✓ holds",
     ]
-    assert [row[3] for row in plain] == ["✓ holds", "? undecided", "✗ fails"]
-    assert "The paper’s claims: 1 hold, 1 fail, 1 undecided." in Document(text).text
+    assert [row[3] for row in plain] == ["✓ holds", "? undecided", "✗ fails", "• single run"]
+    marked = [a.get("class") for tag, a in Document(text).tags if tag == "span"]
+    assert "verdict single-run" in marked
+    assert "The paper’s claims: 1 hold, 1 undecided, 1 single runs, 1 fail." in Document(text).text
 
 
 def test_errors_and_every_other_text_are_escaped(tmp_path: Path) -> None:

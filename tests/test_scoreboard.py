@@ -89,6 +89,7 @@ def test_a_sweep_of_two_figures_counts_its_claims_once(tmp_path: Path) -> None:
     entries = [both, entry(tmp_path / "lr_batch", "lr_batch", "Figure 6", claims=CLAIMS[:1])]
     document = board(entries, tmp_path)
     summary = "3 of 12 figures and tables have results; of 5 claims tested: 3 hold, 1 undecided"
+    summary += ", 0 single runs"
     assert f"{summary}, 1 fails." in document.text
     found = {row[0]: row for row in lines(document)}
     for item in ("Figure 4", "Figure 9"):
@@ -149,6 +150,7 @@ def test_two_folders_of_a_sweep_are_told_apart(tmp_path: Path) -> None:
     assert document.text.count("Figure 6 (one/lr_batch)") == 1
     assert len(lines(document)) == 13
     summary = "1 of 12 figures and tables have results; of 4 claims tested: 2 hold, 1 undecided"
+    summary += ", 0 single runs"
     assert f"{summary}, 1 fails." in document.text
 
 
@@ -159,7 +161,7 @@ def test_a_claim_on_which_two_folders_differ_counts_apart(tmp_path: Path) -> Non
         entry(tmp_path / "two" / "lr_batch", "lr_batch", "Figure 6", claims=other),
     ]
     text = board(entries, tmp_path).text
-    counts = "1 holds, 1 undecided, 1 fails, 1 not the same in every folder."
+    counts = "1 holds, 1 undecided, 0 single runs, 1 fails, 1 not the same in every folder."
     assert f"of 4 claims tested: {counts}" in text
 
 

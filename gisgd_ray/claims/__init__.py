@@ -2,9 +2,9 @@
 
 One module per figure, each with ``claims(tables) -> list[Claim]`` over the finished trials; what
 they count, correlate and compare is in :mod:`gisgd_ray.claims.statistics`. A claim holds or fails
-only where the data say so: by a count of points, at :data:`LEVEL`, or, with a single trial, by a
-statement about that one trial, which its ``test`` then says; otherwise it is undecided, and the
-report says that too.
+only where the data say so, by a count of points or at :data:`LEVEL`; otherwise it is undecided, and
+the report says that too. With one seed there is nothing to test it by: its evidence is then what
+that one run shows, and its verdict "single run".
 """
 
 from dataclasses import dataclass

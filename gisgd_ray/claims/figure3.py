@@ -259,7 +259,7 @@ def _nothing_lost(seen: list[Course], where: str) -> Claim:
         f"{WINDOW} points: less than {TOLERANCE:g} percentage point, with several seeds the whole "
         "95 % interval",
         evidence=f"{lost} percentage points below" if lost.n else str(lost),
-        verdict=interval_verdict(lost, TOLERANCE, side="below", deterministic=True),
+        verdict=interval_verdict(lost, TOLERANCE, side="below"),
     )
 
 
@@ -287,8 +287,8 @@ def _valley_marks_best(seen: list[Course], where: str) -> Claim:
         evidence=evidence,
         verdict=_unless_missing(
             below.missing,
-            interval_verdict(below, TOLERANCE, side="below", deterministic=True),
-            interval_verdict(lost, TOLERANCE, side="above", deterministic=True),
+            interval_verdict(below, TOLERANCE, side="below"),
+            interval_verdict(lost, TOLERANCE, side="above"),
         ),
     )
 
@@ -312,8 +312,8 @@ def _small_gap_before(seen: list[Course], where: str) -> Claim:
         evidence=evidence,
         verdict=_unless_missing(
             gap.missing,
-            interval_verdict(gap, SMALL_GAP, side="below", deterministic=True),
-            interval_verdict(learned, LEARNED, side="above", deterministic=True),
+            interval_verdict(gap, SMALL_GAP, side="below"),
+            interval_verdict(learned, LEARNED, side="above"),
         ),
     )
 

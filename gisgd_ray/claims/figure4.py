@@ -188,8 +188,8 @@ def _holds_accuracy(facts: Facts | None, where: str) -> Claim:
             f"accuracy {_percent(facts['final_with'])} with, {_percent(facts['final_without'])} "
             f"without, best {_percent(best)}"
         )
-        near = interval_verdict(held, TOLERANCE, side="below", deterministic=True)
-        drops = interval_verdict(lost, TOLERANCE, side="above", deterministic=True)
+        near = interval_verdict(held, TOLERANCE, side="below")
+        drops = interval_verdict(lost, TOLERANCE, side="above")
         return evidence, joint_verdict(near, drops)
 
     return _claim(
@@ -213,7 +213,7 @@ def _smaller_gap(facts: Facts | None, where: str) -> Claim:
             f"difference {difference} points; gap {_percent(facts['gap_with'])} with, "
             f"{_percent(facts['gap_without'])} without"
         )
-        return evidence, interval_verdict(difference, 0.0, side="below", deterministic=True)
+        return evidence, interval_verdict(difference, 0.0, side="below")
 
     return _claim(
         facts,

@@ -62,7 +62,7 @@ def _far_below(points: pd.DataFrame, std: float, where: str, replicas: str) -> C
         test=f"Lemma 2 / Theorem 2 at the last measured point above {FAR:g}, which is what far "
         f"means here; {_on_seeds()}",
         evidence=f"{ratio} at {_steps(last)}{replicas}" if len(known) else NOT_MEASURED,
-        verdict=interval_verdict(ratio, FAR, side="above", deterministic=True),
+        verdict=interval_verdict(ratio, FAR, side="above"),
     )
 
 
@@ -83,8 +83,8 @@ def _orders_swap(points: pd.DataFrame, std: float, where: str, replicas: str) ->
         f"the last; {_on_seeds()}",
         evidence=evidence,
         verdict=joint_verdict(
-            interval_verdict(early, 1.0, side="below", deterministic=True),
-            interval_verdict(late, 1.0, side="above", deterministic=True),
+            interval_verdict(early, 1.0, side="below"),
+            interval_verdict(late, 1.0, side="above"),
         ),
     )
 
@@ -107,7 +107,7 @@ def _dispersions(
         f"et al. ({where}).",
         test=f"V / Ṽ above {MUCH_LARGER:g} over the first {TENTH * 100:g} % {tested}",
         evidence=f"{first}{replicas}" if early else NOT_MEASURED,
-        verdict=interval_verdict(first, MUCH_LARGER, side="above", deterministic=True),
+        verdict=interval_verdict(first, MUCH_LARGER, side="above"),
     )
     yield Claim(
         text=f"Later in training V and Ṽ are about equal ({where}).",
@@ -115,8 +115,8 @@ def _dispersions(
         f"{TENTH * 100:g} % {tested}",
         evidence=f"{last}{replicas}" if late else NOT_MEASURED,
         verdict=joint_verdict(
-            interval_verdict(last, ABOUT_EQUAL, side="below", deterministic=True),
-            interval_verdict(last, 1 / ABOUT_EQUAL, side="above", deterministic=True),
+            interval_verdict(last, ABOUT_EQUAL, side="below"),
+            interval_verdict(last, 1 / ABOUT_EQUAL, side="above"),
         ),
     )
 

@@ -15,7 +15,8 @@ from scipy import stats
 
 from gisgd_ray.randomness import derived_seed
 
-Verdict = Literal["holds", "fails", "undecided"]
+Verdict = Literal["holds", "fails", "undecided", "single run"]
+"""A single run shows what it shows, and nothing of what another seed would have done."""
 Side = Literal["above", "below"]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -229,30 +230,24 @@ def ratio_interval(numerators: Iterable[float], denominators: Iterable[float]) -
     return RatioInterval(center, low, high, of_logs.n, of_logs.missing)
 
 
-def interval_verdict(
-    interval: Interval, threshold: float, *, side: Side, deterministic: bool = False
-) -> Verdict:
+def interval_verdict(interval: Interval, threshold: float, *, side: Side) -> Verdict:
     """Whether the mean lies on one side of a threshold.
 
     Holds when the whole interval is on that side, fails when it is on the other, undecided when it
-    holds the threshold or there is no interval. ``deterministic`` is for claims about one
-    deterministic run, which have nothing to infer: a single value is then taken as it is.
+    holds the threshold or there is no interval; of one seed, whichever side it is on, a single run.
     """
     low, high = interval.low, interval.high
-    if deterministic and interval.n == 1:
-        low = high = interval.center
-        if low == threshold:  # "above" and "below" are both strict
-            return "fails"
+    if interval.n == 1:
+        return "single run"
     if math.isnan(low) or math.isnan(high) or low <= threshold <= high:
         return "undecided"
     return "holds" if (low > threshold) == (side == "above") else "fails"
 
 
 def joint_verdict(*verdicts: Verdict) -> Verdict:
-    """All must hold; one that fails fails them all."""
-    if "fails" in verdicts:
-        return "fails"
-    return "undecided" if "undecided" in verdicts else "holds"
+    """The worst of several: one that fails fails them all, and all must hold."""
+    from_worst: tuple[Verdict, ...] = ("fails", "undecided", "single run", "holds")
+    return min(verdicts, key=from_worst.index)
 
 
 def short_number(value: float) -> str:

@@ -127,9 +127,10 @@ def _top(panel: pd.DataFrame, ours: str, where: str) -> Claim:
     others = sorted(s for s in set(panel["scheme"]) if not s.startswith("GMP"))
     found = {other: differences(panel, ours, other) for other in others}
     better = [s for s, d in found.items() if interval_verdict(d, 0, side="below") == "holds"]
-    open_ = [s for s, d in found.items() if interval_verdict(d, 0, side="above") == "undecided"]
+    told_apart = ("holds", "fails")
+    open_ = [s for s, d in found.items() if interval_verdict(d, 0, side="above") not in told_apart]
     ahead = [s for s, d in found.items() if d.center < 0]
-    verdict: Verdict = "undecided"
+    verdict: Verdict = "single run" if panel["seed"].nunique() == 1 else "undecided"
     if len(better) >= TOP:
         verdict = "fails"
     elif len(better) + len(open_) < TOP and len(others) >= TOP:
@@ -163,7 +164,7 @@ def _time(panel: pd.DataFrame, where: str) -> Claim:
     """Statistic: geometric mean over seeds of the ratio of step times. n: seeds."""
     ratio = relative_time(panel, GMP3)
     low, high = GMP3_TIME / TOLERANCE, GMP3_TIME * TOLERANCE
-    verdict: Verdict = "undecided"
+    verdict: Verdict = "single run" if ratio.n == 1 else "undecided"
     if not math.isnan(ratio.low):
         if low <= ratio.low and ratio.high <= high:
             verdict = "holds"

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from gisgd_ray import launch_record
-from gisgd_ray.claims import LEVEL, Claim
+from gisgd_ray.claims import LEVEL, Claim, Verdict
 from gisgd_ray.reporting.bounds_table import (
     column_groups,
     coverage,
@@ -53,6 +53,14 @@ from gisgd_ray.results import ResultTables
 from gisgd_ray.whole_files import replace_file
 
 HERE = Path(__file__).parent
+
+VERDICTS: dict[Verdict, tuple[str, str]] = {
+    "holds": ("hold", "✓"),
+    "undecided": ("undecided", "?"),
+    "single run": ("single runs", "•"),
+    "fails": ("fail", "✗"),
+}
+"""Each verdict, as it is said of several claims, and its mark."""
 
 
 def write_page(
@@ -124,6 +132,7 @@ def write_page(
             paper_tables=paper_tables,
             dispersion_off=nowhere(trials, "measurement.dispersion"),
             claims=claims,
+            verdicts=VERDICTS,
             level=f"{LEVEL * 100:g} %",
             columns=columns,
             groups=column_groups(columns),

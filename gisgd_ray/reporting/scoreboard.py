@@ -13,8 +13,9 @@ from urllib.parse import quote
 import jinja2
 import pandas as pd
 
+from gisgd_ray.claims import Verdict
 from gisgd_ray.reporting.numbers import counted
-from gisgd_ray.reporting.page import status_line, tight
+from gisgd_ray.reporting.page import VERDICTS, status_line, tight
 from gisgd_ray.reporting.page_cautions import without_machine
 from gisgd_ray.reporting.sweep_report import Report
 from gisgd_ray.reporting.tables import Table
@@ -48,9 +49,6 @@ ONLY: dict[str, dict[str, Sequence[str]]] = {
 }
 """Where a sweep reproduces several: the settings of the trials that are this one's. A table is one
 of accuracies, which are the paper's networks' or none."""
-
-VERDICTS = {"holds": "hold", "undecided": "undecided", "fails": "fail"}
-"""Each verdict, and as it is said of several claims."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Sweep:
     """Networks and data, which at laptop scale are not the paper's: "mlp on mnist5k"."""
     told: Sequence[tuple[str, str]]
     """Verdicts that there are, and how many claims have it: ("holds", "2 hold")."""
-    verdicts: dict[str, int]
+    verdicts: dict[Verdict, int]
     claims: Sequence[dict[str, str]]
     figures: Sequence[tuple[str, str]]
     """Name and data URI of the SVG."""
@@ -199,9 +197,9 @@ def _below(path: Path, above: Path) -> str:
     return relpath(path.resolve(), above.resolve())
 
 
-def _counted(verdicts: Mapping[str, int], verdict: str) -> str:
+def _counted(verdicts: Mapping[Verdict, int], verdict: Verdict) -> str:
     count = verdicts[verdict]
-    return f"{count:,} {verdict if count == 1 else VERDICTS[verdict]}"
+    return f"{count:,} {verdict if count == 1 else VERDICTS[verdict][0]}"
 
 
 def _summary(lines: Iterable[Line], sweeps: Iterable[Sweep]) -> str:
