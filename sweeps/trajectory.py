@@ -18,8 +18,9 @@ from string import ascii_lowercase
 
 import pandas as pd
 
-from gisgd_ray.claims.figure1 import claims, figure_curves
+from gisgd_ray.claims.figure1 import claims, figure_curves, ratio_at_end
 from gisgd_ray.claims.points import NOISE_STDS, finished, noise_stds, points_after_start
+from gisgd_ray.claims.statistics import short_number
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import panels, printed
@@ -103,9 +104,10 @@ def points(tables: ResultTables, trials: pd.DataFrame, noise_std: float) -> pd.D
 def plot(tables: ResultTables) -> dict[str, Figure]:
     """Figure 1, a panel per model, dataset and sigma; and below it what the curves are made of."""
     shown = [
-        (f"{title}\n{_sigma(noise_std)}", points(tables, group, noise_std))
+        (f"{printed(title)}\n{_sigma(noise_std)}", frame, ratio_at_end(frame, noise_std))
         for title, group in panels(finished(tables), [NOISE_STDS]).items()
         for noise_std in noise_stds(group)
+        for frame in [points(tables, group, noise_std)]
     ]
     with style():
         figure = new_figure(6.8, 4.5 * ((len(shown) + 1) // 2))
@@ -115,10 +117,11 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
                 axis.set_visible(False)
         visible = [axis for axis in axes.flat if axis.get_visible()]
         letters = dict(zip(visible, ascii_lowercase, strict=False))
-        for place, (title, frame) in enumerate(shown):
+        for place, (title, frame, ratio) in enumerate(shown):
             row, column = 2 * (place // 2), place % 2
             upper, lower = axes[row, column], axes[row + 1, column]
-            _terms(upper, frame, f"({letters[upper]}) {printed(title)}")
+            told = f"\nat the end Neu et al. {short_number(ratio.center)} × ours" if ratio.n else ""
+            _terms(upper, frame, f"({letters[upper]}) {title}{told}")
             _parts(lower, frame, f"({letters[lower]}) what is summed in ({letters[upper]})")
     return {"figure1": figure}
 
@@ -163,11 +166,12 @@ SWEEP = Sweep(
     check=check,
     captions={
         "figure1": "Above, the trajectory terms with R, λ, σ, d and n dropped, as in the paper: "
-        "ours √ΣV, Neu et al. √(2Σ(Ψ+V)), up to each epoch. Below, what is summed: the local "
-        "gradient sensitivity Ψ (measured at the points) and the gradient dispersion V (mean over "
-        "the steps between two). The paper shows σ = 1e-5 and 1e-6 and calls σ the variance "
-        "parameter as well: σ² stands beside σ where that reading may apply. With several seeds, "
-        "means with one standard deviation shaded."
+        "ours √ΣV, Neu et al. √(2Σ(Ψ+V)), up to each epoch. Ours is below whatever the data, since "
+        "Ψ ≥ 0 makes the ratio √2 at least: what they say is the ratio at the end, above each "
+        "panel. Below, what is summed: the local gradient sensitivity Ψ (measured at the points) "
+        "and the gradient dispersion V (mean over the steps between two). The paper shows σ = 1e-5 "
+        "and 1e-6 and calls σ the variance parameter as well: σ² stands beside σ where that may "
+        "apply. With several seeds, means with one standard deviation shaded."
     },
     run_panels=[
         # W&B's panels show what was logged: the sums, not their roots.

@@ -1,52 +1,47 @@
-"""Rank correlations against scipy and full enumeration, and the verdicts drawn from them."""
+"""Trends within seeds, tests over seeds and their correction, against brute force and scipy."""
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from scipy.stats import rankdata, spearmanr
 
-from gisgd_ray import claims
 from gisgd_ray.claims import (
-    RankCorrelation,
+    LEVEL,
+    Claim,
+    Interval,
+    PValues,
+    RatioInterval,
     Verdict,
+    all_of,
+    corrected_together,
+    holm,
     joint_verdict,
-    opposite_verdict,
-    sign_verdict,
-    stratified_rank_correlation,
+    mean_interval,
+    opposite,
+    ratio_interval,
     stratified_rho,
+    t_test,
+    trend_ratio,
 )
+from gisgd_ray.claims.statistics import Side
 
-UP = RankCorrelation(0.8, 0.01, 12)
-DOWN = RankCorrelation(-0.8, 0.01, 12)
-UNSURE = RankCorrelation(0.8, 0.06, 12)
-NOTHING = RankCorrelation(0.0, 1.0, 0)
+NAN, INF = math.nan, math.inf
 
-
-def correlation(frame: pd.DataFrame, *strata: str) -> RankCorrelation:
-    return stratified_rank_correlation(frame, "x", "y", strata=strata)
+# ---------------------------------------------------------------- Spearman's rho
 
 
 def one_stratum(x: Any, y: Any) -> pd.DataFrame:
     return pd.DataFrame({"x": x, "y": y, "s": 0})
 
 
-def exact(frame: pd.DataFrame) -> tuple[float, float]:
-    """rho and p over every permutation of y inside the strata, by brute force."""
-    groups = [g for _, g in frame.groupby("s")]
-    xs = np.concatenate([rankdata(g["x"]) - rankdata(g["x"]).mean() for g in groups])
-    ys = [rankdata(g["y"]) - rankdata(g["y"]).mean() for g in groups]
-    everything = itertools.product(*(itertools.permutations(y) for y in ys))
-    sums = np.array([xs @ np.concatenate(order) for order in everything])
-    observed = xs @ np.concatenate(ys)
-    rho = observed / math.sqrt((xs @ xs) * (np.concatenate(ys) @ np.concatenate(ys)))
-    return rho, float(np.mean(np.abs(sums) >= abs(observed) - 1e-9))
-
-
-# ---------------------------------------------------------------- the correlation
+def rho(frame: pd.DataFrame, *strata: str) -> float:
+    return stratified_rho(frame, "x", "y", strata=strata)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -55,35 +50,20 @@ def test_one_stratum_is_spearman(seed: int, ties: bool) -> None:
     rng = np.random.default_rng(seed)
     x = rng.integers(0, 5, 30) if ties else rng.normal(size=30)
     y = 0.3 * x + (rng.integers(0, 4, 30) if ties else rng.normal(size=30))
-    found = correlation(one_stratum(x, y), "s")
-    reference = spearmanr(x, y)
-    assert found.rho == pytest.approx(reference.statistic, rel=1e-12)
-    assert found.n == 30
-    # scipy's p is a t approximation: near, not equal.
-    assert found.p_value == pytest.approx(reference.pvalue, abs=0.02)
+    frame = one_stratum(x, y)
+    assert rho(frame, "s") == pytest.approx(spearmanr(x, y).statistic, rel=1e-12)
+    assert rho(frame) == rho(frame, "s")  # without strata all rows are one
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_p_value_is_that_of_all_permutations(seed: int) -> None:
-    """A 3 x 4 grid (rates x batch sizes): 6^4 = 1,296 permutations inside the batch sizes."""
-    rng = np.random.default_rng(seed)
-    grid = pd.DataFrame(itertools.product([0.1, 0.2, 0.4], [20, 40, 60, 80]), columns=["x", "s"])
-    grid["y"] = np.round(rng.normal(size=12) + seed * grid["x"], 0 if seed % 2 else 3)  # odd: ties
-    rho, p = exact(grid)
-    found = correlation(grid, "s")
-    assert found.rho == pytest.approx(rho, rel=1e-12)
-    assert found.p_value == pytest.approx(p, abs=4 * math.sqrt(0.25 / claims.PERMUTATIONS))
-
-
-def test_the_strongest_trend_of_the_small_grid() -> None:
-    """All four strata rise together: 2 of 6^4 permutations are as extreme."""
-    grid = pd.DataFrame(itertools.product([1, 2, 3], [20, 40, 60, 80]), columns=["x", "s"])
-    grid["y"] = grid["x"] * 0.1 + grid["s"]
-    found = correlation(grid, "s")
-    assert found.rho == pytest.approx(1)
-    assert found.p_value == pytest.approx(2 / 1296, abs=1e-3)
-    assert found.sign == 1
-    assert correlation(grid.assign(y=-grid["y"]), "s").sign == -1
+def test_rho_is_that_of_pooled_centred_ranks() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {"x": rng.normal(size=12), "y": rng.integers(0, 4, 12), "s": [0, 1, 2] * 4}
+    )
+    groups = [g for _, g in frame.groupby("s")]
+    xs = np.concatenate([rankdata(g["x"]) - rankdata(g["x"]).mean() for g in groups])
+    ys = np.concatenate([rankdata(g["y"]) - rankdata(g["y"]).mean() for g in groups])
+    assert rho(frame, "s") == pytest.approx(xs @ ys / math.sqrt((xs @ xs) * (ys @ ys)), rel=1e-12)
 
 
 def test_strata_take_away_what_they_explain() -> None:
@@ -91,134 +71,223 @@ def test_strata_take_away_what_they_explain() -> None:
     rows = [(x + 10 * s, 10 * s - x, s) for s in range(3) for x in range(4)]
     frame = pd.DataFrame(rows, columns=["x", "y", "s"])
     assert spearmanr(frame["x"], frame["y"]).statistic > 0.5
-    assert correlation(frame, "s").rho == pytest.approx(-1)
+    assert rho(frame, "s") == pytest.approx(-1)
 
 
-def test_only_ranks_inside_the_stratum_count() -> None:
-    frame = pd.DataFrame({"x": [1, 2, 3] * 2, "y": [1, 5, 3, -7, 100, 9], "s": [0] * 3 + [1] * 3})
-    stretched = frame.assign(y=np.exp(frame["y"] / 10) + 1000 * frame["s"])
-    assert correlation(stretched, "s") == correlation(frame, "s")
-    assert correlation(frame.assign(x=frame["x"] ** 3), "s") == correlation(frame, "s")
-    assert correlation(frame.sample(frac=1, random_state=3), "s").rho == correlation(frame, "s").rho
-
-
-def test_several_strata_and_missing_strata() -> None:
-    frame = pd.DataFrame({"x": [1, 2] * 4, "y": range(8), "s": [0, 0, 0, 0, 1, 1, 1, 1]})
-    frame["t"] = [0, 0, 1, 1, 0, 0, None, None]  # None is a stratum of its own
-    assert correlation(frame, "s", "t").rho == pytest.approx(1)
-    assert correlation(frame, "s", "t").n == 8
-
-
-def test_nan_rows_are_left_out() -> None:
-    x = [1, 2, 3, 4, math.nan, 6, 7]
-    y = [2, 1, math.nan, 5, 5, 9, 8]
+def test_what_has_no_rank_is_left_out() -> None:
+    x = [1, 2, 3, 4, NAN, 6, 7]
+    y = [2, 1, NAN, 5, 5, 9, 8]
     kept = [0, 1, 3, 5, 6]
-    found = correlation(one_stratum(x, y), "s")
-    assert found == correlation(one_stratum([x[i] for i in kept], [y[i] for i in kept]), "s")
-    assert found.n == 5
-    infinite = correlation(one_stratum([1, 2, 3], [math.inf, 1, -math.inf]), "s")
-    assert infinite.rho == pytest.approx(-1)
+    same = one_stratum([x[i] for i in kept], [y[i] for i in kept])
+    assert rho(one_stratum(x, y), "s") == rho(same, "s")
+    # A stratum with one x says nothing; None is a stratum of its own.
+    frame = pd.DataFrame({"x": [1, 2, 3, 5, 5], "y": [1, 2, 3, 9, 1], "s": [None] * 3 + [1, 1]})
+    assert rho(frame, "s") == pytest.approx(1)
+    for nothing in (frame.head(0), frame.tail(2), frame.assign(y=1.0)):
+        assert math.isnan(rho(nothing, "s"))
 
 
-def test_strata_with_one_x_say_nothing() -> None:
-    frame = pd.DataFrame(
-        {"x": [1, 2, 3, 5, 5, 5], "y": [1, 2, 3, 9, 1, 4], "s": [0, 0, 0, 1, 1, 1]}
-    )
-    assert correlation(frame, "s") == correlation(frame[frame["s"] == 0], "s")
-    alone = correlation(pd.DataFrame({"x": [1, 2, 3], "y": [1, 2, 3], "s": [0, 1, 2]}), "s")
-    assert alone == RankCorrelation(0.0, 1.0, 0)
-    assert correlation(one_stratum([1, 2], [math.nan, 1]), "s").n == 0
-    assert correlation(one_stratum([], []), "s").n == 0
+# ---------------------------------------------------------------- trends within seeds
 
 
-def test_without_strata_all_rows_are_one() -> None:
-    frame = one_stratum([1, 2, 3, 4], [2, 1, 3, 4])
-    assert correlation(frame) == correlation(frame, "s")
-    assert correlation(frame.head(0)).n == 0
+def grid(seeds: int = 3, **columns: Any) -> pd.DataFrame:
+    """4 values of x at each of 3 values of s, for every seed."""
+    rows = itertools.product([0.0, 1.0, 2.0, 4.0], range(3), range(seeds))
+    return pd.DataFrame(rows, columns=["x", "s", "seed"]).assign(**columns)
 
 
-def test_rho_as_a_description_is_the_same_rho() -> None:
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"x": rng.normal(size=12), "y": rng.normal(size=12), "s": [0, 1, 2] * 4})
-    described = stratified_rho(frame, "x", "y", strata=["s"])
-    assert described == pytest.approx(correlation(frame, "s").rho, rel=1e-12)
-    assert math.isnan(stratified_rho(frame.assign(y=1.0), "x", "y", strata=["s"]))
-    assert math.isnan(stratified_rho(frame.head(0), "x", "y", strata=["s"]))
+def brute_force(frame: pd.DataFrame) -> list[float]:
+    """Of each seed, exp(slope x range) by least squares with an intercept for every stratum."""
+    width = frame["x"].max() - frame["x"].min()
+    found = []
+    for _, rows in frame.groupby("seed"):
+        dummies = pd.get_dummies(rows["s"]).to_numpy(float)
+        design = np.column_stack([rows["x"], dummies])
+        solution, *_ = np.linalg.lstsq(design, np.log(rows["y"]), rcond=None)
+        found.append(math.exp(solution[0] * width))
+    return found
 
 
-def test_constant_y_is_no_trend() -> None:
-    assert correlation(one_stratum([1, 2, 3], [4, 4, 4]), "s") == RankCorrelation(0.0, 1.0, 3)
+@pytest.mark.parametrize("rows", [36, 29])  # whole, and with cells missing
+def test_the_trend_is_least_squares_with_a_level_for_every_stratum(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    frame = grid(y=rng.lognormal(size=36)).sample(rows, random_state=0)
+    found = trend_ratio(frame, "x", "y", strata=["s"])
+    reference = ratio_interval(brute_force(frame), 1.0)
+    assert (found.mean, found.error) == pytest.approx((reference.mean, reference.error), rel=1e-9)
+    assert found.n == 3
 
 
-def test_the_p_value_never_reads_zero_and_repeats() -> None:
-    frame = one_stratum(range(40), range(40))
-    first, second = correlation(frame, "s"), correlation(frame, "s")
-    assert first == second
-    assert first.p_value == 1 / (1 + claims.PERMUTATIONS)
+def test_a_power_law_has_its_factor_in_every_seed() -> None:
+    frame = grid()
+    frame["y"] = 5.0 ** (frame["x"] / 4) * (1 + frame["s"]) * 10.0 ** frame["seed"]
+    found = trend_ratio(frame, "x", "y", strata=["s"])
+    assert found.center == pytest.approx(5)
+    assert found.error == pytest.approx(0, abs=1e-12)
+    assert isinstance(found, RatioInterval)
 
 
-def test_the_level_is_kept() -> None:
-    """Without any effect the sign is established in about 5 % of the tables."""
+def test_rows_without_a_logarithm_and_seeds_with_one_x_are_left_out() -> None:
     rng = np.random.default_rng(1)
-    grid = pd.DataFrame(itertools.product(range(4), range(3)), columns=["x", "s"])
-    signs = [correlation(grid.assign(y=rng.normal(size=12)), "s").sign for _ in range(200)]
-    assert 1 <= np.count_nonzero(signs) <= 22  # binomial(200, 0.05) at 1e-3
+    frame = grid(y=rng.lognormal(size=36))
+    bad = frame.assign(y=frame["y"].where(frame.index != 5, -1.0), x=frame["x"])
+    bad.loc[7, "y"], bad.loc[9, "y"], bad.loc[11, "x"] = 0.0, INF, NAN
+    kept = frame.drop(index=[5, 7, 9, 11])
+    assert trend_ratio(bad, "x", "y", strata=["s"]) == trend_ratio(kept, "x", "y", strata=["s"])
+    narrow = frame[(frame["seed"] > 0) | (frame["x"] == 1)]
+    assert trend_ratio(narrow, "x", "y", strata=["s"]).n == 2
+    for nothing in (frame.head(0), frame.assign(y=NAN), frame[frame["x"] == 1]):
+        assert trend_ratio(nothing, "x", "y", strata=["s"]).n == 0
+
+
+# ---------------------------------------------------------------- tests over seeds
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+@pytest.mark.parametrize("side", ["above", "below"])
+def test_a_mean_is_tested_by_t(n: int, side: Side) -> None:
+    values = np.random.default_rng(n).normal(0.3, 1, n)
+    found = t_test(mean_interval(values), 0.1, side=side)
+    words = ("greater", "less") if side == "above" else ("less", "greater")
+    reference = [stats.ttest_1samp(values, 0.1, alternative=word).pvalue for word in words]
+    assert found == pytest.approx((*reference, n), rel=1e-10)
+
+
+def test_a_ratio_is_tested_on_its_logarithm() -> None:
+    a, b = [2.0, 3.0, 5.0], [1.0, 2.0, 2.0]
+    found = t_test(ratio_interval(a, b), 1.5, side="above")
+    logs = np.log(np.divide(a, b))
+    reference = stats.ttest_1samp(logs, math.log(1.5), alternative="greater").pvalue
+    assert found.p_holds == pytest.approx(reference, rel=1e-10)
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
+    ("interval", "above"),
     [
-        (RankCorrelation(-0.8675, 0.00012, 12), "ρ = -0.87 (n = 12, p = 0.00012)"),
-        (RankCorrelation(1.0, 5e-5, 33), "ρ = +1.00 (n = 33, p = 5e-05)"),
-        (RankCorrelation(0.0, 1.0, 3), "ρ = +0.00 (n = 3, p = 1)"),
-        (NOTHING, "not varied in this run (n = 0)"),
+        (Interval(3.0, NAN, 1), PValues(0, 1, 1)),  # one seed: on which side it is
+        (Interval(1.0, NAN, 1), PValues(1, 0, 1)),  # "above" is strict
+        (Interval(INF, NAN, 1), PValues(0, 1, 1)),
+        (Interval(INF, NAN, 2), PValues(1, 1, 2)),  # no error to go by
+        (Interval(NAN, NAN, 0), PValues(1, 1, 0)),
+        (Interval(2.0, 0.0, 3), PValues(0, 1, 3)),
+        (Interval(1.0, 0.0, 3), PValues(1, 1, 3)),
     ],
 )
-def test_words(value: RankCorrelation, text: str) -> None:
-    assert str(value) == text
+def test_what_has_no_t(interval: Interval, above: PValues) -> None:
+    assert t_test(interval, 1.0, side="above") == above
 
 
-# ---------------------------------------------------------------- verdicts
+def test_one_seed_is_tested_by_its_monte_carlo_error() -> None:
+    one = Interval(2.0, 0.5, 1, degrees=12.0)
+    assert t_test(one, 1.0, side="above").p_holds == pytest.approx(stats.t.sf(2, 12), rel=1e-12)
+    assert one.low == pytest.approx(2 - stats.t.ppf(0.975, 12) / 2)
 
 
-def test_a_sign_needs_its_level() -> None:
-    signs = [RankCorrelation(0.9, p, 9).sign for p in (0.01, 0.0499, 0.05, 0.5)]
-    assert signs == [1, 1, 0, 0]
-    assert (UP.sign, DOWN.sign, UNSURE.sign, NOTHING.sign) == (1, -1, 0, 0)
+def test_all_parts_must_hold_and_one_of_several_fails_them() -> None:
+    parts = PValues(0.01, 0.99, 5), PValues(0.2, 0.03, 4), PValues(0.5, 0.5, 3)
+    assert all_of(*parts) == PValues(0.5, pytest.approx(0.09), 3)
+    assert all_of(parts[0]) == parts[0]
+    assert all_of(PValues(1.0, 0.9, 2), PValues(1.0, 0.8, 2)).p_fails == 1
+
+
+def test_opposite_directions() -> None:
+    up, down = PValues(0.001, 0.999, 3), PValues(0.998, 0.002, 3)
+    unsure = PValues(0.4, 0.6, 2)
+    assert opposite(up, down) == opposite(down, up) == PValues(0.004, 1.0, 3)
+    assert opposite(up, up) == PValues(1.0, 0.002, 3)
+    assert opposite(down, down) == PValues(1.0, 0.004, 3)
+    assert opposite(up, unsure).p_holds == 1
+    assert opposite(up, unsure) == (1.0, 0.8, 2)
+
+
+# ---------------------------------------------------------------- the correction
+
+
+def closed_testing(p_values: list[float]) -> list[float]:
+    """Of each hypothesis, the largest Bonferroni p of any set of hypotheses that it is in."""
+    places = range(len(p_values))
+    sets = [s for k in range(1, len(p_values) + 1) for s in itertools.combinations(places, k)]
+    return [
+        max(min(1, len(s) * min(p_values[i] for i in s)) for s in sets if j in s) for j in places
+    ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_holm_is_closed_testing_by_bonferroni(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    p_values = np.round(rng.uniform(size=1 + seed % 7) ** 3, 2 if seed % 2 else 9)  # odd: ties
+    assert holm(list(p_values)) == pytest.approx(closed_testing(list(p_values)), rel=1e-12)
+
+
+def test_holm_of_nothing() -> None:
+    assert holm([]) == []
+
+
+def claim(p_holds: float, p_fails: float, n: int = 3) -> Claim:
+    return Claim("It is so.", "a test", "the evidence", p_values=PValues(p_holds, p_fails, n))
+
+
+def test_a_claim_alone_is_tested_on_both_sides() -> None:
+    for p, verdict in ((0.024, "holds"), (0.026, "undecided")):
+        (found,) = corrected_together([claim(p, 1 - p)])
+        assert (found.verdict, found.evidence) == (verdict, f"the evidence; p = {2 * p:.2g}")
+        (found,) = corrected_together([claim(1 - p, p)])
+        assert found.verdict == ("fails" if verdict == "holds" else "undecided")
+
+
+def test_claims_are_corrected_together() -> None:
+    given = [claim(0.02, 0.98), claim(0.992, 0.008), claim(0.5, 0.5)]
+    assert [corrected_together([c])[0].verdict for c in given] == ["holds", "fails", "undecided"]
+    found = corrected_together(given)
+    # Six p-values: 6 x 0.008, then 5 x 0.02.
+    assert [c.verdict for c in found] == ["undecided", "fails", "undecided"]
+    assert found[0].evidence == "the evidence; p = 0.1, corrected for 3 claims together"
+    assert found[1].evidence == "the evidence; p = 0.048, corrected for 3 claims together"
+
+
+def test_what_is_not_tested_costs_the_others_nothing() -> None:
+    count = Claim("All are so.", "a count", "3 of 3", "holds")
+    unmeasured = claim(1.0, 1.0, n=0)
+    (alone,) = corrected_together([claim(0.02, 0.98)])
+    given = [count, claim(0.0, 1.0, n=1), claim(0.02, 0.98), unmeasured]
+    found = corrected_together(given)
+    assert [c.verdict for c in found] == ["holds", "single run", "holds", "undecided"]
+    assert (found[0], found[2], found[3]) == (count, alone, unmeasured)
+    assert corrected_together([]) == []
 
 
 @pytest.mark.parametrize(
-    ("found", "expected", "verdict"),
+    ("p_holds", "p_fails", "verdict", "words"),
     [
-        (UP, 1, "holds"),
-        (UP, -1, "fails"),
-        (DOWN, -1, "holds"),
-        (DOWN, 1, "fails"),
-        (UNSURE, 1, "undecided"),
-        (UNSURE, -1, "undecided"),
-        (NOTHING, 1, "undecided"),
+        (0.0, 1.0, "single run", "with the one seed it is so"),
+        (1.0, 0.0, "single run", "with the one seed it is not so"),
+        (0.02, 0.98, "single run", "with the one seed it is so"),
+        (0.03, 0.97, "undecided", "the one seed leaves it open"),
     ],
 )
-def test_sign_verdict(found: RankCorrelation, expected: int, verdict: Verdict) -> None:
-    assert sign_verdict(found, expected=expected) == verdict
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "verdict"),
-    [
-        (UP, DOWN, "holds"),
-        (UP, UP, "fails"),
-        (DOWN, DOWN, "fails"),
-        (UP, UNSURE, "undecided"),
-        (UNSURE, DOWN, "undecided"),
-        (UNSURE, UNSURE, "undecided"),
-        (NOTHING, UP, "undecided"),
-    ],
-)
-def test_opposite_verdict(
-    first: RankCorrelation, second: RankCorrelation, verdict: Verdict
+def test_one_seed_says_which_way_it_points(
+    p_holds: float, p_fails: float, verdict: Verdict, words: str
 ) -> None:
-    assert opposite_verdict(first, second) == opposite_verdict(second, first) == verdict
+    given = claim(p_holds, p_fails, n=1)
+    (found,) = corrected_together([given])
+    assert found == replace(given, verdict=verdict, evidence=f"the evidence; {words}")
+
+
+@pytest.mark.parametrize("effects", [0, 3])
+def test_any_wrong_verdict_is_as_rare_as_said(effects: int) -> None:
+    """Of 6 claims on one set of 4 seeds, ``effects`` true and told easily; the rest are null."""
+    rng = np.random.default_rng(effects)
+    wrong = 0
+    for values in rng.normal(size=(800, 4, 6)):
+        values[:, :effects] += 30
+        means = (mean_interval(column) for column in values.T)
+        found = corrected_together(
+            [Claim("", "", "", p_values=t_test(mean, 0.0, side="above")) for mean in means]
+        )
+        assert all(c.verdict == "holds" for c in found[:effects])
+        wrong += any(c.verdict != "undecided" for c in found[effects:])
+    assert wrong <= stats.binom.ppf(0.999, 800, LEVEL)
+    assert wrong > 5  # nor is it too shy to say anything
 
 
 def test_joint_verdict() -> None:

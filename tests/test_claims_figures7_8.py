@@ -36,20 +36,48 @@ def claims(model: str, *runs: tuple[Iterable[float], Iterable[float]]) -> list[C
     ],
 )
 def test_a_bound_above_the_gap_at_every_iteration(model: str, words: str) -> None:
-    (claim,) = claims(model, ([9, 1, 2], [NAN, 4, 5]))
+    (claim,) = claims(model, ([0, 1, 2], [NAN, 4, 5]))
     assert claim.verdict == "holds"
     assert claim.text == f"The bound of {words}"
     assert claim.evidence == (
-        "gap ≤ bound at 2 of 2 points, worst ratio 2.5 (smallest bound / |gap|); |gap| ≤ bound at "
-        "2 of 2"
+        "gap less its value at W_0 ≤ bound at 2 of 2 points, worst ratio 2.5 (smallest bound / "
+        "|gap|); it was positive at 2 of 2; the gap itself ≤ bound at 2 of 2"
     )
     assert "at every measured iteration after 0" in claim.test
+
+
+def test_what_the_gap_is_at_w_0_is_taken_off_in_each_trial() -> None:
+    """-1 and 2 at W_0, which knows nothing of the samples: 1 and 4 grow to 2 and 2 above it."""
+    low, high = ([-1, 1], [NAN, 1.5]), ([2, 4], [NAN, 3])
+    (claim,) = claims("linear", low)
+    assert (claim.verdict, claim.evidence[:47]) == (
+        "fails",
+        "gap less its value at W_0 ≤ bound at 0 of 1 poi",
+    )
+    assert claim.evidence.endswith("the gap itself ≤ bound at 1 of 1")
+    (claim,) = claims("linear", high)
+    assert claim.verdict == "holds"
+    assert claim.evidence.endswith("positive at 1 of 1; the gap itself ≤ bound at 0 of 1")
+    (claim,) = claims("linear", low, high)
+    assert (claim.verdict, "at 1 of 2 points" in claim.evidence) == ("fails", True)
+
+
+def test_a_gap_unknown_at_w_0_is_left_out() -> None:
+    (claim,) = claims("linear", ([NAN, 1], [NAN, 4]), ([0, 1], [NAN, 4]))
+    assert claim.verdict == "holds"
+    assert "1 of 1 points, worst ratio 4.0, 1 left out as NaN" in claim.evidence
+
+
+def test_no_bound_is_tested_by_a_gap_that_is_never_positive() -> None:
+    (claim,) = claims("linear", ([2, 1, 2], [NAN, 4, 5]))
+    assert claim.verdict == "undecided"
+    assert "positive at 0 of 2" in claim.evidence
 
 
 def test_one_point_below_fails_it() -> None:
     (claim,) = claims("linear", ([0, 1, 2, 3], [NAN, 4, 1, 5]))
     assert claim.verdict == "fails"
-    assert claim.evidence.startswith("gap ≤ bound at 2 of 3 points, worst ratio 0.50")
+    assert "bound at 2 of 3 points, worst ratio 0.50" in claim.evidence
 
 
 def test_every_seed_counts() -> None:
@@ -61,11 +89,10 @@ def test_every_seed_counts() -> None:
 
 
 def test_a_signed_gap_is_what_is_bounded() -> None:
-    (claim,) = claims("two_layer_relu", ([0, -3, 0], [NAN, 1, 1]))
+    (claim,) = claims("two_layer_relu", ([0, -3, 0.5], [NAN, 1, 1]))
     assert claim.verdict == "holds"
-    assert claim.evidence.endswith(
-        "2 of 2 points, worst ratio 0.33 (smallest bound / |gap|); |gap| ≤ bound at 1 of 2"
-    )
+    assert "2 of 2 points, worst ratio 0.33" in claim.evidence
+    assert "positive at 1 of 2" in claim.evidence
 
 
 def test_undefined_points_are_left_out_and_counted() -> None:

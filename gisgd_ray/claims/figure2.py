@@ -5,9 +5,11 @@ import pandas as pd
 from gisgd_ray.claims import (
     NOT_MEASURED,
     Claim,
-    RankCorrelation,
-    sign_verdict,
-    stratified_rank_correlation,
+    RatioInterval,
+    corrected_together,
+    stratified_rho,
+    t_test,
+    trend_ratio,
 )
 from gisgd_ray.claims.bound_and_gap import GAP, bound_above_gap
 from gisgd_ray.claims.points import finished, numbers
@@ -65,51 +67,51 @@ def claims(tables: ResultTables) -> list[Claim]:
                 where="in every trial",
             ),
         ]
-    return found
+    return corrected_together(found)
 
 
 def _follows(panel: pd.DataFrame, axis: str, where: str) -> Claim:
-    """Statistic: Spearman's rho of bound and gap. n: points of the curve, each a mean over seeds.
+    """Statistic: by what factor the bound changes along the gap, in each seed. n: seeds.
 
-    Two curves that have nothing to do with each other look the same with every seed, and would be
-    called related with enough of them if each seed counted anew; the unit is the point of the axis.
+    Two smooth curves along one axis rise and fall together by chance far more often than
+    independent points, however many points the axis has; with other seeds they would not.
     """
     known = panel.dropna(subset=["bound", "gap"])
-    means = known.groupby(axis, as_index=False)[["bound", "gap"]].mean()
-    follows = stratified_rank_correlation(means, "gap", "bound", strata=[])
-    seeds = known["seed"].nunique()
-    each = f"; each a mean over up to {seeds} seeds" if seeds > 1 else ""
+    ratio = trend_ratio(known, "gap", "bound")
     return Claim(
         text=f"The bound of Eq. 3 follows the trend of the generalization gap ({where}).",
-        test="Spearman's ρ of bound and gap over the points of the panel, each the mean over its "
-        "seeds; positive, established at 5 % (which takes at least five points)",
-        evidence=_words(follows, known, axis) + (each if follows.n else ""),
-        verdict=sign_verdict(follows, expected=+1),
+        test="by what factor the bound changes from the smallest gap to the largest: least squares "
+        "of its logarithm on the gap over the points of a seed, one value per seed; above 1 by a t "
+        "test over the seeds",
+        evidence=_words(ratio, known, axis, stratified_rho(known, "gap", "bound", strata=["seed"])),
+        p_values=t_test(ratio, 1.0, side="above"),
     )
 
 
 def _trend(panel: pd.DataFrame, axis: str, where: str) -> Claim:
-    """Statistic: Spearman's rho of the bound with the axis, seeds as strata. n: trials.
+    """Statistic: by what factor the bound changes along the axis, in each seed. n: seeds.
 
     The values of the axis are chosen, and the seed is all that chance enters by; a seed is compared
     with itself alone.
     """
     name, expected = AXES[axis]
-    verb, sign = ("rises", "positive") if expected > 0 else ("falls", "negative")
-    trend = stratified_rank_correlation(panel, axis, "bound", strata=["seed"])
+    verb, sign = ("rises", "above") if expected > 0 else ("falls", "below")
+    known = panel.dropna(subset=["bound"])
+    ratio = trend_ratio(known, axis, "bound")
     return Claim(
         text=f"The bound of Eq. 3 {verb} with the {name} ({where}).",
-        test=f"Spearman's ρ of the bound with the {name} within each seed; {sign}, established at "
-        "5 %",
-        evidence=_words(trend, panel.dropna(subset=["bound"]), axis),
-        verdict=sign_verdict(trend, expected=expected),
+        test=f"by what factor the bound changes from the smallest {name} to the largest: least "
+        f"squares of its logarithm over the points of a seed, one value per seed; {sign} 1 by a t "
+        "test over the seeds",
+        evidence=_words(ratio, known, axis, stratified_rho(known, axis, "bound", strata=["seed"])),
+        p_values=t_test(ratio, 1.0, side="above" if expected > 0 else "below"),
     )
 
 
-def _words(correlation: RankCorrelation, known: pd.DataFrame, axis: str) -> str:
-    """The correlation, or why there is none."""
-    if correlation.n:
-        return str(correlation)
+def _words(ratio: RatioInterval, known: pd.DataFrame, axis: str, rho: float) -> str:
+    """The factor and, as a description, Spearman's rho within the seeds; or why there is none."""
+    if ratio.n:
+        return f"{ratio}, Spearman’s ρ = {rho:+.2f} at {len(known)} points"
     if known.empty:
         return NOT_MEASURED
     return f"defined at {known[axis].nunique()} point of the axis only (n = 0)"

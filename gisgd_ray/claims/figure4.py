@@ -164,12 +164,12 @@ def claims(tables: ResultTables) -> list[Claim]:
 def _claim(facts: Facts | None, verdict: Callable[[Facts], tuple[str, Any]], **words: str) -> Claim:
     """A claim whose ``verdict`` gives evidence and verdict; undecided without any pair."""
     if facts is None or facts.empty:
-        return Claim(**words, evidence=NO_PAIR, verdict="undecided")
+        return Claim(words["text"], words["test"], NO_PAIR, "undecided")
     evidence, found = verdict(facts)
     never = int(np.isinf(facts["begun"]).sum())
     if never:
         evidence += f"; clipping never began with {never} of {len(facts)} seeds"
-    return Claim(**words, evidence=evidence, verdict=found)
+    return Claim(words["text"], words["test"], evidence, found)
 
 
 def _holds_accuracy(facts: Facts | None, where: str) -> Claim:

@@ -13,9 +13,10 @@ from gisgd_ray.claims import (
     NOT_MEASURED,
     Claim,
     RatioInterval,
-    interval_verdict,
-    joint_verdict,
+    all_of,
+    corrected_together,
     ratio_interval,
+    t_test,
 )
 from gisgd_ray.claims.points import finished, noise_stds, numbers, points_after_start
 from gisgd_ray.errors import UserError
@@ -48,7 +49,7 @@ def claims(tables: ResultTables) -> list[Claim]:
             compare = _far_below if std < SMALL_STD else _orders_swap
             found.append(compare(points, std, f"{where}, σ = {std:g}", replicas))
         found += _dispersions(tables, group, where, replicas)
-    return found
+    return corrected_together(found)
 
 
 def _far_below(points: pd.DataFrame, std: float, where: str, replicas: str) -> Claim:
@@ -62,7 +63,7 @@ def _far_below(points: pd.DataFrame, std: float, where: str, replicas: str) -> C
         test=f"Lemma 2 / Theorem 2 at the last measured point above {FAR:g}, which is what far "
         f"means here; {_on_seeds()}",
         evidence=f"{ratio} at {_steps(last)}{replicas}" if len(known) else NOT_MEASURED,
-        verdict=interval_verdict(ratio, FAR, side="above"),
+        p_values=t_test(ratio, FAR, side="above"),
     )
 
 
@@ -82,9 +83,9 @@ def _orders_swap(points: pd.DataFrame, std: float, where: str, replicas: str) ->
         test="Lemma 2 / Theorem 2 below 1 at the first measured point after step 0 and above 1 at "
         f"the last; {_on_seeds()}",
         evidence=evidence,
-        verdict=joint_verdict(
-            interval_verdict(early, 1.0, side="below"),
-            interval_verdict(late, 1.0, side="above"),
+        p_values=all_of(
+            t_test(early, 1.0, side="below"),
+            t_test(late, 1.0, side="above"),
         ),
     )
 
@@ -101,22 +102,22 @@ def _dispersions(
             early.append(steps.iloc[:size].mean())
             late.append(steps.iloc[-size:].mean())
     first, last = _dispersion_ratio(early), _dispersion_ratio(late)
-    tested = f"of the steps, means over those steps; {_on_seeds()}"
+    asked = f"of the steps, means over those steps; {_on_seeds()}"
     yield Claim(
         text="At the beginning of training our gradient dispersion V is much larger than Ṽ of Neu "
         f"et al. ({where}).",
-        test=f"V / Ṽ above {MUCH_LARGER:g} over the first {TENTH * 100:g} % {tested}",
+        test=f"V / Ṽ above {MUCH_LARGER:g} over the first {TENTH * 100:g} % {asked}",
         evidence=f"{first}{replicas}" if early else NOT_MEASURED,
-        verdict=interval_verdict(first, MUCH_LARGER, side="above"),
+        p_values=t_test(first, MUCH_LARGER, side="above"),
     )
     yield Claim(
         text=f"Later in training V and Ṽ are about equal ({where}).",
         test=f"V / Ṽ between 1/{ABOUT_EQUAL:g} and {ABOUT_EQUAL:g} over the last "
-        f"{TENTH * 100:g} % {tested}",
+        f"{TENTH * 100:g} % {asked}",
         evidence=f"{last}{replicas}" if late else NOT_MEASURED,
-        verdict=joint_verdict(
-            interval_verdict(last, ABOUT_EQUAL, side="below"),
-            interval_verdict(last, 1 / ABOUT_EQUAL, side="above"),
+        p_values=all_of(
+            t_test(last, ABOUT_EQUAL, side="below"),
+            t_test(last, 1 / ABOUT_EQUAL, side="above"),
         ),
     )
 
@@ -158,7 +159,4 @@ def _steps(points: pd.DataFrame) -> str:
 
 
 def _on_seeds() -> str:
-    return (
-        "with several seeds the whole 95 % interval; a single trial, an average over replicas, "
-        "is taken as it is"
-    )
+    return "a t test over the seeds, each an average over replicas of its own"

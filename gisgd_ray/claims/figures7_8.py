@@ -1,8 +1,10 @@
 """What the paper reads off Figures 7 and 8 (appendix E.4): Theorems 3 and 4 against the gap."""
 
+import pandas as pd
+
 from gisgd_ray.claims import Claim
-from gisgd_ray.claims.bound_and_gap import bound_above_gap
-from gisgd_ray.claims.points import finished, points_after_start
+from gisgd_ray.claims.bound_and_gap import GAP, bound_above_gap
+from gisgd_ray.claims.points import finished, numbers, points_after_start
 from gisgd_ray.panels import panels
 from gisgd_ray.results import ResultTables
 
@@ -16,8 +18,8 @@ BOUNDS = {
 def claims(tables: ResultTables) -> list[Claim]:
     """Figure 7 (linear network) and Figure 8 (two-layer ReLU network): one claim a network.
 
-    Statistic: count of the points at which the gap is at most the bound. n: measuring points after
-    step 0 of all trials of the network.
+    Statistic: count of the points at which the gap, less its value at W_0, is at most the bound.
+    n: measuring points after step 0 of all trials of the network.
     """
     found = []
     for where, group in panels(finished(tables), []).items():
@@ -25,12 +27,20 @@ def claims(tables: ResultTables) -> list[Claim]:
         if model not in BOUNDS:
             continue
         column, name = BOUNDS[model]
+        points = points_after_start(tables, group)
         found.append(
             bound_above_gap(
-                points_after_start(tables, group),
+                points,
                 column,
                 text=f"The bound of {name} stays above the generalization gap ({where}).",
                 where="at every measured iteration after 0, in every trial",
+                at_start=points["trial_id"].map(_gap_at_start(tables)),
             )
         )
     return found
+
+
+def _gap_at_start(tables: ResultTables) -> "pd.Series[float]":
+    """The gap at W_0, by trial."""
+    start = tables.history[tables.history["step"] == 0]
+    return numbers(start, GAP).set_axis(start["trial_id"])

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from gisgd_ray import launch_record
-from gisgd_ray.claims import LEVEL, Claim, Verdict
+from gisgd_ray.claims import HOW_JUDGED, Claim, Verdict
 from gisgd_ray.reporting.bounds_table import (
     column_groups,
     coverage,
@@ -133,7 +133,7 @@ def write_page(
             dispersion_off=nowhere(trials, "measurement.dispersion"),
             claims=claims,
             verdicts=VERDICTS,
-            level=f"{LEVEL * 100:g} %",
+            how_judged=HOW_JUDGED,
             columns=columns,
             groups=column_groups(columns),
             present=present(trials),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from gisgd_ray.claims import Claim
+from gisgd_ray.claims import HOW_JUDGED, Claim
 from gisgd_ray.reporting.comparison import Comparison
 from gisgd_ray.reporting.tables import Table
 
@@ -134,13 +134,14 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
 
 
 def claims_markdown(claims: Sequence[Claim]) -> str:
-    """The paper's claims with this run's verdicts."""
+    """The paper's claims with this run's verdicts, and how those were reached."""
     rows = [
         [escaped(claim.text), f"**{escaped(claim.verdict)}**", *map(escaped, (claim.evidence,)),
          escaped(claim.test)]
         for claim in claims
     ]  # fmt: skip
-    return markdown_table(["the paper says", "verdict", "evidence", "test"], rows)
+    table = markdown_table(["the paper says", "verdict", "evidence", "test"], rows)
+    return f"{table}\n\n{escaped(HOW_JUDGED)}"
 
 
 def comparison_markdown(comparison: Comparison) -> str:
