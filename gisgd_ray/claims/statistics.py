@@ -12,12 +12,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import stats
 
 Verdict = Literal["holds", "fails", "undecided", "single run"]
 """A single run shows what it shows, and nothing of what another seed would have done."""
 Side = Literal["above", "below"]
-Array = np.ndarray[Any, np.dtype[np.float64]]
+Array = NDArray[np.float64]
 
 LEVEL = 0.05
 """Chance of any wrong verdict among the claims of a sweep; intervals cover with 1 - LEVEL each."""
@@ -187,13 +188,17 @@ def trend_ratio(
     logs = np.log(values.where((values > 0) & (values < math.inf)))
     known = frame.assign(x=frame[x].astype(np.float64), log_y=logs)
     known = known.dropna(subset=["x", "log_y"])
-    within = known.groupby(["seed", *strata], dropna=False)
-    centred = {name: known[name] - within[name].transform("mean") for name in ("x", "log_y")}
-    of_seed = known["seed"]
-    squares = (centred["x"] ** 2).groupby(of_seed).sum()
-    products = (centred["x"] * centred["log_y"]).groupby(of_seed).sum()
-    slopes = (products / squares)[squares > 0]
+    stratum = known.groupby(["seed", *strata], dropna=False).ngroup().to_numpy()
+    dx, dy = (_centred(known[name].to_numpy(), stratum) for name in ("x", "log_y"))
+    sums = pd.DataFrame({"xx": dx * dx, "xy": dx * dy}).groupby(known["seed"].to_numpy()).sum()
+    slopes = (sums["xy"] / sums["xx"])[sums["xx"] > 0]
     return ratio_interval(np.exp(slopes * (known["x"].max() - known["x"].min())))
+
+
+def _centred(values: Array, stratum: NDArray[np.integer[Any]]) -> Array:
+    """The values less the mean of their stratum."""
+    means = np.bincount(stratum, values) / np.bincount(stratum)
+    return values - means[stratum] if len(values) else values
 
 
 def stratified_rho(frame: pd.DataFrame, x: str, y: str, *, strata: Sequence[str]) -> float:
@@ -206,15 +211,11 @@ def stratified_rho(frame: pd.DataFrame, x: str, y: str, *, strata: Sequence[str]
     cells of one seed, so that no permutation of them is as likely as any other.
     """
     known = frame.dropna(subset=[x, y])
-    groups = [g for _, g in known.groupby(list(strata), dropna=False)] if strata else [known]
-    pairs = [
-        [stats.rankdata(group[name]) - (len(group) + 1) / 2 for name in (x, y)]
-        for group in groups
-        if group[x].nunique() > 1
-    ]
-    if not pairs:
-        return math.nan
-    a, b = (np.concatenate(ranks) for ranks in zip(*pairs, strict=True))
+    groups = known.groupby(list(strata), dropna=False) if strata else known.groupby(lambda _: 0)
+    ranks = groups[[x, y]].rank()
+    stratum = groups.ngroup().to_numpy()
+    a, b = (_centred(ranks[name].to_numpy(), stratum) for name in (x, y))
+    b = np.where(np.bincount(stratum, a * a)[stratum] > 0, b, 0.0)  # where x takes one value
     norm = math.sqrt((a @ a) * (b @ b))
     return float(a @ b) / norm if norm else math.nan
 
