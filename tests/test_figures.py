@@ -1,5 +1,6 @@
 """Every sweep's figures as a journal would take them, from tiny trials of several seeds."""
 
+import math
 import re
 from functools import lru_cache
 from importlib import import_module
@@ -14,9 +15,12 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from gisgd_ray.claims.statistics import short_number
 from gisgd_ray.reporting.figures import log_scale, new_figure, save_figures, style
 from gisgd_ray.results import row_of
 from gisgd_ray.sweep import Sweep
+from gisgd_ray.terms import at
+from sweeps.trajectory import READINGS
 from tests import sweep_runs
 from tests.tables import Tables
 
@@ -113,6 +117,20 @@ def test_panels_have_letters(name: str) -> None:
     for figure in drawn(name)[1].values():
         titles = [a.get_title() for a in figure.axes if a.get_visible() and a.get_title()]
         assert [t[:3] for t in titles] == [f"({chr(97 + i)})" for i in range(len(titles))]
+
+
+def test_figure_1_tells_how_far_apart_its_curves_end() -> None:
+    sweep, figures = drawn("trajectory")
+    (space,) = sweep.panels["laptop"].values()
+    last = sweep_runs.measured(space.trials()[0])[1][-1]
+    upper = [a for a in figures["figure1"].axes if a.get_ylabel() == "trajectory term"]
+    assert len(upper) == len(READINGS)
+    for axis, std in zip(upper, READINGS, strict=True):
+        # Of one seed and, the same, of the geometric mean: all points of a trial scatter alike.
+        parts = last["sum/dispersion"], last[at("sum/sensitivity", std)]
+        ratio = math.sqrt(2 * sum(parts) / parts[0])
+        told = axis.get_title().splitlines()[-1]
+        assert told == f"at the end Neu et al. {short_number(ratio)} × ours"
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def test_claims_come_with_test_evidence_and_verdict_in_words(tmp_path: Path) -> 
     assert [row[3] for row in plain] == ["✓ holds", "? undecided", "✗ fails", "• single run"]
     marked = [a.get("class") for tag, a in Document(text).tags if tag == "span"]
     assert "verdict single-run" in marked
+    assert "corrected together (Holm)" in Document(text).text
     assert "The paper’s claims: 1 hold, 1 undecided, 1 single runs, 1 fail." in Document(text).text
 
 

@@ -170,6 +170,7 @@ def test_claims_tables_and_facts_are_escaped_markdown() -> None:
     spec = built(sweep, *sweep_runs.tables(sweep), paper_tables=[table], facts={"k|": "v\nw"})
     text = "\n".join(block["content"] for block in of_type(spec, "markdown-block"))
     assert r"| a \| b | **holds** | \<script\> \*e\* \`f\` | c d |" in text
+    assert "corrected together (Holm)" in text
     assert r"| x y | 1\|2 | **3** |" in text
     assert r"cap\*tion" in text
     assert r"| k\| | v w |" in text
