@@ -25,6 +25,7 @@ pytestmark = pytest.mark.ray
 
 SMALL = [
     "--scale=laptop",
+    "--seeds=1",
     "--data.train_fraction=0.1",
     "--model.width=16",
     "--training.learning_rate=0.02,0.04",

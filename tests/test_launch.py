@@ -27,6 +27,7 @@ pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "--scale=laptop",
+    "--seeds=1",
     "--data.train_fraction=0.1",
     "--model.width=16",
     "--training.learning_rate=0.1,0.2",

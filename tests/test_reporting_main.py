@@ -67,6 +67,7 @@ def _no_ray() -> Iterator[None]:
 def swept(out: Path, script: Path = SCRIPT, sweep: sweeps.Sweep = SWEEP) -> Path:
     """The folder that a sweep of two trials leaves below ``out``."""
     argv = ["--scale", "laptop", f"--{RATE}", "0.05,0.1", "--training.batch_size", "20"]
+    argv += ["--seeds", "1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(script), *argv])
         assert sweeps.main(sweep, [*argv, "--out", str(out)]) == 0

@@ -59,7 +59,7 @@ def test_dry_run_lists_the_trials(dry_run: Any, tmp_path: Path) -> None:
 
 
 def test_dry_run_tells_what_is_finished(dry_run: Any, tmp_path: Path) -> None:
-    argv = (f"--{RATE}", "0.05", f"--{BATCH}", "20,40,80")
+    argv = (f"--{RATE}", "0.05", f"--{BATCH}", "20,40,80", "--seeds", "1")
     options = cli.parse(["--scale", "laptop", *argv], prog="", description="")
     trials = make_plan(SWEEP.panels["laptop"], options, "laptop").trials
     journal = Journal(tmp_path / "lr_batch")
@@ -130,6 +130,7 @@ def test_a_trial_that_does_not_suit_the_figure(
             raise UserError("training.batch_size is too large for this figure; choose at most 80")
 
     argv = ["--dry-run", "--scale", "laptop", "--out", str(tmp_path), f"--{RATE}", "0.1"]
+    argv += ["--seeds", "1"]
     checked = replace(SWEEP, check=check)
     assert sweep.main(checked, [*argv, f"--{BATCH}", "20,80"]) == 0
     assert asked == [20, 80]
@@ -179,7 +180,7 @@ def test_with_scale_auto_a_fault_at_one_scale_matters_at_that_scale(
 
 @pytest.mark.parametrize(
     ("connection", "gpus", "scale", "trials"),
-    [("", 0, "laptop", 12), ("joined Ray", 0, "laptop", 12), ("joined Ray", 4, "paper", 33)],
+    [("", 0, "laptop", 36), ("joined Ray", 0, "laptop", 36), ("joined Ray", 4, "paper", 33)],
 )
 def test_auto_is_paper_on_a_cluster_with_a_gpu(
     dry_run: Any,
