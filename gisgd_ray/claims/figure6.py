@@ -39,7 +39,7 @@ def _rate(group: pd.DataFrame, where: str) -> Claim:
     trajectory, flatness = (_along(group, RATE, BATCH, name) for name in (TRAJECTORY, FLATNESS))
     return Claim(
         text=f"The learning rate moves the two factors in opposite directions ({where}).",
-        test=f"{_how('learning rate', 'batch size')}: both told from 1, on opposite sides",
+        test=_how("learning rate", "batch size", "both are told from 1, on opposite sides"),
         evidence=_words(group, RATE, trajectory, flatness),
         p_values=opposite(
             t_test(trajectory.ratio, 1.0, side="above"), t_test(flatness.ratio, 1.0, side="above")
@@ -52,7 +52,7 @@ def _batch(group: pd.DataFrame, where: str) -> Claim:
     return Claim(
         text="The trajectory factor falls with batch size and the flatness factor rises: a smaller "
         f"batch finds a flatter minimum ({where}).",
-        test=f"{_how('batch size', 'learning rate')}: trajectory below 1 and flatness above",
+        test=_how("batch size", "learning rate", "trajectory is below 1 and flatness above"),
         evidence=_words(group, BATCH, trajectory, flatness),
         p_values=all_of(
             t_test(trajectory.ratio, 1.0, side="below"), t_test(flatness.ratio, 1.0, side="above")
@@ -60,11 +60,11 @@ def _batch(group: pd.DataFrame, where: str) -> Claim:
     )
 
 
-def _how(axis: str, fixed: str) -> str:
+def _how(axis: str, fixed: str, so: str) -> str:
     return (
-        f"by what factor each changes from the smallest {axis} to the largest, {fixed} fixed: "
-        "least squares of the logarithms, one value per seed, and a t test over the seeds (ρ, "
-        "Spearman’s, and one seed alone describe the order of these runs)"
+        f"by what factor each changes from the smallest {axis} to the largest, {fixed} fixed "
+        f"(least squares of the logarithms, one value per seed): by a t test over the seeds {so}. "
+        "Spearman’s ρ, and one seed alone, describe the order of these runs"
     )
 
 
