@@ -63,23 +63,23 @@ def theorem1_trajectory(
     num_parameters: int,
     learning_rates: PerStep,
     noise_stds: PerStep,
-    perturbed_dispersions: PerStep,
+    conditional_dispersions: PerStep,
 ) -> float:
     """Theorem 1: trajectory term; the caller adds the flatness gap.
 
     sqrt( (R^2 d/n) sum_t E_{W~_{t-1}} log( 1 + lambda_t^2 D_t(W~_{t-1}) / (d sigma_t^2) ) )
-    with D_t(W~) = E_{S,Delta} || g(W~ - Delta, B_t) - E_{Delta,Z} g(W~ - Delta, Z) ||^2
+    with D_t(w~) = E[ || g(W_{t-1}, B_t) - E[g(W_{t-1}, Z) | W~_{t-1} = w~] ||^2 | W~_{t-1} = w~ ],
+    W~_{t-1} - Delta_{t-1} being the run's own W_{t-1}; with one W_{t-1} D_t = V_t: Eq. 2.
     Args: the module's table, and
-        perturbed_dispersions: D_t >= 0, in squared units of the gradient; (T, k): k Monte-Carlo
-            draws of W~_{t-1}, whose logs are averaged (not the log of their mean); or (T,): one
-            draw a step, or the mean over draws (looser, but valid by Jensen's inequality).
+        conditional_dispersions: D_t >= 0, in squared units of the gradient; (T, k): k draws of
+            W~_{t-1}, whose logs are averaged; or (T,): one a step, or their mean (looser: Jensen).
     Returns: the term, in units of the loss. Raises: ValueError.
     >>> round(theorem1_trajectory(subgaussian_constant=2, num_samples=2, num_parameters=1,
-    ...     learning_rates=[1], noise_stds=[1], perturbed_dispersions=[[0, math.e**4 - 1]]), 12)
+    ...     learning_rates=[1], noise_stds=[1], conditional_dispersions=[[0, math.e**4 - 1]]), 12)
     2.0
     """
     shared = (subgaussian_constant, num_samples, num_parameters, learning_rates, noise_stds)
-    return _log_trajectory(*shared, perturbed_dispersions=perturbed_dispersions)
+    return _log_trajectory(*shared, conditional_dispersions=conditional_dispersions)
 
 
 def lemma5(
@@ -378,7 +378,7 @@ def _checked(axes: int, **arguments: ArrayLike) -> list[Array]:
             raw = np.asarray(value)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name} must be {kind}, got {reprlib.repr(value)}") from error
-        draws = name == "perturbed_dispersions" and raw.ndim == 2
+        draws = name == "conditional_dispersions" and raw.ndim == 2
         if raw.dtype.kind not in "biuf" or raw.ndim != axes + draws or not raw.size:
             raise ValueError(f"{name} must be {kind}, got shape {raw.shape}: {reprlib.repr(value)}")
         arrays.append(array := raw.astype(np.float64))

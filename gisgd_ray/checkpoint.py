@@ -109,7 +109,10 @@ def _require_same_shapes(here: dict[str, torch.Tensor], there: dict[str, torch.T
 
 
 def _tensors(series: StepSeries) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(column) for name, column in series.columns().items()}
+    arrays, draws = series.columns(), series.conditional_dispersions
+    if draws is not None:
+        arrays["conditional_dispersions"] = draws
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _series(columns: dict[str, torch.Tensor]) -> StepSeries:

@@ -183,7 +183,7 @@ class MeasurementConfig(Frozen):
     """What is measured. Measuring never changes the trajectory.
 
     On by default is all that costs little: everything but the local gradient sensitivity, and so
-    Lemma 2, Corollary 1 and Theorem 1.
+    Lemma 2 and Corollary 1.
     """
 
     dispersion: bool = Field(
@@ -221,15 +221,19 @@ class MeasurementConfig(Frozen):
     )
     sensitivity: bool = Field(
         False,
-        description="local gradient sensitivity Psi and perturbed dispersion, for Neu et al.'s "
-        "Lemma 2, Corollary 1 and Theorem 1; dear",
+        description="local gradient sensitivity Psi, for Neu et al.'s Lemma 2 and for Corollary 1; "
+        "dear",
     )
     sensitivity_schedule: Schedule = Field(
         Schedule(), description="when Psi is measured; linear in t in between"
     )
     sensitivity_draws: int = Field(20, ge=2, description="draws of the perturbation zeta for Psi")
     sensitivity_fraction: float = Field(
-        1.0, gt=0, le=1, description="first fraction of the training data over which Psi is taken"
+        1.0,
+        gt=0,
+        le=1,
+        description="fraction of the training data over which each draw of Psi is taken; below 1 "
+        "at random, in two halves, which takes the samples' own noise out",
     )
     flatness: bool = Field(True, description="flatness gap at the end of training")
     flatness_draws: int = Field(

@@ -8,10 +8,11 @@ gradient over W as well as over Z (Eq. 1). With g_r the batch-mean gradient of r
     V_t  =   1/(R-1) sum_r ||g_r - mean_r g_r||^2                    (Eq. 1)
     V~_t =   mean_r s2_r / b                                         (Neu et al.)
 
-with s2_r the per-sample dispersion inside replica r's batch (see ``measures.dispersion``). The
-weights lie in one stack a parameter, over which the network is mapped (``torch.func``). Gradients
-are formed a few replicas at a time: those of all would be as large as the weights themselves, and
-on a CPU out of the cache before they are read.
+with s2_r the per-sample dispersion inside replica r's batch (see ``measures.dispersion``), and D_t
+of Theorem 1, about the mean given the noisy weights (see ``measures.posterior``). The weights lie
+in one stack a parameter, over which the network is mapped (``torch.func``). Gradients are formed a
+few replicas at a time: those of all would be as large as the weights themselves, and on a CPU out
+of the cache before they are read.
 """
 
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from gisgd_ray.errors import UserError, layer_is
 from gisgd_ray.losses import LossName, per_sample_loss
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.measures.per_sample import uncovered_layer
+from gisgd_ray.measures.posterior import Posteriors
 from gisgd_ray.measures.taps import Taps, Tensors, gradients, squared_norms
 
 GROUP_BYTES = 8_000_000
@@ -53,6 +55,8 @@ class Lockstep:
         models: R networks of one architecture, on one device, with their own weights.
         loss: differentiated is its mean over each replica's batch.
         dispersion: whether to measure gradient norms and dispersions, else NaN.
+        noise_stds: sigma of the auxiliary noise; with any, Theorem 1's dispersion is measured too.
+        seed: of the draws of that noise.
         group: replicas whose gradients are formed at once; by default all of them on an
             accelerator; on a CPU as many as :data:`GROUP_BYTES` hold, or one with convolutions.
             No result depends on it, but for rounding.
@@ -72,6 +76,8 @@ class Lockstep:
         *,
         loss: LossName,
         dispersion: bool,
+        noise_stds: Sequence[float] = (),
+        seed: int = 0,
         group: int | None = None,
     ):
         _check_alike(models)
@@ -88,6 +94,8 @@ class Lockstep:
         for name, _ in models[0].named_buffers():
             self._fixed[name] = _stacked([model.get_buffer(name) for model in models])
         self._spread = _Spread(self.parameters) if dispersion else None
+        measured = dispersion and len(noise_stds) > 0
+        self._posteriors = Posteriors(noise_stds, seed=seed) if measured else None
         on_cpu = next(iter(self.parameters.values())).device.type == "cpu"
         convolves = any(isinstance(layer, _ConvNd) for layer in self._skeleton.modules())
         if group is None:
@@ -106,13 +114,16 @@ class Lockstep:
         self._rows: list[Tensor] = []
 
     @torch.no_grad()
-    def step(self, inputs: Tensor, targets: Tensor, *, learning_rate: float | Tensor) -> None:
+    def step(
+        self, inputs: Tensor, targets: Tensor, *, learning_rate: float | Tensor, step: int = 0
+    ) -> None:
         """W_r <- W_r - lambda_r g(W_r, B_r) in every replica, measured at the weights before.
 
         Args:
             inputs: ``(R, b, ...)``, the batch of each replica; b may differ from step to step.
             targets: ``(R, b)``, classes or, with the squared loss, real values.
             learning_rate: one number, or one for each replica, ``(R,)``.
+            step: updates so far, t - 1, over which the auxiliary noise has added up.
 
         Raises:
             ValueError: a first axis that is not R; nothing has been updated then.
@@ -127,6 +138,7 @@ class Lockstep:
             if tuple(axes) != (replicas,):
                 raise ValueError(f"{what} of {tuple(axes)} replicas, expected ({replicas},)")
 
+        mixed = self._posteriors is not None and self._posteriors.begin(self.parameters, step)
         losses: list[Tensor] = []
         squared: list[Tensor] = []
         for start in range(0, replicas, self._passed):
@@ -142,8 +154,12 @@ class Lockstep:
                 squared.append(squared_norms(layers))
                 weights = gradients(layers, self._memory)
                 self._descend(start + first, weights, learning_rate)
+                if mixed and self._posteriors is not None:
+                    self._posteriors.add(weights)
                 self._spread.add(weights)  # the last use: it overwrites them
-        self._record(torch.cat(losses), squared)
+        norms = self._record(torch.cat(losses), squared)
+        if self._posteriors is not None:
+            self._posteriors.end((norms * learning_rate).max())
         self._rates.append(cast(float, learning_rate) if rates is None else rates.double().mean())
         self._batch_sizes.append(b)
 
@@ -151,20 +167,27 @@ class Lockstep:
         """One row for every step since the last call; waits for the device."""
         if not self._rows:
             return StepSeries.empty()
-        measured = torch.stack(self._rows).cpu().numpy().T.copy()
-        loss, loss_min, loss_max, gradient, mean_squared, dispersion = measured
+        of_all, of_each = torch.stack(self._rows).cpu().split([4, 2 * self.num_replicas], dim=1)
+        loss, loss_min, loss_max, dispersion = of_all.T.numpy().copy()
+        squares, gradients = of_each.numpy().reshape(len(of_each), 2, -1).swapaxes(0, 1)  # (T, R)
+        draws = None
+        if self._posteriors is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                spread = (squares - gradients) / (np.array(self._batch_sizes)[:, None] - 1)
+            draws = self._posteriors.drain(np.where(spread < 0, 0.0, spread))
         series = StepSeries(
             learning_rate=np.array([float(rate) for rate in self._rates]),
             batch_size=np.array(self._batch_sizes, dtype=np.float64),
             loss=loss,
             loss_min=loss_min,
             loss_max=loss_max,
-            squared_gradient_norm=gradient,
-            mean_squared_norm=mean_squared,
+            squared_gradient_norm=gradients.mean(axis=1),
+            mean_squared_norm=squares.mean(axis=1),
             replica_dispersion=dispersion,
             active_loss=np.full(len(loss), np.nan),
             group_dispersion=np.full(len(loss), np.nan),
             gradient_factor=np.ones(len(loss)),
+            conditional_dispersions=draws,
         )
         self._rates, self._batch_sizes, self._rows = [], [], []
         return series
@@ -208,16 +231,17 @@ class Lockstep:
         losses = per_sample_loss(self.loss, outputs, targets)
         return losses.mean(), (losses, seen)
 
-    def _record(self, losses: Tensor, squared: list[Tensor]) -> None:
-        """Note one step: losses (R, b) and squared norms in groups of (G, b)."""
+    def _record(self, losses: Tensor, squared: list[Tensor]) -> Tensor:
+        """Note one step: losses (R, b) and squared norms in groups of (G, b); ||g_r||, (R,)."""
         values = losses.double()
-        mean_squared = gradient = dispersion = torch.full_like(values[0, 0], torch.nan)
+        nothing = torch.full_like(values[:, 0], torch.nan)
+        squares, gradients, dispersion = nothing, nothing, nothing[0]
         if self._spread is not None:
-            mean_squared = torch.cat(squared).double().mean()
-            gradient, dispersion = self._spread.moments()
-        low, high = values.aminmax()
-        row = (values.mean(), low, high, gradient, mean_squared, dispersion)
-        self._rows.append(torch.stack(row))
+            squares = torch.cat(squared).double().mean(dim=1)
+            gradients, dispersion = self._spread.moments()
+        of_all = torch.stack([values.mean(), *values.aminmax(), dispersion])
+        self._rows.append(torch.cat([of_all, squares, gradients]))
+        return gradients.sqrt()
 
 
 class _Spread:
@@ -237,41 +261,43 @@ class _Spread:
         # Kept from step to step: fresh memory of this size costs a page fault every 4 kB.
         self._pivot = {name: torch.empty_like(stack[0]) for name, stack in stacks.items()}
         self._sum = {name: torch.empty_like(stack[0]) for name, stack in stacks.items()}
+        self._norms: list[Tensor] = []
         self._squares: list[Tensor] = []
         self._count = 0
 
     def add(self, found: Tensors) -> None:
         """Take in the gradients (G, *shape) of a group; they are overwritten."""
+        self._norms.append(_squares(found))
         for name, gradient in found.items():
             if self._count == 0:
                 self._pivot[name].copy_(gradient[0])
                 self._sum[name].zero_()
             gradient.sub_(self._pivot[name])
-            self._squares.append(_square(gradient))
             for centred in gradient:
                 self._sum[name].add_(centred)
-        self._count += len(gradient)
+        self._squares.append(_squares(found).sum())
+        self._count += len(self._norms[-1])
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """mean_r ||g_r||^2, and V_t = M2 / (R-1), NaN for a single replica; () float64 each.
+        """||g_r||^2, (R,), and V_t = M2 / (R-1), (), NaN for a single replica; float64 each.
 
         Of all replicas since the last call.
         """
-        replicas = self._count
-        sums = torch.stack([_square(total[None]) for total in self._sum.values()]).sum()
+        replicas, norms = self._count, torch.cat(self._norms)
+        sums = _squares({name: total[None] for name, total in self._sum.items()})[0]
         m2 = torch.stack(self._squares).sum() - sums / replicas
-        for name, pivot in self._pivot.items():
-            pivot.add_(self._sum[name], alpha=1 / replicas)
-        mean = torch.stack([_square(mean[None]) for mean in self._pivot.values()]).sum()
-        self._squares, self._count = [], 0
-        return mean + m2 / replicas, m2 / (replicas - 1) if replicas > 1 else m2 * torch.nan
+        self._norms, self._squares, self._count = [], [], 0
+        return norms, m2 / (replicas - 1) if replicas > 1 else m2 * torch.nan
 
 
-def _square(stack: Tensor) -> Tensor:
-    """Squared norm of all of (G, *shape), () float64; rows as in :class:`_Spread`."""
-    along = tuple(range(min(2, stack.dim() - 1), stack.dim()))
-    norms: Tensor = torch.linalg.vector_norm(stack, dim=along)
-    return norms.double().square().sum()
+def _squares(stacks: Tensors) -> Tensor:
+    """Squared norms of (G, *shape) over all parameters, (G,) float64; rows as in _Spread."""
+    found = []
+    for stack in stacks.values():
+        along = tuple(range(min(2, stack.dim() - 1), stack.dim()))
+        norms: Tensor = torch.linalg.vector_norm(stack, dim=along)
+        found.append(norms.double().square().view(len(stack), -1).sum(dim=1))
+    return torch.stack(found).sum(dim=0)
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:

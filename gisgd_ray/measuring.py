@@ -103,36 +103,28 @@ def trace(state: TrainState) -> Point:
 
 
 def sensitivity(state: TrainState) -> Point:
-    """Psi and the perturbed dispersion at every noise std, and the terms made of them."""
+    """Psi at every noise std with its standard error, and the terms made of it."""
     m, t = state.config.measurement, state.config.training
     # Psi(W_t) belongs to step t + 1: zeta ~ N(0, sum_{s<=t} sigma_s^2 I).
     stds = [noise_std * state.step**0.5 for noise_std in m.noise_stds]
-    samples = slice(max(1, round(m.sensitivity_fraction * state.num_samples)))
     found = [
         local_gradient_sensitivity(
             r.model,
-            r.dataset.train_x[samples],
-            r.dataset.train_y[samples],
+            r.dataset.train_x,
+            r.dataset.train_y,
             loss=t.loss,
             perturbation_stds=stds,
             draws=m.sensitivity_draws,
             seed=r.seed,
             step=state.step,
+            samples=_sensitivity_samples(state),
         )
         for r in state.replicas
     ]
     by_std = list(zip(*found, strict=True))
     state.sensitivity.add_point(
-        [
-            [
-                fmean(each.value for each in group),
-                fmean(each.per_sample_dispersion for each in group),
-                fmean(each.between_draws for each in group),
-            ]
-            for group in by_std
-        ],
-        num_samples=state.num_samples,
-        num_parameters=state.num_parameters,
+        [[each.value for each in group] for group in by_std],
+        [group[0].standard_error for group in by_std],
     )
     point: Point = dict(state.sensitivity.metrics(state.terms))
     for noise_std, group in zip(m.noise_stds, by_std, strict=True):
@@ -140,11 +132,25 @@ def sensitivity(state: TrainState) -> Point:
         values = [each.value for each in group]
         error = _standard_error(values) if len(values) > 1 else group[0].standard_error
         point[at("measure/local_gradient_sensitivity_stderr", noise_std)] = error
-        dispersion = fmean(each.perturbed_dispersion(t.batch_size) for each in group)
-        between = fmean(each.between_draws for each in group)
-        point[at("measure/perturbed_dispersion", noise_std)] = dispersion
-        point[at("measure/perturbed_dispersion_between", noise_std)] = between
     return point
+
+
+def sensitivity_estimator(state: TrainState) -> Point:
+    """Over how many samples each draw of Psi was taken, and how, in words."""
+    samples, whole = _sensitivity_samples(state), state.num_samples
+    return {
+        "measure/sensitivity_samples": samples,
+        "measure/sensitivity_estimator": f"two halves of {samples} training samples, others a draw"
+        if samples < whole
+        else "all training samples",
+    }
+
+
+def _sensitivity_samples(state: TrainState) -> int:
+    """m: all of the training samples, or an even number of them, at least 2."""
+    n = state.num_samples
+    even = 2 * max(1, round(state.config.measurement.sensitivity_fraction * n / 2))
+    return n if state.config.measurement.sensitivity_fraction == 1 else min(n, even)
 
 
 def flatness(state: TrainState, terms: Point) -> Point:

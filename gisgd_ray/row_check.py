@@ -26,7 +26,7 @@ NUMBERS = (
     "measure/ill_conditioned_steps",
     "measure/local_gradient_sensitivity",
     "measure/per_sample_dispersion",
-    "measure/perturbed_dispersion",
+    "measure/sensitivity_samples",
     "measure/smoothness",
     "measure/subgaussian_constant",
 )
@@ -36,6 +36,7 @@ TEXTS = (
     "measure/hessian_trace_estimator",
     "measure/gradient_dispersion_estimator",
     "measure/gradient_dispersion_of",
+    "measure/sensitivity_estimator",
     "bound/undefined_reason",
 )
 """Those among them that are said in words."""

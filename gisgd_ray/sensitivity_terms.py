@@ -1,17 +1,19 @@
-"""The terms of Lemma 2, Corollary 1 and Theorem 1 from Psi measured at some of the steps.
+"""The terms of Lemma 2 and Corollary 1 from Psi measured at some of the steps.
 
-Psi(W_{t-1}) and the perturbed dispersion D(W_{t-1}) are measured at W_0 and then on a schedule; for
-the steps t in between both are taken as linear in t.
+Psi(W_{t-1}) is measured at W_0 and then on a schedule; for the steps t in between it is taken as
+linear in t.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import isfinite, nan
+from math import isfinite, nan, sqrt
+from statistics import fmean, stdev
 
 import numpy as np
 
-from gisgd_ray import bounds
 from gisgd_ray.terms import Metrics, TrajectoryTerms, at
+
+PSI = "measure/local_gradient_sensitivity"
 
 
 @dataclass
@@ -25,76 +27,58 @@ class SensitivityTerms:
     """Most steps between two of them; 1: measured at every step."""
     rates: list[float] = field(default_factory=list)
     """lambda_t of the steps since the last point."""
-    batch_sizes: list[float] = field(default_factory=list)
-    """b_t of those steps."""
     covered: int = 0
     """Steps up to the last point."""
     last: list[list[float]] = field(default_factory=list)
-    """At the last point, for each noise std: Psi, and D's two parts, s2 and that between draws."""
-    sensitivity: list[float] = field(default_factory=list)
-    """sum_t Psi_t"""
+    """Psi at the last point, for each noise std and replica."""
+    last_errors: list[float] = field(default_factory=list)
+    """Its standard error over the draws there, of the first replica."""
+    last_weight: float = 0.0
+    """Weight of the last point in the sum over the steps before it."""
+    sensitivity: list[list[float]] = field(default_factory=list)
+    """sum_t Psi_t, for each noise std and replica"""
     lr2_sensitivity: list[float] = field(default_factory=list)
     """sum_t lambda_t^2 Psi_t"""
-    perturbed_dispersion: list[float] = field(default_factory=list)
-    """sum_t D_t"""
-    theorem1_squares: list[float] = field(default_factory=list)
-    """Square of Theorem 1's trajectory term at R = 1: additive in t."""
+    variances: list[float] = field(default_factory=list)
+    """Of sum_t Psi_t over the draws, the last point's share not yet in it."""
 
-    def add_steps(self, learning_rates: np.ndarray, batch_sizes: np.ndarray) -> None:
+    def add_steps(self, learning_rates: np.ndarray) -> None:
         """The next steps; they count once the next point is known."""
         self.rates += [float(rate) for rate in learning_rates]
-        self.batch_sizes += [float(size) for size in batch_sizes]
 
-    def add_point(
-        self,
-        measured: Sequence[Sequence[float]],
-        *,
-        num_samples: int,
-        num_parameters: int,
-    ) -> None:
+    def add_point(self, values: Sequence[Sequence[float]], errors: Sequence[float]) -> None:
         """What belongs to step t + 1, at the present weights W_t.
 
-        ``measured``: for each noise std Psi, E s2(w + zeta) and the dispersion between draws, of
-        which D is made for every step by its own batch size.
+        Args:
+            values: Psi, for each noise std and replica.
+            errors: for each noise std, the first replica's standard error over the draws.
         """
-        zeros = [0.0] * len(self.noise_stds)
         if self.points == 0:
-            self.sensitivity, self.lr2_sensitivity = [*zeros], [*zeros]
-            self.perturbed_dispersion, self.theorem1_squares = [*zeros], [*zeros]
-        else:
-            self._close(measured, num_samples, num_parameters)
+            self.sensitivity = [[0.0] * len(group) for group in values]
+            self.lr2_sensitivity, self.variances = ([0.0] * len(values) for _ in range(2))
+        self._close(values)
         self.points += 1
         self.longest = max(self.longest, len(self.rates))
         self.covered += len(self.rates)
-        self.rates, self.batch_sizes = [], []
-        self.last = [[*values] for values in measured]
+        self.rates = []
+        self.last, self.last_errors = [[*group] for group in values], [*errors]
 
-    def _close(self, measured: Sequence[Sequence[float]], num_samples: int, size: int) -> None:
+    def _close(self, values: Sequence[Sequence[float]]) -> None:
         """Add the steps since the last point, all running from its values to these."""
         steps = len(self.rates)
         if steps == 0:
             return
-        rates = np.array(self.rates)
+        squares = np.array(self.rates) ** 2
         share = np.arange(steps) / steps  # of the way: 0 at the first step, W_{t-1} being the last
-        for i, noise_std in enumerate(self.noise_stds):
-            psi, s2, between = (
-                (1 - share) * a + share * b for a, b in zip(self.last[i], measured[i], strict=True)
-            )
-            self.sensitivity[i] += float(psi.sum())
-            self.lr2_sensitivity[i] += float((rates**2 * psi).sum())
-            dispersions = s2 / np.array(self.batch_sizes) + between
-            self.perturbed_dispersion[i] += float(dispersions.sum())
-            term = nan
-            if np.isfinite(dispersions).all():
-                term = bounds.theorem1_trajectory(
-                    subgaussian_constant=1.0,
-                    num_samples=num_samples,
-                    num_parameters=size,
-                    learning_rates=rates,
-                    noise_stds=[noise_std] * steps,
-                    perturbed_dispersions=dispersions,
-                )
-            self.theorem1_squares[i] += term**2
+        here = float(share.sum())
+        before, lr2_before = steps - here, float((squares * (1 - share)).sum())
+        lr2_here = float((squares * share).sum())
+        for i, (old, new) in enumerate(zip(self.last, values, strict=True)):
+            for r, (a, b) in enumerate(zip(old, new, strict=True)):
+                self.sensitivity[i][r] += before * a + here * b
+            self.lr2_sensitivity[i] += lr2_before * fmean(old) + lr2_here * fmean(new)
+            self.variances[i] += ((self.last_weight + before) * self.last_errors[i]) ** 2
+        self.last_weight = here
 
     def metrics(self, terms: TrajectoryTerms) -> Metrics:
         """The terms at a measuring point of Psi; NaN before the first step."""
@@ -103,32 +87,48 @@ class SensitivityTerms:
         for i, noise_std in enumerate(self.noise_stds):
             lr2 = self.lr2_sensitivity[i]
             values = {
-                "measure/local_gradient_sensitivity": self.last[i][0],
-                "sum/sensitivity": self.sensitivity[i],
+                PSI: fmean(self.last[i]),
+                "sum/sensitivity": fmean(self.sensitivity[i]),
                 "sum/lr2_sensitivity": lr2,
-                "sum/perturbed_dispersion": self.perturbed_dispersion[i],
                 "term/lemma2_trajectory": terms.lemma2_trajectory(lr2, noise_std) if known else nan,
                 "term/corollary1_trajectory": (
                     terms.corollary1_trajectory(lr2, noise_std) if known else nan
-                ),
-                "term/theorem1_trajectory": (
-                    terms.radius * self.theorem1_squares[i] ** 0.5 if known else nan
                 ),
             }
             metrics |= {at(name, noise_std): value for name, value in values.items()}
         return metrics
 
     def means(self, steps: int) -> Metrics:
-        """Psi and D as means over all steps, for the row; NaN where not known for all of them."""
-        names = {
-            "measure/local_gradient_sensitivity": self.sensitivity,
-            "measure/perturbed_dispersion": self.perturbed_dispersion,
-        }
-        return {
-            at(name, noise_std): total / steps if steps and self.covered == steps else nan
-            for name, totals in names.items()
-            for noise_std, total in zip(self.noise_stds, totals, strict=False)
-        }
+        """Psi's mean over all steps, for the row, and its standard error; NaN where not known.
+
+        The error is over the replicas or, of a single run, over the draws, which are independent
+        from point to point.
+        """
+        found: Metrics = {}
+        for i, noise_std in enumerate(self.noise_stds[: len(self.sensitivity)]):
+            sums, known = self.sensitivity[i], steps > 0 and self.covered == steps
+            if len(sums) > 1:
+                error = stdev(sums) / sqrt(len(sums)) if all(map(isfinite, sums)) else nan
+            else:
+                error = sqrt(self.variances[i] + (self.last_weight * self.last_errors[i]) ** 2)
+            found[at(PSI, noise_std)] = fmean(sums) / steps if known else nan
+            found[at(f"{PSI}_stderr", noise_std)] = error / steps if known else nan
+        return found
+
+    def undefined_reason(self) -> str | None:
+        """Why Lemma 2 and Corollary 1 have no value at some noise std, or None."""
+        below = [
+            f"{noise_std:g}"
+            for noise_std, lr2 in zip(self.noise_stds, self.lr2_sensitivity, strict=False)
+            if lr2 < 0
+        ]
+        if not below:
+            return None
+        return (
+            f"Lemma 2 and Corollary 1 at sigma = {', '.join(below)}: the local gradient "
+            "sensitivity, estimated from two halves of some of the samples, sums to less than 0; "
+            "a larger measurement.sensitivity_fraction or more sensitivity_draws would do"
+        )
 
     @property
     def interpolation(self) -> str:

@@ -69,10 +69,10 @@ class TrainState:
 
     def add_steps(self, steps: StepSeries) -> None:
         """Append the next steps."""
-        self.stretches.append(steps)
         self.terms.add(steps)
+        self.stretches.append(StepSeries(**steps.columns()))
         if self.config.measurement.sensitivity:
-            self.sensitivity.add_steps(steps.learning_rate, steps.batch_size)
+            self.sensitivity.add_steps(steps.learning_rate)
 
     @property
     def last_point(self) -> Point:

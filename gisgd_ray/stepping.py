@@ -159,6 +159,8 @@ class ReplicatedRun:
             [replica.model for replica in replicas],
             loss=config.training.loss,
             dispersion=config.measurement.dispersion,
+            noise_stds=config.measurement.noise_stds,
+            seed=replicas[0].seed,
         )
         data = [replica.dataset for replica in replicas]
         self._trajectories = [
@@ -175,6 +177,7 @@ class ReplicatedRun:
             torch.stack([data.train_x[indices] for data, indices in chosen]),
             torch.stack([data.train_y[indices] for data, indices in chosen]),
             learning_rate=learning_rate,
+            step=step,
         )
 
     def drain(self) -> StepSeries:

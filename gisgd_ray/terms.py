@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from math import inf, isfinite, nan
 from typing import Any
 
+import numpy as np
+
 from gisgd_ray import bounds
 from gisgd_ray.measures.dispersion import StepSeries, subgaussian_constant
 
@@ -33,6 +35,8 @@ class TrajectoryTerms:
     num_samples: int
     num_parameters: int
     noise_stds: tuple[float, ...]
+    stochastic: bool = False
+    """Whether W is random, over replicas: in the deterministic setting Theorem 1 is Eq. 2."""
     steps: int = 0
     loss_min: float = inf
     loss_max: float = -inf
@@ -48,6 +52,8 @@ class TrajectoryTerms:
     """sum_t lambda_t^2 ||g_t||^2"""
     theorem2_squares: list[float] = field(default_factory=list)
     """For each noise std, the square of Theorem 2's trajectory term at R = 1: additive in t."""
+    theorem1_squares: list[float] = field(default_factory=list)
+    """The same of Theorem 1's, in the stochastic setting."""
 
     @property
     def radius(self) -> float:
@@ -69,6 +75,7 @@ class TrajectoryTerms:
         self.lr2_gradient_norm2 += float((rates**2 * steps.squared_gradient_norm).sum())
         if not self.theorem2_squares:
             self.theorem2_squares = [0.0] * len(self.noise_stds)
+            self.theorem1_squares = [0.0] * len(self.noise_stds) * self.stochastic
         for i, noise_std in enumerate(self.noise_stds):
             # A step without a finite dispersion makes all that follows NaN, as it must.
             term = nan
@@ -81,6 +88,22 @@ class TrajectoryTerms:
                     noise_std=noise_std,
                 )
             self.theorem2_squares[i] += term**2
+        for i in range(len(self.theorem1_squares)):
+            self.theorem1_squares[i] += self._theorem1_trajectory(steps, i) ** 2
+
+    def _theorem1_trajectory(self, steps: StepSeries, i: int) -> float:
+        """Theorem 1's term of these steps at R = 1 and the i-th noise std; NaN if not measured."""
+        draws = steps.conditional_dispersions
+        if draws is None or not np.isfinite(draws).all():
+            return nan
+        return bounds.theorem1_trajectory(
+            subgaussian_constant=1.0,
+            num_samples=self.num_samples,
+            num_parameters=self.num_parameters,
+            learning_rates=steps.learning_rate,
+            noise_stds=[self.noise_stds[i]] * len(steps),
+            conditional_dispersions=draws[:, i],
+        )
 
     def metrics(self) -> Metrics:
         """The terms, and the sums they are made of, from which a reader can recompute them.
@@ -95,8 +118,10 @@ class TrajectoryTerms:
             "sum/lr2_gradient_norm2": self.lr2_gradient_norm2,
         }
         names = ["measure/subgaussian_constant", *sums, "term/trajectory_factor"]
-        for noise_std in self.noise_stds:
-            names += [at(name, noise_std) for name in (THEOREM2, LEMMA2_FLOOR)]
+        of_noise = (
+            (THEOREM2, THEOREM1, LEMMA2_FLOOR) if self.stochastic else (THEOREM2, LEMMA2_FLOOR)
+        )
+        names += [at(name, noise_std) for noise_std in self.noise_stds for name in of_noise]
         metrics = dict.fromkeys(names, nan)
         if self.steps == 0:
             return metrics
@@ -108,6 +133,8 @@ class TrajectoryTerms:
         for noise_std, squares in zip(self.noise_stds, self.theorem2_squares, strict=True):
             metrics[at(THEOREM2, noise_std)] = self.radius * squares**0.5
             metrics[at(LEMMA2_FLOOR, noise_std)] = self.lemma2_trajectory(0.0, noise_std)
+        for noise_std, squares in zip(self.noise_stds, self.theorem1_squares, strict=False):
+            metrics[at(THEOREM1, noise_std)] = self.radius * squares**0.5
         return metrics
 
     def lemma2_trajectory(self, lr2_sensitivity: float, noise_std: float) -> float:
@@ -120,6 +147,8 @@ class TrajectoryTerms:
 
     def _linear(self, formula: Any, lr2_sensitivity: float, noise_std: float) -> float:
         if not isfinite(self.radius + lr2_sensitivity + self.lr2_dispersion_neu):
+            return nan
+        if lr2_sensitivity < 0:  # an estimate's noise: SensitivityTerms says so
             return nan
         # With one std for all steps the formula sees the sums as a single step of rate 1.
         term = formula(
@@ -134,6 +163,8 @@ class TrajectoryTerms:
 
 
 THEOREM2 = "term/theorem2_trajectory"
+THEOREM1 = "term/theorem1_trajectory"
+"""Of replicas alone: in the deterministic setting it is Theorem 2's."""
 LEMMA2 = "term/lemma2_trajectory"
 LEMMA2_FLOOR = "term/lemma2_without_sensitivity"
 """Lemma 2's trajectory term with Psi = 0: what it is at least, known without measuring Psi."""
@@ -185,7 +216,7 @@ def bound_metrics(
 TRAJECTORIES = {
     "bound/theorem2": THEOREM2,
     "bound/lemma2_neu": LEMMA2,
-    "bound/theorem1": "term/theorem1_trajectory",
+    "bound/theorem1": THEOREM1,
     "bound/corollary1": "term/corollary1_trajectory",
 }
 """The bounds that are a trajectory term plus the flatness gap."""

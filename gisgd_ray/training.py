@@ -53,7 +53,12 @@ def start(
         steps_per_epoch=steps_per_epoch(n, t.batch_size, t.last_batch),
         num_samples=n,
         num_parameters=d,
-        terms=TrajectoryTerms(num_samples=n, num_parameters=d, noise_stds=noise_stds),
+        terms=TrajectoryTerms(
+            num_samples=n,
+            num_parameters=d,
+            noise_stds=noise_stds,
+            stochastic=config.replicas is not None,
+        ),
         sensitivity=SensitivityTerms(noise_stds),
     )
 
@@ -261,9 +266,10 @@ def summary(state: TrainState) -> dict[str, Any]:
         **state.seconds,
     }
     if m.sensitivity:
-        # Psi and D of the row are means over steps; these are of single points.
-        of_points = ("sensitivity_stderr", "dispersion_between")
-        row = {k: v for k, v in row.items() if not any(name in k for name in of_points)}
+        # Psi of the row is the mean over steps.
         row |= state.sensitivity.means(state.terms.steps)
         row["measure/sensitivity_interpolation"] = state.sensitivity.interpolation
+        row |= measuring.sensitivity_estimator(state)
+        reasons = (row[UNDEFINED_REASON], state.sensitivity.undefined_reason())
+        row[UNDEFINED_REASON] = "; ".join(filter(None, reasons)) or None
     return row

@@ -63,9 +63,10 @@ def with_bounds(
         flatness = 1.23e10 * scale if at == "@0.01" else 123.0 * scale
         terms = {"theorem2": 2.0 * size}
         if sensitivity:
-            terms |= {"lemma2": 30 * size, "theorem1": 6 * size, "corollary1": 20 * size}
+            terms |= {"lemma2": 30 * size, "corollary1": 20 * size}
             row[f"measure/local_gradient_sensitivity{at}"] = 0.7 * scale
-            row[f"measure/perturbed_dispersion{at}"] = 0.9 * scale
+        if row.get("replicas"):
+            terms["theorem1"] = 1.5 * size
         for name, term in terms.items():
             row[f"term/{name}_trajectory{at}"] = term
             row[f"bound/{name}{'_neu' if name == 'lemma2' else ''}{at}"] = term + gap

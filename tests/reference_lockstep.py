@@ -31,6 +31,28 @@ class ReplicaMoments:
     """g_r, each (d,)."""
 
 
+def conditional_dispersion(
+    weights: Tensor, own: int, direction: Tensor, std: float, gradients: Sequence[Tensor]
+) -> tuple[float, list[float]]:
+    """D_t(w~) of Theorem 1 at w~ = weights[own] + std * direction, and the posterior at w~.
+
+    ``weights`` (R, d) and ``direction`` (d,) whole; ``gradients`` those of every sample of each
+    replica's batch, (b, d).
+    """
+    noisy = weights[own] + std * direction
+    logs = [-float(((noisy - w) ** 2).sum()) / (2 * std**2) for w in weights]
+    odds = [math.exp(log - max(logs)) for log in logs]
+    posterior = [odd / math.fsum(odds) for odd in odds]
+    means = [rows.mean(dim=0) for rows in gradients]
+    centre = sum(p * mean for p, mean in zip(posterior, means, strict=True))
+    found = 0.0
+    for p, rows, mean in zip(posterior, gradients, means, strict=True):
+        b = len(rows)
+        s2 = float(((rows - mean) ** 2).sum()) / (b - 1)
+        found += p * float(((mean - centre) ** 2).sum()) + p**2 * s2 / b
+    return found, posterior
+
+
 def replica_moments(
     models: Sequence[nn.Module], inputs: Tensor, targets: Tensor, loss: str
 ) -> ReplicaMoments:

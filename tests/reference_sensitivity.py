@@ -66,26 +66,36 @@ def squared_changes(
     return found
 
 
-def perturbed_dispersion(
+def from_halves(first: Tensor, second: Tensor, whole: int) -> float:
+    """||E||^2 over ``whole`` samples from the changes E_z of the gradients (m/2, d) in two halves.
+
+    The product of the halves' means, and what it lacks as the halves share no sample: s^2 / whole,
+    s^2 being estimated from how far the two means lie apart, E ||A - B||^2 = s^2 (2/m + 2/m).
+    """
+    m, a, b = len(first) + len(second), first.mean(dim=0), second.mean(dim=0)
+    s2 = float(((a - b) ** 2).sum()) * m / 4
+    return float((a * b).sum()) + s2 / whole
+
+
+def sensitivities_from_halves(
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor,
     loss: str,
     zetas: Sequence[Tensor],
-    *,
-    batch_size: int,
-) -> float:
-    """Theorem 1's inner dispersion: within draws over the batch size, plus between draws."""
-    n, k = len(inputs), len(zetas)
-    means, within = [], []
-    for zeta in zetas:
-        found = sample_gradients(model, zeta, inputs, targets, loss)
-        mean = sum(found) / n
-        means.append(mean)
-        within.append(math.fsum(float(((g - mean) ** 2).sum()) for g in found) / (n - 1))
-    centre = sum(means) / k
-    between = math.fsum(float(((mean - centre) ** 2).sum()) for mean in means) / (k - 1)
-    return math.fsum(within) / k / batch_size + between
+    halves: Sequence[tuple[Tensor, Tensor]],
+) -> list[float]:
+    """The same for every zeta, of these two halves of the samples (indices) for each."""
+    found = []
+    for zeta, pair in zip(zetas, halves, strict=True):
+        changes = []
+        for half in pair:
+            x, y, still = inputs[half], targets[half], torch.zeros_like(zeta)
+            at_w = torch.stack(sample_gradients(model, still, x, y, loss))
+            moved = torch.stack(sample_gradients(model, zeta, x, y, loss))
+            changes.append(moved - at_w)
+        found.append(from_halves(*changes, len(inputs)))
+    return found
 
 
 def gamma(

@@ -17,7 +17,7 @@ SIGNATURES = {
     "lemma2_trajectory": "subgaussian_constant num_samples learning_rates noise_stds "
     "sensitivities dispersions",
     "theorem1_trajectory": "subgaussian_constant num_samples num_parameters learning_rates "
-    "noise_stds perturbed_dispersions",
+    "noise_stds conditional_dispersions",
     "lemma5": "num_parameters learning_rate noise_std dispersion",
     "theorem2_trajectory": "subgaussian_constant num_samples num_parameters learning_rates "
     "noise_stds dispersions",
@@ -37,7 +37,7 @@ SIGNATURES = {
     "theorem4": "subgaussian_constant num_samples width learning_rates active_losses "
     "final_active_units",
 }
-ENERGIES = ("dispersions", "perturbed_dispersions", "squared_gradient_norms", "losses")
+ENERGIES = ("dispersions", "conditional_dispersions", "squared_gradient_norms", "losses")
 ENERGIES += ("active_losses",)
 ENERGY_OF = {
     name: next(a for a in args.split() if a in ENERGIES or a == "dispersion")
@@ -65,7 +65,7 @@ def random_arguments(seed: int, steps: int = 7, noise_scale: float = 1e-2) -> di
         "noise_stds": draw.uniform(0.5, 2, steps) * noise_scale,
         "sensitivities": draw.exponential(3, steps),
         "dispersions": draw.exponential(5, steps),
-        "perturbed_dispersions": draw.exponential(5, (steps, 3)),
+        "conditional_dispersions": draw.exponential(5, (steps, 3)),
         "squared_gradient_norms": draw.exponential(7, steps),
         "losses": draw.exponential(1, steps),
         "active_losses": draw.exponential(9, steps),
@@ -129,7 +129,7 @@ def reference(name: str, arguments: dict[str, Any]) -> Any:
             case "corollary1_trajectory":
                 return float(reference_linear(a, 3, 2))
             case "theorem1_trajectory":
-                return float(reference_logarithmic(a, a["perturbed_dispersions"]))
+                return float(reference_logarithmic(a, a["conditional_dispersions"]))
             case "theorem2_trajectory":
                 return float(reference_logarithmic(a, singles))
             case "corollary2":
@@ -187,7 +187,7 @@ HAND = {
     "noise_stds": [0.25, 4],  # (lambda/sigma)^2 = 4, 1/4
     "sensitivities": [1, 8],
     "dispersions": [2, 4],
-    "perturbed_dispersions": [[2, 0], [4, 12]],
+    "conditional_dispersions": [[2, 0], [4, 12]],
     "squared_gradient_norms": [4, 1.75],  # sum lambda^2 E = 1 + 7 = 8
     "losses": [10, 5],  # sum lambda^2 l = 2.5 + 20 = 22.5
     "active_losses": [100, 87.5],  # sum lambda^2 E = 25 + 350 = 375
@@ -289,7 +289,7 @@ def test_orderings(seed: int) -> None:
     assert call("theorem2_trajectory", a) < call("corollary2", a)
 
     per_draw = call("theorem1_trajectory", a)
-    averaged = dict(a, perturbed_dispersions=a["perturbed_dispersions"].mean(axis=1))
+    averaged = dict(a, conditional_dispersions=a["conditional_dispersions"].mean(axis=1))
     assert per_draw < call("theorem1_trajectory", averaged)  # Jensen: mean of logs, not log of mean
 
 
@@ -306,7 +306,7 @@ def test_theorem1_equals_theorem2_on_equal_dispersions() -> None:
     a = random_arguments(1)
     v = a["dispersions"]
     for shape in (v, v[:, None], np.repeat(v[:, None], 4, axis=1)):
-        value = call("theorem1_trajectory", dict(a, perturbed_dispersions=shape))
+        value = call("theorem1_trajectory", dict(a, conditional_dispersions=shape))
         assert value == pytest.approx(call("theorem2_trajectory", a), rel=1e-15)
 
 

@@ -86,7 +86,7 @@ def test_running_twice_as_long() -> None:
 
 def test_log_terms_depend_on_dispersion_per_parameter() -> None:
     a = random_arguments(8)
-    more = scaled(a, 5, "num_parameters", "dispersions", "perturbed_dispersions")
+    more = scaled(a, 5, "num_parameters", "dispersions", "conditional_dispersions")
     for name in ("theorem1_trajectory", "theorem2_trajectory"):
         assert call(name, more) == pytest.approx(math.sqrt(5) * call(name, a), rel=1e-13)
 
@@ -241,7 +241,7 @@ def bad_values(name: str) -> list[tuple[Any, str]]:
         (good[:-1], "6"),
         (good[:1], "1"),
     ]
-    if name == "perturbed_dispersions":
+    if name == "conditional_dispersions":
         values.append((np.zeros((7, 0)), "(7, 0)"))
         values.append((np.array([[1.0, 2.0]] * 5 + [[1, -4.5]] + [[1, 2]]), "-4.5 at t = 6"))
         values.append((np.ones((6, 2)), "6"))

@@ -62,6 +62,8 @@ CASES: dict[str, dict[str, Any]] = {
         "training.evaluation": {"every": 3, "unit": "step"},
         "training.lr_milestones": [1],
         "measurement.hessian_schedule": {"every": 5, "unit": "step"},
+        # Posteriors on all replicas, on several of them and on one.
+        "measurement.noise_stds": [10.0, 1.0, 1e-6],
     },
     "replicas, sensitivity, log-spaced, squared loss": {
         "replicas": 2,

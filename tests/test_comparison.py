@@ -40,19 +40,19 @@ def cells(found: Comparison, block: int, line: int) -> dict[str, str]:
 
 
 def test_every_cell_is_its_row_s_value() -> None:
-    found = table(with_bounds(finished("a"), sensitivity=True))
+    found = table(with_bounds(finished("a", replicas=20), sensitivity=True))
     assert [line.noise_std for line in found.blocks[0].lines] == ["10⁻²", "10⁻⁶"]
     assert cells(found, 0, 0) == {
         "term/theorem2_trajectory": "2.000",
         "term/lemma2_trajectory": "30.00",
         "ratio": "15.0",
-        "term/theorem1_trajectory": "6.000",
+        "term/theorem1_trajectory": "1.500",
         "term/corollary1_trajectory": "20.00",
         "measure/flatness_gap": "0.500 ± 0.050",
         "term/corollary2_flatness": "1.23 × 10¹⁰",
         "bound/theorem2": "2.500",
         "bound/lemma2_neu": "30.50",
-        "bound/theorem1": "6.500",
+        "bound/theorem1": "2.000",
         "bound/corollary1": "20.50",
         "bound/corollary2": "1.23 × 10¹⁰",
         "measure/local_gradient_sensitivity": "0.7000",
@@ -97,7 +97,7 @@ def test_without_the_sensitivity_lemma_2_is_a_lower_bound() -> None:
     assert line["term/lemma2_trajectory"] == "≥ 24.00"
     assert line["ratio"] == "≥ 12.0"
     assert line["bound/lemma2_neu"] == "≥ 24.50"
-    for absent in ("term/theorem1_trajectory", "bound/corollary1"):
+    for absent in ("term/corollary1_trajectory", "bound/corollary1"):
         assert absent not in line
     assert found.lower_bounds
     assert found.decided
@@ -203,7 +203,24 @@ def test_a_mean_with_one_lower_bound_in_it_is_one() -> None:
     line = cells(table(*rows, over_seeds=True), 0, 0)
     assert line["term/lemma2_trajectory"] == "≥ 27.00"  # (24 + 30) / 2
     assert line["ratio"] == "≥ 13.5"
-    assert line["term/theorem1_trajectory"] == "6.000 (n = 1)"
+    assert line["term/corollary1_trajectory"] == "20.00 (n = 1)"
+
+
+def test_theorem_1_is_eq_2_where_there_are_no_replicas() -> None:
+    """One column then, and of a row that an earlier version wrote, no other."""
+    row = with_bounds(finished("a"), sensitivity=True)
+    row |= {f"{name}{LARGE}": 2057.0 for name in ("term/theorem1_trajectory", "bound/theorem1")}
+    alone = table(row)
+    headings = {column.name: column.heading for column in alone.columns}
+    assert headings["term/theorem2_trajectory"] == headings["bound/theorem2"]
+    assert headings["bound/theorem2"].replace("\xa0", " ") == "Eq. 2 = Thm. 1"
+    assert not [name for name in headings if "theorem1" in name]
+    both = table(row, with_bounds(finished("b", replicas=20)))
+    headings = {column.name: column.heading.replace("\xa0", " ") for column in both.columns}
+    assert headings["bound/theorem2"] == "Eq. 2"
+    assert headings["bound/theorem1"] == "Thm. 1"
+    texts = [cells(both, block, 0)["bound/theorem1"] for block in (0, 1)]
+    assert texts == ["–", "2.000"]
 
 
 def test_trials_that_diverged_or_failed_are_dashes() -> None:
@@ -263,7 +280,7 @@ def test_the_page_shows_it_before_the_other_table(tmp_path: Path) -> None:
     places = [document.texts.index(heading) for heading in order]
     assert places == sorted(places)
     headings, blocks = compared(text)
-    assert headings[:4] == ["σ", "Eq. 2ours", "Lemma 2Neu et al.", "ratioNeu ÷ ours"]
+    assert headings[:4] == ["σ", "Eq. 2 = Thm. 1ours", "Lemma 2Neu et al.", "ratioNeu ÷ ours"]
     assert [row[0] for row in blocks[1:3]] == ["10⁻²", "10⁻⁶"]
     assert blocks[0][0].startswith("learning rate λ 0.05 batch size b 20 true gap 0.1824")
     assert blocks[1][1:4] == ["2.000", "≥ 24.00", "≥ 12.0"]
@@ -286,7 +303,7 @@ def test_the_page_does_not_decide_what_is_open(tmp_path: Path) -> None:
 def test_what_is_not_there_is_not_explained(tmp_path: Path) -> None:
     entries = {
         "Local gradient sensitivity": "its interpolation over the steps: linear in t",
-        "Theorem 1, trajectory term": "about the mean over the perturbation too",
+        "Theorem 1, trajectory term": "about its mean given W̃",
         "Corollary 1, trajectory term": "Lemma 2 with a smaller constant",
         "Gradient dispersion Ṽ": "here over 20 replicas of the run",
         "Theorem 3 (linear network)": "Lemma 7 with E‖g‖² ≤ 2 E ℓ and Tr H = 1",
@@ -297,11 +314,18 @@ def test_what_is_not_there_is_not_explained(tmp_path: Path) -> None:
     row = with_bounds(finished("a", replicas=20), sensitivity=True)
     row |= {"measure/gradient_dispersion_neu": 1e-3, "bound/theorem3": 1.0, "bound/theorem4": 2.0}
     row["measure/sensitivity_interpolation"] = "linear in t between 51 points"
+    row["measure/sensitivity_estimator"] = "two halves of 400 training samples, others a draw"
     present = Document(write(tmp_path, [row])).text
     for entry, words in entries.items():
         assert entry not in absent
         assert entry in present
         assert words.lower() in present.lower()
+    assert (
+        "here from two halves of 400 training samples, others a draw. From two halves of fewer"
+        in present
+    )
+    assert "Theorem 1 is the same number" in absent
+    assert "Theorem 1 is the same number" not in present
     for text in (absent, present):
         assert "Flatness gap at noise std σ" in text
         assert "the local curvature stands in for a global constant" in text

@@ -14,10 +14,11 @@ from gisgd_ray.measures.smoothness import smoothness
 from gisgd_ray.randomness import derived_seed
 from tests import reference_sensitivity as reference
 from tests.runs import Finished, config, run, series_bits, untimed, weight_bits
+from tests.test_sensitivity import drawn_halves
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 
-PSI, D = "measure/local_gradient_sensitivity", "measure/perturbed_dispersion"
+PSI = "measure/local_gradient_sensitivity"
 SENSITIVE: dict[str, Any] = {
     "measurement.sensitivity": True,
     "measurement.sensitivity_draws": 2,
@@ -31,9 +32,8 @@ def sensitive(every: int, unit: str, **more: Any) -> dict[str, Any]:
 
 def has_psi(point: training.Point) -> bool:
     """Whether Psi was measured there: all of its columns, or none of them."""
-    names = [PSI, f"{PSI}_stderr", D, "sum/sensitivity", "sum/lr2_sensitivity"]
-    names += ["sum/perturbed_dispersion"]
-    names += [f"term/{term}_trajectory" for term in ("lemma2", "corollary1", "theorem1")]
+    names = [PSI, f"{PSI}_stderr", "sum/sensitivity", "sum/lr2_sensitivity"]
+    names += [f"term/{term}_trajectory" for term in ("lemma2", "corollary1")]
     found = {f"{name}@{std}" in point for name in names for std in ("0.01", "1e-06")}
     assert len(found) == 1
     return found.pop()
@@ -62,7 +62,6 @@ class TestSchedule:
         for std in ("0.01", "1e-06"):
             assert first[f"{PSI}@{std}"] == first[f"{PSI}_stderr@{std}"] == 0
             assert first[f"sum/sensitivity@{std}"] == 0
-            assert first[f"{D}@{std}"] > 0
             assert math.isnan(first[f"term/lemma2_trajectory@{std}"])
 
     def test_a_run_that_stops_early_is_measured_where_it_stops(self):
@@ -105,7 +104,7 @@ class TestAgainstLoops:
     """On the weights of the run, n = 200; the std of zeta at W_t is sigma sqrt(t)."""
 
     @pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
-    def test_psi_and_perturbed_dispersion(self, loss):
+    def test_psi(self, loss):
         changes = sensitive(5, "step", **{"training.loss": loss, "model.width": 3, "seed": 4})
         finished, models = models_at(changes, 5, 12)
         data = finished.state.dataset
@@ -120,40 +119,54 @@ class TestAgainstLoops:
                 assert point[f"{PSI}@{std:g}"] == pytest.approx(mean, rel=rel, abs=0)
                 error = point[f"{PSI}_stderr@{std:g}"]
                 assert error == pytest.approx(spread, rel=0, abs=rel * mean)
-            dispersion = reference.perturbed_dispersion(
-                model, data.train_x, data.train_y, loss, draws, batch_size=60
-            )
-            assert point[f"{D}@1e-06"] == pytest.approx(dispersion, rel=1e-4, abs=0)
 
-    def test_over_the_first_fraction_of_the_samples(self):
+    def test_over_two_halves_of_a_fraction_of_the_samples(self):
         changes = sensitive(1, "epoch", **{"measurement.sensitivity_fraction": 0.1})
         finished, models = models_at(changes, 4)
         data = finished.state.dataset
         draws = zetas(models[4], 0.01, 4)
-        first = (data.train_x[:20], data.train_y[:20], "cross_entropy", draws)
-        squares = reference.squared_changes(models[4], *first)
+        halves = [drawn_halves(0, 4, i, n=200, m=20) for i in (0, 1)]
+        values = reference.sensitivities_from_halves(
+            models[4], data.train_x, data.train_y, "cross_entropy", draws, halves
+        )
         point = finished.points[1]
-        assert point[f"{PSI}@0.01"] == pytest.approx(sum(squares) / 2, rel=1e-3)
-        dispersion = reference.perturbed_dispersion(models[4], *first, batch_size=60)
-        assert point[f"{D}@0.01"] == pytest.approx(dispersion, rel=1e-4)
-        assert point[f"{PSI}@0.01"] != run(sensitive(1, "epoch")).points[1][f"{PSI}@0.01"]
+        assert point[f"{PSI}@0.01"] == pytest.approx(sum(values) / 2, rel=1e-3)
+        error = point[f"{PSI}_stderr@0.01"]
+        assert error == pytest.approx(abs(values[0] - values[1]) / 2, rel=0.01)
+        assert finished.row["measure/sensitivity_samples"] == 20
+        said = "two halves of 20 training samples, others a draw"
+        assert finished.row["measure/sensitivity_estimator"] == said
 
-    def test_a_fraction_of_less_than_a_sample_is_one(self):
-        finished = run(sensitive(1, "epoch", **{"measurement.sensitivity_fraction": 1e-9}))
-        assert finished.row[f"{PSI}@0.01"] > 0
-        # A dispersion of one sample does not exist, and so no Theorem 1.
-        assert math.isnan(finished.row[f"{D}@0.01"])
-        assert math.isnan(finished.row["bound/theorem1@0.01"])
-        assert math.isfinite(finished.row["bound/lemma2_neu@0.01"])
+    def test_all_of_the_samples(self):
+        row = run(sensitive(1, "epoch")).row
+        assert row["measure/sensitivity_samples"] == 200
+        assert row["measure/sensitivity_estimator"] == "all training samples"
 
-    def test_the_dispersion_is_of_the_batch_of_its_step(self):
-        """V_t is of b = 60, 60, 60, 20; so must D_t be, which is V_t at no noise."""
-        finished = run(sensitive(1, "step"))
-        within = [60 * point[f"{D}@1e-06"] for point in finished.points[:-1]]
-        sizes = finished.series.batch_size
-        expected = math.fsum(s2 / b for s2, b in zip(within, sizes, strict=True))
-        found = finished.row["sum/perturbed_dispersion@1e-06"]
-        assert found == pytest.approx(expected, rel=1e-3)
+    @pytest.mark.parametrize(
+        ("fraction", "samples"), [(1e-9, 2), (0.0149, 2), (0.016, 4), (0.999, 200)]
+    )
+    def test_an_even_number_of_samples_and_at_least_two(self, fraction, samples):
+        changes = {"measurement.sensitivity_fraction": fraction, "training.max_steps": 1}
+        row = run(sensitive(1, "step", **changes)).row
+        assert row["measure/sensitivity_samples"] == samples
+        assert ("halves" in row["measure/sensitivity_estimator"]) == (samples < 200)
+
+    def test_a_sum_below_zero_gives_no_bound_and_the_reason(self):
+        """Two samples tell next to nothing of 200, and at some seed less than nothing."""
+        seen = set()
+        for seed in range(8):
+            changes = {"measurement.sensitivity_fraction": 1e-9, "seed": seed}
+            row = run(sensitive(1, "epoch", **changes)).row
+            for std in ("0.01", "1e-06"):
+                below = row[f"sum/lr2_sensitivity@{std}"] < 0
+                for name in ("bound/lemma2_neu", "bound/corollary1", "term/lemma2_trajectory"):
+                    assert math.isnan(row[f"{name}@{std}"]) == below
+                said = row["bound/undefined_reason"] or ""
+                assert (f"{std}:" in said or f"{std}, " in said) == below
+                assert math.isfinite(row[f"term/lemma2_without_sensitivity@{std}"])
+                seen.add(below)
+            assert math.isfinite(row["bound/theorem2_closed_form"])
+        assert seen == {False, True}
 
 
 class TestAtTheEnd:
@@ -207,7 +220,7 @@ class TestAtTheEnd:
 
     def test_without_flatness_the_bounds_that_need_it_are_nan(self):
         row = run(SENSITIVE | {"measurement.flatness": False}).row
-        for bound in ("theorem2", "lemma2_neu", "theorem1", "corollary1"):
+        for bound in ("theorem2", "lemma2_neu", "corollary1"):
             assert math.isnan(row[f"bound/{bound}@0.01"])
         assert not any(name.startswith("measure/flatness_gap") for name in row)
         assert math.isfinite(row["bound/corollary2@0.01"])
@@ -219,14 +232,13 @@ class TestAtTheEnd:
         assert math.isnan(row["term/corollary2_flatness@0.01"])
         assert row["bound/theorem2@0.01"] == run().row["bound/theorem2@0.01"]
 
-    def test_without_dispersion_only_theorem_1_is_known(self):
-        """Its dispersion is measured with Psi, not at every step."""
-        row = run(SENSITIVE | {"measurement.dispersion": False}).row
+    def test_without_dispersion_no_bound_is_known(self):
+        without = {"measurement.dispersion": False}
+        row = run(SENSITIVE | without).row
         for bound in ("theorem2", "lemma2_neu", "corollary1", "corollary2"):
             assert math.isnan(row[f"bound/{bound}@0.01"])
-        plain = run(SENSITIVE).row
-        for column in ("bound/theorem1@0.01", f"{PSI}@0.01", f"{D}@0.01"):
-            assert row[column] == plain[column]
+        assert row[f"{PSI}@0.01"] == run(SENSITIVE).row[f"{PSI}@0.01"]
+        assert math.isnan(run(without | {"replicas": 2}).row["bound/theorem1@0.01"])
 
 
 class TestInvisible:
@@ -293,7 +305,7 @@ class TestDiverging:
         row = run(sensitive(every, "step", **DIVERGING)).row
         assert row["steps"] == 5
         assert math.isnan(row[f"{PSI}@0.01"])
-        assert math.isnan(row[f"{D}@0.01"])
+        assert math.isnan(row[f"{PSI}_stderr@0.01"])
 
     def test_never_measured_is_not_measured_at_every_step(self):
         row = run(SENSITIVE | {"training.divergence_loss": 0.5}).row

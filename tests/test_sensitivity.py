@@ -1,5 +1,6 @@
-"""Local gradient sensitivity and perturbed dispersion against loops in float64."""
+"""Local gradient sensitivity against loops in float64."""
 
+import itertools
 import math
 from dataclasses import astuple
 from functools import lru_cache
@@ -80,12 +81,10 @@ class TestAgainstLoops:
         (found,) = measure(model, x, y, std, loss=loss)
         draws = zetas(model, std)
         squares = torch.tensor(reference.squared_changes(model, x, y, loss, draws))
-        dispersion = reference.perturbed_dispersion(model, x, y, loss, draws, batch_size=5)
         assert found.perturbation_std == std
         assert found.value == pytest.approx(float(squares.mean()), rel=1e-7, abs=0)
         error = float(squares.std(correction=1)) / 2
         assert found.standard_error == pytest.approx(error, rel=1e-6, abs=0)
-        assert found.perturbed_dispersion(5) == pytest.approx(dispersion, rel=1e-9, abs=0)
 
     @pytest.mark.parametrize("loss", LOSSES)
     @pytest.mark.parametrize("build", [small_mlp, small_conv, small_batchnorm, small_tanh])
@@ -94,9 +93,7 @@ class TestAgainstLoops:
         (found,) = measure(model, x, y, 0.1, loss=loss)
         draws = zetas(model, 0.1)
         squares = reference.squared_changes(model, x, y, loss, draws)
-        dispersion = reference.perturbed_dispersion(model, x, y, loss, draws, batch_size=5)
         assert found.value == pytest.approx(sum(squares) / 4, rel=1e-4)
-        assert found.perturbed_dispersion(5) == pytest.approx(dispersion, rel=1e-5)
 
     def test_batchnorm_counts_as_it_is_in_evaluation_mode(self):
         """The measure is of the network that evaluates, and leaves the one that trains."""
@@ -107,13 +104,11 @@ class TestAgainstLoops:
         assert training == evaluating
         assert training.value > 0
 
-    def test_a_layer_without_per_sample_norms_has_no_perturbed_dispersion(self):
+    def test_a_layer_without_per_sample_norms(self):
         model, x, y = case(small_groupnorm)
-        (found, still) = measure(model, x, y, 0.1, 0.0)
+        (found,) = measure(model, x, y, 0.1)
         squares = reference.squared_changes(model, x, y, "cross_entropy", zetas(model, 0.1))
         assert found.value == pytest.approx(sum(squares) / 4, rel=1e-7, abs=0)
-        assert math.isnan(found.perturbed_dispersion(5))
-        assert math.isnan(still.perturbed_dispersion(5))
 
     def test_frozen_parameters_stay(self):
         model, x, y = case(small_tanh)
@@ -132,9 +127,7 @@ class TestAgainstLoops:
         (found,) = measure(model, x, y, 0.2, loss="squared")
         draws = zetas(model, 0.2)
         squares = reference.squared_changes(model, x, y, "squared", draws)
-        dispersion = reference.perturbed_dispersion(model, x, y, "squared", draws, batch_size=5)
         assert found.value == pytest.approx(sum(squares) / 4, rel=1e-7 if double else 1e-4)
-        assert found.perturbed_dispersion(5) == pytest.approx(dispersion, rel=1e-5)
 
 
 class TestTinyNoise:
@@ -157,15 +150,16 @@ class TestTinyNoise:
         """Each std has the precision that it needs, whichever others are asked for."""
         model, x, y = trained()
         passes: list[torch.dtype] = []
-        moments = sensitivity._Moments
+        differences = sensitivity._Passes.differences
 
-        def spy(chosen: sensitivity._Passes) -> sensitivity._Moments:
-            passes.append(chosen.model.dtype)
-            return moments(chosen)
+        def spy(self: sensitivity._Passes, u: list[Tensor], std: float) -> list[list[Tensor]]:
+            passes.append(self.model.dtype)
+            return differences(self, u, std)
 
-        monkeypatch.setattr(sensitivity, "_Moments", spy)
+        monkeypatch.setattr(sensitivity._Passes, "differences", spy)
         measure(model, x, y, 1e-7, 0.1)
-        assert passes == [torch.float64, torch.float32]
+        # After both in both for the choice.
+        assert passes[4:] == [torch.float64, torch.float32] * 4
 
 
 def regression(n: int = 12, p: int = 5) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
@@ -191,48 +185,25 @@ class TestQuadratic:
         assert 0 < found.standard_error < 0.1 * expected
         assert abs(found.value - expected) < 4 * found.standard_error
 
-    def test_dispersion_between_draws_does_not_cancel(self):
-        """Identical samples leave nothing within: D = sum ||A (zeta_i - mean)||^2 / (k-1)."""
-        model, x, y, _ = regression()
-        x, y = x[:1].expand(6, -1), y[:1].expand(6)
-        (found,) = measure(model, x, y, 1e-5, loss="squared")
-        draws = torch.stack(zetas(model, 1e-5))
-        moves = (draws - draws.mean(dim=0)) @ (x[:1].T @ x[:1])
-        between = float(moves.square().sum()) / 3
-        # Within is rounding of ||g||^2, 1e-16 of it.
-        assert found.perturbed_dispersion(5) == pytest.approx(between, rel=1e-4, abs=0)
-
 
 class TestDegenerate:
     def test_zero_std(self, monkeypatch):
         model, x, y = case(small_mlp)
         passes = []
-        differentiate = sensitivity._Data.differentiate
+        gradient = sensitivity._Data.gradient
         monkeypatch.setattr(
             sensitivity._Data,
-            "differentiate",
-            lambda self, model: passes.append(1) or differentiate(self, model),
+            "gradient",
+            lambda self, model: passes.append(1) or gradient(self, model),
         )
         (found,) = measure(model, x, y, 0.0)
-        still = [torch.zeros(sum(p.numel() for p in model.parameters()))] * 2
-        dispersion = reference.perturbed_dispersion(
-            model, x, y, "cross_entropy", still, batch_size=5
-        )
-        assert astuple(found)[:3] == (0.0, 0.0, 0.0)
-        assert found.perturbed_dispersion(5) == pytest.approx(dispersion, rel=1e-9, abs=0)
-        assert len(passes) == 1
-
-    def test_one_sample_has_no_dispersion(self):
-        model, x, y = case(small_mlp, n=1)
-        (found,) = measure(model, x, y, 0.1)
-        assert found.value > 0
-        assert math.isnan(found.perturbed_dispersion(5))
+        assert astuple(found) == (0.0, 0.0, 0.0)
+        assert not passes
 
     def test_noise_beyond_float32_is_not_hidden(self):
         model, x, y, _ = regression()
         (found,) = measure(model, x, y, 1e200, loss="squared")
         assert not math.isfinite(found.value)
-        assert not math.isfinite(found.perturbed_dispersion(5))
 
     @pytest.mark.parametrize(
         ("changed", "message"),
@@ -283,11 +254,118 @@ class TestDraws:
         assert measure(model, x, y, 0.1, step=STEP + 1) != found
         assert measure(model, x, y, 0.1, seed=SEED + 1) != found
 
-    def test_batch_size_divides_what_is_within_draws(self):
+
+def drawn_halves(seed: int, step: int, draw: int, *, n: int, m: int) -> tuple[Tensor, Tensor]:
+    """The two halves of the samples that a draw takes: one stream a draw, as documented."""
+    named = derived_seed(seed, "samples of the sensitivity", step, draw)
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(named))[:m]
+    return chosen[: m // 2], chosen[m // 2 :]
+
+
+class TestSomeOfTheSamples:
+    @pytest.mark.parametrize("loss", LOSSES)
+    @pytest.mark.parametrize("build", [small_mlp, small_conv, small_tanh])
+    @pytest.mark.parametrize("samples", [2, 6, 10])
+    def test_by_loops(self, build, loss, samples):
+        model, x, y = case(build)
+        (found,) = measure(model, x, y, 0.3, loss=loss, samples=samples, chunk=2)
+        halves = [drawn_halves(SEED, STEP, i, n=11, m=samples) for i in range(4)]
+        draws = zetas(model, 0.3)
+        values = reference.sensitivities_from_halves(model, x, y, loss, draws, halves)
+        assert found.value == pytest.approx(sum(values) / 4, rel=1e-7, abs=0)
+        error = float(torch.tensor(values).std(correction=1)) / 2
+        assert found.standard_error == pytest.approx(error, rel=1e-6, abs=0)
+
+    @pytest.mark.parametrize(("n", "m"), [(6, 4), (5, 2), (4, 4)])
+    def test_unbiased_over_all_halves(self, n, m):
+        """The mean over every choice of samples is ||E||^2 over all of them, in exact terms."""
+        torch.manual_seed(0)
+        changes = torch.randn(n, 3, dtype=torch.float64) + 0.1
+        expected = float((changes.mean(dim=0) ** 2).sum())
+        found, plain = [], []
+        for chosen in itertools.permutations(range(n), m):
+            halves = changes[list(chosen)].chunk(2)
+            parts = [[half.mean(dim=0)] for half in halves]
+            plain.append(float((changes[list(chosen)].mean(dim=0) ** 2).sum()))
+            found.append(float(sensitivity._square(parts, noise=1 - m / n)))
+            assert found[-1] == pytest.approx(reference.from_halves(*halves, n), rel=1e-9)
+        assert sum(found) / len(found) == pytest.approx(expected, rel=1e-12)
+        if m < n:
+            assert sum(plain) / len(plain) > 1.5 * expected
+            assert min(found) < 0
+
+    def test_all_of_them_by_default(self):
         model, x, y = case(small_mlp)
-        one, two, four = (measure(model, x, y, 0.2)[0].perturbed_dispersion(b) for b in (1, 2, 4))
-        assert one - two == pytest.approx(2 * (two - four), rel=1e-9, abs=0)
-        assert 2 * two > one > two
+        assert measure(model, x, y, 0.1, samples=11) == measure(model, x, y, 0.1)
+        assert measure(model, x, y, 0.1, samples=10) != measure(model, x, y, 0.1)
+
+    @pytest.mark.parametrize(
+        ("build", "std"), [(small_mlp, 1e-3), (small_mlp, 1e-2), (small_tanh, 1e-2)]
+    )
+    def test_a_tenth_of_them_is_within_its_error_of_the_whole(self, build, std):
+        """Where ||E||^2 over a tenth is 2 to 6 times that over the whole."""
+        model, x, y = case(build, n=1000)
+        draws = zetas(model, std, draws=100)
+        # ||E_i||^2 over all samples from their gradients, all at once.
+        params = dict(model.named_parameters())
+
+        def mean_loss(weights: dict[str, Tensor]) -> Tensor:
+            outputs = torch.func.functional_call(model, weights, (x,))
+            return per_sample_loss("cross_entropy", outputs, y).mean()
+
+        def gradient(shift: Tensor) -> Tensor:
+            parts = shift.split([p.numel() for p in params.values()])
+            moved = {n: p + s.view_as(p) for (n, p), s in zip(params.items(), parts, strict=True)}
+            grads = torch.func.grad(mean_loss)(moved).values()
+            return torch.cat([g.detach().flatten() for g in grads])
+
+        at_w = gradient(torch.zeros_like(draws[0]))
+        squares = torch.stack([(gradient(zeta) - at_w).square().sum() for zeta in draws])
+        truth, error = float(squares.mean()), float(squares.std()) / 10
+        (plain,) = measure(model, x[:100], y[:100], std, draws=100)
+        (found,) = measure(model, x, y, std, draws=100, samples=100)
+        assert plain.value > 1.9 * truth
+        assert plain.value - truth > 5 * math.hypot(plain.standard_error, error)
+        assert abs(found.value - truth) < 3 * math.hypot(found.standard_error, error)
+        assert found.standard_error < 0.3 * truth
+
+    def test_the_error_is_that_of_the_estimates(self):
+        """Of a quadratic, whose Psi is known: 60 estimates scatter as widely as each tells."""
+        model, x, y, hessian = regression(n=200)
+        expected = float((hessian @ hessian).trace())
+        found = [
+            measure(model, x, y, 1.0, loss="squared", draws=20, samples=20, seed=seed)[0]
+            for seed in range(60)
+        ]
+        values, errors = (
+            torch.tensor([getattr(f, name) for f in found]) for name in ("value", "standard_error")
+        )
+        told = float(errors.square().mean().sqrt())
+        assert abs(float(values.mean()) - expected) < 3 * told / 60**0.5
+        assert 0.7 * told < float(values.std()) < 1.4 * told
+
+    @pytest.mark.parametrize("samples", [0, 1, 3, 12, -2])
+    def test_samples_that_cannot_be_halved(self, samples):
+        model, x, y = case(small_mlp)
+        with pytest.raises(ValueError, match=f"samples must be all 11, .* not {samples}"):
+            measure(model, x, y, 0.1, samples=samples)
+
+    def test_float64_where_it_is_needed(self, monkeypatch):
+        model, x, y = trained()
+        passes: list[torch.dtype] = []
+        start = sensitivity._Passes.start
+        monkeypatch.setattr(
+            sensitivity._Passes,
+            "start",
+            lambda self, parts: passes.append(self.model.dtype) or start(self, parts),
+        )
+        (found,) = measure(model, x, y, 1e-7, samples=30)
+        # Two for the choice of precision, then one a draw.
+        assert passes == [torch.float32] + [torch.float64] * 5
+        halves = [drawn_halves(SEED, STEP, i, n=60, m=30) for i in range(4)]
+        draws = zetas(model, 1e-7)
+        values = reference.sensitivities_from_halves(model, x, y, "cross_entropy", draws, halves)
+        assert found.value == pytest.approx(sum(values) / 4, rel=0.01, abs=0)
 
 
 @pytest.mark.parametrize("build", [small_mlp, small_conv, small_batchnorm])

@@ -1,6 +1,7 @@
-"""Lemma 2, Corollary 1 and Theorem 1 from points of Psi, against the formulas on every step."""
+"""Lemma 2 and Corollary 1 from points of Psi, against the formulas on every step."""
 
 from dataclasses import asdict
+from statistics import fmean, stdev
 
 import numpy as np
 import pytest
@@ -12,31 +13,29 @@ from gisgd_ray.terms import TrajectoryTerms
 from tests.test_terms import piece, series
 
 STDS = (0.05, 1e-6)
+ERRORS = [0.1, 0.2]
 SIZES = {"num_samples": 400, "num_parameters": 1234}
 
 
 def measured_at(step: int) -> list[list[float]]:
-    """Psi and both parts of D at W_step for each std: anything positive, not linear in the step."""
-    return [
-        [0.3 * (1 + step) ** 1.5 * std, 20.0 + np.sin(step) + std, 0.1 * (1 + step) ** 0.5 * std]
-        for std in STDS
-    ]
+    """Psi at W_step for each std and of two replicas: anything positive, not linear in the step."""
+    return [[0.3 * (1 + step) ** 1.5 * std, (20.0 + np.sin(step)) * std] for std in STDS]
 
 
 def run(whole: StepSeries, points: list[int]) -> tuple[SensitivityTerms, TrajectoryTerms]:
     terms = TrajectoryTerms(**SIZES, noise_stds=STDS)
     found = SensitivityTerms(STDS)
-    found.add_point(measured_at(0), **SIZES)
+    found.add_point(measured_at(0), ERRORS)
     for begin, end in zip([0, *points[:-1]], points, strict=True):
         steps = piece(whole, begin, end)
         terms.add(steps)
-        found.add_steps(steps.learning_rate, steps.batch_size)
-        found.add_point(measured_at(end), **SIZES)
+        found.add_steps(steps.learning_rate)
+        found.add_point(measured_at(end), ERRORS)
     return found, terms
 
 
 def interpolated(points: list[int], which: int, place: int) -> list[float]:
-    """Psi_t (which = 0) or a part of D_t of t = 1..T by hand, from values at 0 and ``points``."""
+    """Psi_t of one replica, t = 1..T, by hand from values at 0 and ``points``."""
     values = []
     for t in range(1, points[-1] + 1):
         at = t - 1  # the weights of step t are W_{t-1}
@@ -54,10 +53,8 @@ def test_equal_to_the_formulas_on_interpolated_values(points: list[int]) -> None
     metrics = found.metrics(terms)
     radius = (whole.loss_max.max() - whole.loss_min.min()) / 2
     for place, std in enumerate(STDS):
-        psi = interpolated(points, 0, place)
-        within, between = interpolated(points, 1, place), interpolated(points, 2, place)
-        parts = zip(within, whole.batch_size, between, strict=True)
-        d = [s2 / b + apart for s2, b, apart in parts]
+        each = [interpolated(points, replica, place) for replica in (0, 1)]
+        psi = [fmean(pair) for pair in zip(*each, strict=True)]
         common = {
             "subgaussian_constant": radius,
             "num_samples": 400,
@@ -66,20 +63,21 @@ def test_equal_to_the_formulas_on_interpolated_values(points: list[int]) -> None
         }
         linear = {"sensitivities": psi, "dispersions": whole.gradient_dispersion_neu}
         expected = {
-            "measure/local_gradient_sensitivity": measured_at(30)[place][0],
-            "sum/perturbed_dispersion": sum(d),
+            "measure/local_gradient_sensitivity": fmean(measured_at(30)[place]),
             "sum/sensitivity": sum(psi),
             "sum/lr2_sensitivity": sum(
                 r**2 * p for r, p in zip(whole.learning_rate, psi, strict=True)
             ),
             "term/lemma2_trajectory": bounds.lemma2_trajectory(**common, **linear),
             "term/corollary1_trajectory": bounds.corollary1_trajectory(**common, **linear),
-            "term/theorem1_trajectory": bounds.theorem1_trajectory(
-                **common, num_parameters=1234, perturbed_dispersions=d
-            ),
         }
         for name, value in expected.items():
             assert metrics[f"{name}@{std:g}"] == pytest.approx(value, rel=1e-11), name
+        means, name = found.means(30), f"measure/local_gradient_sensitivity@{std:g}"
+        assert means[name] == pytest.approx(fmean(psi), rel=1e-11)
+        error = stdev(sum(replica) / 30 for replica in each) / 2**0.5
+        name = f"measure/local_gradient_sensitivity_stderr@{std:g}"
+        assert means[name] == pytest.approx(error, rel=1e-11)
 
 
 def test_the_row_says_how_it_was_interpolated() -> None:
@@ -103,32 +101,41 @@ def test_neu_takes_their_own_dispersion() -> None:
 
 def test_before_the_first_step_the_terms_are_nan_and_psi_is_known() -> None:
     found = SensitivityTerms(STDS)
-    found.add_point([[0.0, 1.0, 0.0], [0.0, 2.0, 0.0]], **SIZES)
+    found.add_point([[0.0], [0.0]], [0.0, 0.0])
     metrics = found.metrics(TrajectoryTerms(**SIZES, noise_stds=STDS))
     assert metrics["measure/local_gradient_sensitivity@0.05"] == 0.0
     assert np.isnan(metrics["term/lemma2_trajectory@0.05"])
 
 
-def test_a_network_without_perturbed_dispersion_has_no_theorem_1() -> None:
+def test_a_sum_below_zero_gives_no_lemma_2_and_the_reason() -> None:
+    """As estimates from halves of few samples may; and nothing is taken for 0."""
     terms, found = TrajectoryTerms(**SIZES, noise_stds=STDS), SensitivityTerms(STDS)
-    nan = float("nan")
-    found.add_point([[0.0, nan, 0.0]] * 2, **SIZES)
+    found.add_point([[0.0], [0.0]], [0.0, 0.0])
     terms.add(series(4))
-    found.add_steps(series(4).learning_rate, series(4).batch_size)
-    found.add_point([[1.0, nan, 1.0]] * 2, **SIZES)
+    found.add_steps(series(4).learning_rate)
+    found.add_point([[1.0], [-0.5]], [0.1, 2.0])
     metrics = found.metrics(terms)
-    assert np.isnan(metrics["term/theorem1_trajectory@0.05"])
-    assert metrics["term/lemma2_trajectory@0.05"] > 0
+    assert metrics["measure/local_gradient_sensitivity@1e-06"] == -0.5
+    assert metrics["sum/lr2_sensitivity@1e-06"] < 0
+    for name in ("term/lemma2_trajectory", "term/corollary1_trajectory"):
+        assert np.isnan(metrics[f"{name}@1e-06"])
+        assert metrics[f"{name}@0.05"] > 0
+    reason = found.undefined_reason()
+    assert reason is not None
+    assert reason.startswith("Lemma 2 and Corollary 1 at sigma = 1e-06: ")
+    # Steps 1 to 4 take 0, 1/4, 1/2 and 3/4 of the last point.
+    assert found.means(4)["measure/local_gradient_sensitivity_stderr@1e-06"] == 2.0 * 1.5 / 4
+    assert run(series(5), [5])[0].undefined_reason() is None
 
 
 def test_continued_from_what_a_checkpoint_holds() -> None:
     whole = series(30)
     unbroken, _ = run(whole, [10, 20, 30])
     first, _ = run(whole, [10])
-    first.add_steps(whole.learning_rate[10:15], whole.batch_size[10:15])
+    first.add_steps(whole.learning_rate[10:15])
     second = SensitivityTerms(**asdict(first))
-    second.add_steps(whole.learning_rate[15:20], whole.batch_size[15:20])
-    second.add_point(measured_at(20), **SIZES)
-    second.add_steps(whole.learning_rate[20:], whole.batch_size[20:])
-    second.add_point(measured_at(30), **SIZES)
+    second.add_steps(whole.learning_rate[15:20])
+    second.add_point(measured_at(20), ERRORS)
+    second.add_steps(whole.learning_rate[20:])
+    second.add_point(measured_at(30), ERRORS)
     assert asdict(second) == asdict(unbroken)

@@ -45,11 +45,12 @@ NAMES_AT_STD = [
 ]
 NAMES_OF_SENSITIVITY = [
     "measure/local_gradient_sensitivity",
-    *("measure/perturbed_dispersion", "sum/perturbed_dispersion"),
+    "measure/local_gradient_sensitivity_stderr",
     *("sum/sensitivity", "sum/lr2_sensitivity"),
-    *("term/lemma2_trajectory", "term/corollary1_trajectory", "term/theorem1_trajectory"),
-    *("bound/lemma2_neu", "bound/corollary1", "bound/theorem1"),
+    *("term/lemma2_trajectory", "term/corollary1_trajectory"),
+    *("bound/lemma2_neu", "bound/corollary1"),
 ]
+NAMES_OF_REPLICAS = ["term/theorem1_trajectory", "bound/theorem1"]
 STDS = ("0.01", "0.0001", "1e-06")
 SENSITIVE = {"measurement.sensitivity": True, "measurement.sensitivity_draws": 2}
 
@@ -89,6 +90,7 @@ class TestNumbers:
     def test_names_of_what_is_off_by_default(self):
         plain, row = run(RAGGED).row, run(RAGGED | SENSITIVE).row
         added = {*at_stds(NAMES_OF_SENSITIVITY), "measure/sensitivity_interpolation"}
+        added |= {"measure/sensitivity_samples", "measure/sensitivity_estimator"}
         assert set(row) == set(plain) | added
         assert all(math.isfinite(row[name]) for name in at_stds(NAMES_OF_SENSITIVITY))
         # Nothing else changes by measuring more.
@@ -96,7 +98,7 @@ class TestNumbers:
             n: v for n, v in plain.items() if not n.startswith("time/")
         }
         replicated = run({"replicas": 2}).row
-        assert set(replicated) == set(plain) | {"gap/loss_stderr"}
+        assert set(replicated) == set(plain) | {"gap/loss_stderr", *at_stds(NAMES_OF_REPLICAS)}
 
     @pytest.mark.parametrize(
         ("changes", "gone"),

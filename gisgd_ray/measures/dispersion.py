@@ -50,7 +50,7 @@ may exceed 0.1 % of s2; such steps are counted, so that a row cannot hide them."
 
 @dataclass(frozen=True)
 class StepSeries:
-    """One value per training step t, in order; all arrays (T,), float64.
+    """One value per training step t, in order; all columns (T,), float64.
 
     The dispersion columns are NaN when dispersion is not measured. With replicas, every column is
     the mean over them, but for the extremes of the loss, which are over all.
@@ -74,6 +74,9 @@ class StepSeries:
     """s2 between groups of the batch; NaN where it comes from per-sample norms."""
     gradient_factor: Array
     """What the scheme multiplied the plain gradient by; NaN where it did something else."""
+    conditional_dispersions: Array | None = None
+    """With replicas, D_t(W~) of Theorem 1 for each noise std and each replica's draw of W~_{t-1},
+    (T, S, R): no column, and None once it has been summed (see :mod:`.posterior`)."""
 
     def __len__(self) -> int:
         return len(self.learning_rate)
@@ -108,30 +111,33 @@ class StepSeries:
     def of(columns: Mapping[str, Array]) -> "StepSeries":
         """From columns by name; one that is missing (an older journal's) is NaN throughout."""
         length = len(columns["learning_rate"])
-        known = {f.name: columns.get(f.name, np.full(length, np.nan)) for f in fields(StepSeries)}
-        return StepSeries(**known)
+        return StepSeries(**{name: columns.get(name, np.full(length, np.nan)) for name in _COLUMNS})
 
     @staticmethod
     def empty() -> "StepSeries":
-        return StepSeries(**{f.name: np.empty(0) for f in fields(StepSeries)})
+        return StepSeries(**{name: np.empty(0) for name in _COLUMNS})
 
     @staticmethod
     def concatenate(parts: list["StepSeries"]) -> "StepSeries":
+        parts = [part for part in parts if len(part)]
         if not parts:
             return StepSeries.empty()
+        draws = [p.conditional_dispersions for p in parts if p.conditional_dispersions is not None]
         return StepSeries(
-            **{
-                f.name: np.concatenate([getattr(p, f.name) for p in parts])
-                for f in fields(parts[0])
-            }
+            **{name: np.concatenate([getattr(p, name) for p in parts]) for name in _COLUMNS},
+            conditional_dispersions=np.concatenate(draws) if len(draws) == len(parts) else None,
         )
 
     def head(self, steps: int) -> "StepSeries":
         """The first ``steps`` steps."""
-        return StepSeries(**{f.name: getattr(self, f.name)[:steps] for f in fields(self)})
+        draws = self.conditional_dispersions
+        return StepSeries(
+            **{name: column[:steps] for name, column in self.columns().items()},
+            conditional_dispersions=None if draws is None else draws[:steps],
+        )
 
     def columns(self) -> dict[str, Array]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: getattr(self, name) for name in _COLUMNS}
 
     def table(self) -> dict[str, Any]:
         """All that is known of each step, by column: its number, what was measured, dispersions."""
@@ -142,6 +148,9 @@ class StepSeries:
             "gradient_dispersion_neu": self.gradient_dispersion_neu,
             "per_sample_dispersion": self.per_sample_dispersion,
         }
+
+
+_COLUMNS = tuple(f.name for f in fields(StepSeries) if f.name != "conditional_dispersions")
 
 
 class StepMeter:

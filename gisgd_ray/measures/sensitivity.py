@@ -1,22 +1,27 @@
-"""Local gradient sensitivity, and the dispersion of the gradient at perturbed weights.
+"""Local gradient sensitivity of Neu et al.'s Lemma 2.
 
-With zeta ~ N(0, tau^2 I), tau^2 = sum_{s<t} sigma_s^2, at w = W_{t-1} and over the samples given
-(Wang & Mao 2022; PAPER sections 2 and 3)::
+With zeta ~ N(0, tau^2 I), tau^2 = sum_{s<t} sigma_s^2, at w = W_{t-1} (PAPER section 2)::
 
-    Psi(w) = E_zeta || G(w) - G(w + zeta) ||^2,   G(w) = E_Z grad l(w, Z)          (Lemma 2)
-    D(w)   = E || g(w + zeta, B) - E_{zeta,Z} grad l(w + zeta, Z) ||^2             (Theorem 1)
-           = E_zeta[ s2(w + zeta) ] / b + E_zeta || G(w + zeta) - E_zeta G(w + zeta) ||^2
+    Psi(w) = E_zeta || G(w) - G(w + zeta) ||^2,   G(w) = E_Z grad l(w, Z)
 
-b = b_t is the size of the step's batch, s2 the per-sample dispersion of the gradient, as in
-:mod:`gisgd_ray.measures.dispersion`. With k draws zeta_i and E_i = G(w + zeta_i) - G(w)::
+E_Z is the mean over the n training samples. With k draws zeta_i and E_i = G(w + zeta_i) - G(w)::
 
     Psi = 1/k sum_i ||E_i||^2,   standard error = std(||E_i||^2) / sqrt(k)
-    D   = 1/(k b) sum_i s2(w + zeta_i) + k/(k-1) ( 1/k sum_i ||E_i||^2 - || 1/k sum_i E_i ||^2 )
 
-Both are unbiased over the draws. The second part of D is 1/(k-1) sum_i ||G_i - mean G||^2, shifted
-by G(w) so that it does not cancel: the E_i are independent in their leading, linear term, hence
-the square of their mean is about 1/k of the mean of their squares. D is of Theorem 1 about the
-run's own w, W~ - Delta ~ N(w, tau^2 I).
+unbiased over the draws. Over m < n of the samples alone, ||E_i||^2 would also hold their noise,
+(1/m - 1/n) s^2, s^2 being the variance of one sample's difference: many times Psi where tau is
+small. Two halves A and B of the m samples tell the two apart. With E^A and E^B over m/2 each,
+
+    Psi_i = <E^A, E^B> + (m/n) || (E^A - E^B) / 2 ||^2
+          = || (E^A + E^B) / 2 ||^2 - (1 - m/n) || (E^A - E^B) / 2 ||^2
+
+takes the place of ||E_i||^2. If the m are drawn at random, its expectation is ||E_i||^2 over all n:
+E || (E^A - E^B) / 2 ||^2 = s^2 / m, and E <E^A, E^B> falls short by s^2 / n, for the halves, having
+no sample in common, are not quite independent. With m = n it is ||E_i||^2 itself. Every draw takes
+samples of its own, so that the standard error holds their noise as well: were they the same for all
+draws, it would not (in a smooth network of 1,000 samples a tenth of them was 27 % off, 5 times the
+spread over draws). Being unbiased, an estimate may be below 0 where Psi is small: it is reported as
+it is.
 
 How Psi falls with tau. Where the loss is smooth, Psi is about ||H||_F^2 tau^2. G over a finite
 sample of a ReLU network is not: it jumps where a unit's input changes sign on a sample. A jump is
@@ -27,7 +32,7 @@ then a large part of Psi, and itself uncertain.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from backpack import disable
@@ -41,7 +46,7 @@ from gisgd_ray.measures.displaced import (
     native_dtype,
 )
 from gisgd_ray.measures.invisible import invisible
-from gisgd_ray.measures.per_sample import LayerNorms, uncovered_layer
+from gisgd_ray.randomness import generator
 
 PRECISION_TOLERANCE = 1e-4
 """Largest ||E32 - E64||^2 / ||E64||^2 at which the passes stay in float32 (see
@@ -53,22 +58,14 @@ _CHECKED_SAMPLES = 125
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Psi at one perturbation std, and the perturbed dispersion from the same draws."""
+    """Psi at one perturbation std."""
 
     perturbation_std: float
     """tau, the std of every entry of zeta: sqrt(sum_s sigma_s^2)."""
     value: float
-    """Psi = E_zeta ||E_Z grad l(w, Z) - E_Z grad l(w + zeta, Z)||^2."""
+    """Psi = E_zeta ||E_Z grad l(w, Z) - E_Z grad l(w + zeta, Z)||^2; from halves maybe below 0."""
     standard_error: float
-    """Of ``value``, over the draws."""
-    per_sample_dispersion: float
-    """E_zeta s2(w + zeta); NaN where per-sample norms do not cover the model, or of one sample."""
-    between_draws: float
-    """E_zeta || G(w + zeta) - E_zeta G(w + zeta) ||^2."""
-
-    def perturbed_dispersion(self, batch_size: float) -> float:
-        """D of Theorem 1 for a step whose batch has so many samples."""
-        return self.per_sample_dispersion / batch_size + self.between_draws
+    """Of ``value``, over the draws of zeta and, where they are drawn, of the samples."""
 
 
 def local_gradient_sensitivity(
@@ -81,13 +78,14 @@ def local_gradient_sensitivity(
     draws: int,
     seed: int,
     step: int,
+    samples: int | None = None,
     chunk: int | None = None,
 ) -> tuple[Sensitivity, ...]:
-    """Psi and D at the current weights, one entry per perturbation std; leaves no trace itself.
+    """Psi at the current weights, one entry per perturbation std; leaves no trace itself.
 
     Draw i is zeta_i = tau u_i, one standard normal u_i of all trainable weights for every tau.
     It depends on (seed, step, i) and on the kind of device, where it is drawn; one draw exists at
-    a time. A std of 0 needs no draw: Psi = 0 and D = s2(w) / b_t.
+    a time. A std of 0 needs no draw: Psi = 0.
 
     Precision. E is a difference of nearly equal gradients, and at tau = 1e-6 it may drown in the
     rounding of float32, above all near interpolation, where 1 - softmax is known to 6e-8 at best.
@@ -109,170 +107,145 @@ def local_gradient_sensitivity(
         draws: k, at least 2; the paper's experiments use 20.
         seed: of the run.
         step: t, so that every step has draws of its own.
+        samples: m, even, which each draw takes at random; by default, or if it is n, all of them.
         chunk: samples differentiated at once; by default 1,000, or 200 with convolutions. It
             changes memory and time, not the result.
 
     Raises:
-        ValueError: fewer than 2 draws, a negative or non-finite std, no samples, or
-            nothing trainable.
+        ValueError: fewer than 2 draws, a negative or non-finite std, no samples, ``samples`` that
+            cannot be drawn and halved, or nothing trainable.
     """
-    _check(perturbation_stds, draws=draws, samples=len(inputs))
-    chunk = chunk or default_chunk(model)
+    n = len(inputs)
+    m = n if samples is None else samples
+    _check(perturbation_stds, draws=draws, samples=m, whole=n)
+    data = _Data(inputs, targets, loss, chunk or default_chunk(model))
+    found: dict[float, list[Tensor]] = {std: [] for std in perturbation_stds if std}
     with invisible(model, seed=seed, purpose="sensitivity"), disable():
-        norms = LayerNorms(model) if uncovered_layer(model) is None else None
-        try:
-            data = _Data(inputs, targets, loss, chunk, norms)
-            return _measure(
-                model,
-                data,
-                perturbation_stds,
-                draws=draws,
-                seed=seed,
-                step=step,
-            )
-        finally:
-            if norms is not None:
-                norms.remove()
+        native = _Passes(model, native_dtype(model))
+        passes: dict[float, _Passes] = {}
+        for i in range(draws if found else 0):
+            u = native.model.normal("sensitivity", step, i, dtype=native.model.dtype, seed=seed)
+            if i == 0:
+                passes = _chosen_precision(model, native, data, u, list(found))
+            if i == 0 or m < n:
+                parts = [data] if m == n else data.halves(m, seed, step, i)
+                for each in set(passes.values()):
+                    each.start(parts)
+            for std, squares in found.items():
+                squares.append(_square(passes[std].differences(u, std), noise=1 - m / n))
+    return tuple(_result(std, found.get(std, [])) for std in perturbation_stds)
 
 
 @dataclass(frozen=True)
 class _Data:
-    """The samples, their loss, and how a pass over them is made."""
+    """Samples, their loss, and how a pass over them is made."""
 
     inputs: Tensor
     targets: Tensor
     loss: LossName
     chunk: int
-    norms: LayerNorms | None
+
+    def _at(self, which: slice | Tensor) -> "_Data":
+        return replace(self, inputs=self.inputs[which], targets=self.targets[which])
 
     def thinned(self) -> "_Data":
-        """Some of the samples, and no norms."""
-        some = slice(None, None, math.ceil(len(self.inputs) / _CHECKED_SAMPLES))
-        return _Data(self.inputs[some], self.targets[some], self.loss, self.chunk, None)
+        """Some of the samples, evenly spread."""
+        return self._at(slice(None, None, math.ceil(len(self.inputs) / _CHECKED_SAMPLES)))
 
-    def differentiate(self, model: DisplacedModel) -> Tensor:
-        """Leave G in ``.grad`` of the model's weights; returns s2 (NaN without norms)."""
-        n, norms = len(self.inputs), self.norms
-        squares = torch.zeros((), dtype=torch.float64, device=self.inputs.device)
+    def halves(self, samples: int, seed: int, step: int, draw: int) -> list["_Data"]:
+        """Two halves of so many samples, drawn without replacement."""
+        random = generator(seed, "samples of the sensitivity", step, draw)
+        chosen = torch.randperm(len(self.inputs), generator=random)[:samples]
+        return [self._at(half) for half in chosen.to(self.inputs.device).chunk(2)]
+
+    def gradient(self, model: DisplacedModel) -> list[Tensor]:
+        """G at the model's present weights."""
         for weight in model.weights:
             weight.grad = None
         for x, y in zip(self.inputs.split(self.chunk), self.targets.split(self.chunk), strict=True):
             y = y.to(model.dtype) if y.is_floating_point() else y
-            part = per_sample_loss(self.loss, model(x), y).sum() / n
-            if norms is None:
-                part.backward()
-                continue
-            with norms.watch():
-                part.backward()
-            # The losses were divided by n, whatever the chunk, and the norms are as a mean's of n.
-            squares += norms.squared(n).sum(dtype=torch.float64)
-        if norms is None or n < 2:
-            return torch.full_like(squares, math.nan)
-        centred = squares / n - _squared_norm(model.gradient())
-        return centred.clamp(min=0) * (n / (n - 1))
+            (per_sample_loss(self.loss, model(x), y).sum() / len(self.inputs)).backward()
+        return model.gradient()
 
 
 class _Passes:
-    """Passes over the samples in one precision, and what they differ by from the pass at w."""
+    """Passes over parts of the samples in one precision, and how they differ from those at w."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, data: _Data):
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
         self.model = DisplacedModel(model, dtype)
-        self._data = data
-        self.dispersion = data.differentiate(self.model)
-        """s2(w)."""
-        self._centre = self.model.gradient()
+        self._parts: Sequence[_Data] = ()
+        self._centres: list[list[Tensor]] = []
+
+    def start(self, parts: Sequence[_Data]) -> "_Passes":
+        """Take these parts of the samples from here on."""
+        self.model.move()
+        self._parts, self._centres = parts, [part.gradient(self.model) for part in parts]
+        return self
 
     @torch.no_grad()
-    def difference(self, u: list[Tensor], std: float) -> Tensor:
-        """Leave E = G(w + std u) - G(w) in ``.grad`` of the weights; returns s2(w + std u)."""
+    def differences(self, u: list[Tensor], std: float) -> list[list[Tensor]]:
+        """E = G(w + std u) - G(w) of each part."""
         self.model.move(u, std=std)
-        with torch.enable_grad():
-            dispersion = self._data.differentiate(self.model)
-        torch._foreach_sub_(self.model.gradient(), self._centre)
-        return dispersion
+        found = []
+        for part, centre in zip(self._parts, self._centres, strict=True):
+            with torch.enable_grad():
+                moved = part.gradient(self.model)
+            torch._foreach_sub_(moved, centre)
+            found.append(moved)
+        return found
 
 
-class _Moments:
-    """Of the E_i at one std: their squared norms and their sum, besides the s2(w + zeta_i)."""
-
-    def __init__(self, passes: _Passes):
-        self._passes = passes
-        self._squares: list[Tensor] = []
-        self._dispersions: list[Tensor] = []
-        self._sum: list[Tensor] = []
-
-    def add(self, u: list[Tensor], std: float) -> None:
-        self._dispersions.append(self._passes.difference(u, std))
-        difference = self._passes.model.gradient()
-        self._squares.append(_squared_norm(difference))
-        if self._sum:
-            torch._foreach_add_(self._sum, difference)
-        else:
-            self._sum = difference
-
-    def result(self, std: float) -> Sensitivity:
-        squares, k = torch.stack(self._squares), len(self._squares)
-        mean = squares.mean()
-        square_of_mean = _squared_norm(self._sum) / k**2
-        between = (mean - square_of_mean).clamp(min=0) * (k / (k - 1))
-        within = torch.stack(self._dispersions).mean()
-        error = squares.std(correction=1) / math.sqrt(k)
-        return Sensitivity(std, float(mean), float(error), float(within), float(between))
+def _square(parts: list[list[Tensor]], noise: float) -> Tensor:
+    """||E||^2 or, of two halves, Psi_i with ``noise`` = 1 - m/n; the halves are overwritten."""
+    if len(parts) == 1:
+        return _squared_norm(parts[0])
+    first, second = parts
+    torch._foreach_sub_(first, second)
+    apart = _squared_norm(first)
+    torch._foreach_add_(first, second, alpha=2)
+    return (_squared_norm(first) - noise * apart) / 4
 
 
-def _measure(
-    model: nn.Module,
-    data: _Data,
-    stds: Sequence[float],
-    *,
-    draws: int,
-    seed: int,
-    step: int,
-) -> tuple[Sensitivity, ...]:
-    native = _Passes(model, native_dtype(model), data)
-    nothing = Sensitivity(0.0, 0.0, 0.0, float(native.dispersion), 0.0)
-    found: dict[float, _Moments] = {}
-    for i in range(draws if any(stds) else 0):
-        u = native.model.normal("sensitivity", step, i, dtype=native.model.dtype, seed=seed)
-        if i == 0:
-            found = _chosen_precision(model, native, data, u, stds)
-        for std, moments in found.items():
-            moments.add(u, std)
-    return tuple(found[std].result(std) if std else nothing for std in stds)
+def _result(std: float, squares: list[Tensor]) -> Sensitivity:
+    if not squares:
+        return Sensitivity(std, 0.0, 0.0)
+    of_draws = torch.stack(squares)
+    error = of_draws.std(correction=1) / math.sqrt(len(squares))
+    return Sensitivity(std, float(of_draws.mean()), float(error))
 
 
 def _chosen_precision(
     model: nn.Module, native: _Passes, data: _Data, u: list[Tensor], stds: Sequence[float]
-) -> dict[float, _Moments]:
-    """The moments, still empty, of every std above 0, in the precision that it needs."""
-    positive = [std for std in dict.fromkeys(stds) if std]
+) -> dict[float, _Passes]:
+    """The passes of every std, in the precision that it needs."""
     if native.model.dtype == torch.float64:
-        return {std: _Moments(native) for std in positive}
+        return dict.fromkeys(stds, native)
     fast, exact = (
-        _Passes(model, dtype, data.thinned()) for dtype in (native.model.dtype, torch.float64)
+        _Passes(model, dtype).start([data.thinned()])
+        for dtype in (native.model.dtype, torch.float64)
     )
 
     def suffices(std: float) -> bool:
-        fast.difference(u, std)
-        exact.difference(u, std)
-        found, truth = fast.model.gradient(), exact.model.gradient()
+        (found,), (truth,) = fast.differences(u, std), exact.differences(u, std)
         error = _squared_norm(f.double() - t for f, t in zip(found, truth, strict=True))
         # Not so where either is NaN: float64 may still hold what float32 cannot.
         return bool(error <= PRECISION_TOLERANCE * _squared_norm(truth))
 
-    in_float32 = {std: suffices(std) for std in positive}
+    in_float32 = {std: suffices(std) for std in stds}
     if all(in_float32.values()):
-        return {std: _Moments(native) for std in positive}
-    double = _Passes(model, torch.float64, data)
-    return {std: _Moments(native if in_float32[std] else double) for std in positive}
+        return dict.fromkeys(stds, native)
+    double = _Passes(model, torch.float64)
+    return {std: native if in_float32[std] else double for std in stds}
 
 
-def _check(stds: Sequence[float], *, draws: int, samples: int) -> None:
+def _check(stds: Sequence[float], *, draws: int, samples: int, whole: int) -> None:
     if draws < 2:
         raise ValueError(f"draws must be at least 2, not {draws}")
     check_stds(stds)
-    if samples == 0:
+    if whole == 0:
         raise ValueError("there are no samples to differentiate the loss on")
+    if samples != whole and (samples % 2 or not 2 <= samples < whole):
+        raise ValueError(f"samples must be all {whole}, or an even number of them, not {samples}")
 
 
 def _squared_norm(parts: Iterable[Tensor]) -> Tensor:

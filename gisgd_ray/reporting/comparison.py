@@ -7,7 +7,7 @@ every noise std. ``name@0.01`` is the column of ``name`` at that std.
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -28,7 +28,7 @@ from gisgd_ray.reporting.numbers import (
     format_noise_std,
     format_number,
 )
-from gisgd_ray.terms import LEMMA2, LEMMA2_FLOOR, THEOREM2
+from gisgd_ray.terms import LEMMA2, LEMMA2_FLOOR, THEOREM1, THEOREM2
 
 OURS, NEU = "ours", "neu"
 TRAJECTORY, FLATNESS, BOUND = "Trajectory term", "Flatness", "Bound: trajectory + flatness"
@@ -58,7 +58,7 @@ COLUMNS = (
     ComparedColumn(THEOREM2, TRAJECTORY, f"Eq.{NBSP}2", "ours", OURS),
     ComparedColumn(LEMMA2, TRAJECTORY, f"Lemma{NBSP}2", "Neu et al.", NEU),
     ComparedColumn(RATIO, TRAJECTORY, "ratio", "Neu ÷ ours"),
-    ComparedColumn("term/theorem1_trajectory", TRAJECTORY, f"Thm.{NBSP}1"),
+    ComparedColumn(THEOREM1, TRAJECTORY, f"Thm.{NBSP}1"),
     ComparedColumn("term/corollary1_trajectory", TRAJECTORY, f"Cor.{NBSP}1"),
     ComparedColumn(GAP, FLATNESS, f"flatness{NBSP}gap", "± std. error"),
     ComparedColumn("term/corollary2_flatness", FLATNESS, f"β{NBSP}d{NBSP}Σσ²", "Cor. 2"),
@@ -69,6 +69,9 @@ COLUMNS = (
     ComparedColumn("bound/corollary2", BOUND, f"Cor.{NBSP}2"),
     ComparedColumn(SENSITIVITY, MEASURED, "Ψ", "mean over t"),
 )
+
+_OF_THEOREM2 = (THEOREM2, "bound/theorem2")
+"""With one draw of W Theorem 1's as well."""
 
 WITHOUT_NOISE_STD = {
     "gap/loss": "true gap",
@@ -127,7 +130,7 @@ class Comparison:
     decided: bool
     """Whether ours lies below Neu et al.'s wherever that is only a lower bound."""
     one_draw: bool
-    """Whether every trial is one draw of W, so that V = V~."""
+    """Whether every trial is one draw of W, so that V = V~ and Theorem 1 is Eq. 2."""
 
 
 def compare(
@@ -150,6 +153,12 @@ def compare(
     ]
     if not columns:
         return None
+    one_draw = all(known(row, "replicas") is None for row in done)
+    if one_draw:
+        columns = [
+            replace(c, heading=f"{c.heading} = Thm.{NBSP}1") if c.name in _OF_THEOREM2 else c
+            for c in columns
+        ]
     keys = key_columns(trials, points)
     facts = [name for name in WITHOUT_NOISE_STD if _numbers(name, done)]
     members: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -168,7 +177,7 @@ def compare(
         summary=_summary(pairs),
         lower_bounds=any(neu.at_least for _, neu in pairs),
         decided=all(ours < neu.number for ours, neu in pairs if neu.at_least),
-        one_draw=all(known(row, "replicas") is None for row in done),
+        one_draw=one_draw,
     )
 
 
@@ -207,6 +216,8 @@ def _value(name: str, row: Mapping[str, Any], at: str) -> Value | None:
 
 
 def _plain(name: str, row: Mapping[str, Any], at: str) -> Value | None:
+    if name in (THEOREM1, "bound/theorem1") and known(row, "replicas") is None:
+        return None  # of one draw of W: what earlier versions called so is not Theorem 1
     value = known(row, name + at)
     return None if value is None else Value(float(value))
 

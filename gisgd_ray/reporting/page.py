@@ -139,6 +139,7 @@ def write_page(
             present=present(trials),
             comparison=compare(trials, points if seeds > 1 else paths, over_seeds=seeds > 1),
             interpolations=first(distinct(trials, "measure/sensitivity_interpolation"), 3),
+            sensitivity_estimators=first(distinct(trials, "measure/sensitivity_estimator"), 3),
             replicas=distinct(trials, "replicas"),
             keys=key_columns(trials, paths),
             rows=trial_rows(trials, columns, paths),

@@ -15,7 +15,7 @@ DRAWS = 20
 
 
 def psi(samples: int) -> Callable[[], None]:
-    """Psi and the perturbed dispersion over the whole training set, 20 draws, one std."""
+    """Psi over the whole training set, 20 draws, one std."""
     data = random_mnist(samples)
     state = training.start(trial({}), dataset=data)
 
