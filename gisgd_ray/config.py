@@ -236,8 +236,18 @@ class MeasurementConfig(Frozen):
         "at random, in two halves, which takes the samples' own noise out",
     )
     flatness: bool = Field(True, description="flatness gap at the end of training")
+    flatness_target: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="draws of Delta_T go on until the standard error of the flatness gap over them "
+        "is at most this fraction of it, at each noise std",
+    )
     flatness_draws: int = Field(
-        6, ge=4, multiple_of=2, description="draws of Delta_T for the flatness gap, in pairs +-"
+        32,
+        ge=4,
+        multiple_of=2,
+        description="or until they are so many, in pairs +-; 16 are always taken, if they may be",
     )
     smoothness: bool = Field(
         True, description="largest Hessian eigenvalue at the end, for Corollary 2's beta"

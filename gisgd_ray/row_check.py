@@ -20,7 +20,7 @@ NUMBERS = (
     *("bound/", "term/", "gap/", "sum/", "train/", "test/", "time/", "resources/"),
     "measure/active_units",
     "measure/between_group_dispersion",
-    "measure/flatness_gap",
+    "measure/flatness_",
     "measure/gradient_",
     "measure/hessian_trace",
     "measure/ill_conditioned_steps",
@@ -29,6 +29,7 @@ NUMBERS = (
     "measure/sensitivity_samples",
     "measure/smoothness",
     "measure/subgaussian_constant",
+    "measure/test_loss_increase",
 )
 """What the names of measured numbers begin with; a measure of the user's own may be a word."""
 COUNTS = ("step", "steps", "epoch", "epochs", "num_samples", "num_parameters", "learning_rate")

@@ -221,12 +221,17 @@ TRAJECTORIES = {
 }
 """The bounds that are a trajectory term plus the flatness gap."""
 
+PERTURBED_R = "_perturbed_r"
+"""What the name of a bound ends in that takes R of the losses at W_T + Delta_T, as Lemma 1 asks."""
+WITH_PERTURBED_R = ("bound/theorem2", "bound/lemma2_neu")
+
 
 def bounds_at(
     noise_stds: Sequence[float],
     terms: Mapping[str, Any],
     *,
     flatness_gaps: Mapping[float, float],
+    perturbed_constants: Mapping[float, float],
     smoothness: float,
     num_parameters: int,
     steps: int,
@@ -235,17 +240,25 @@ def bounds_at(
 
     Args:
         noise_stds: sigma, the same at all steps.
-        terms: the run's metrics so far, which hold the trajectory terms that were measured.
+        terms: the run's metrics so far, which hold R and the trajectory terms that were measured.
         flatness_gaps: by noise std; empty where not measured.
+        perturbed_constants: R of the losses at W_T + Delta_T, likewise.
         smoothness: beta, NaN where not measured.
         num_parameters, steps: d and T.
     """
     metrics: Metrics = {}
     for noise_std in noise_stds:
         gap = flatness_gaps.get(noise_std, nan)
+        # Every trajectory term is R times what does not depend on it; of R = 0 that is not known.
+        radius = terms["measure/subgaussian_constant"]
+        factor = perturbed_constants.get(noise_std, nan) / radius if radius > 0 else nan
         for bound, term in TRAJECTORIES.items():
-            if at(term, noise_std) in terms:
-                metrics[at(bound, noise_std)] = terms[at(term, noise_std)] + gap
+            if at(term, noise_std) not in terms:
+                continue
+            value = terms[at(term, noise_std)]
+            metrics[at(bound, noise_std)] = value + gap
+            if bound in WITH_PERTURBED_R:
+                metrics[at(bound + PERTURBED_R, noise_std)] = factor * value + gap
         # Corollary 2: beta d sum_t sigma_t^2 in place of the flatness gap (bounds.corollary2).
         flatness = smoothness * num_parameters * steps * noise_std**2
         metrics[at("term/corollary2_flatness", noise_std)] = flatness

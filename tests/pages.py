@@ -72,7 +72,17 @@ def with_bounds(
             row[f"bound/{name}{'_neu' if name == 'lemma2' else ''}{at}"] = term + gap
         row[f"term/lemma2_without_sensitivity{at}"] = 24 * size
         row[f"measure/flatness_gap{at}"] = gap
+        row[f"measure/flatness_gap_signed{at}"] = -gap
         row[f"measure/flatness_gap_stderr{at}"] = gap / 10
+        row[f"measure/flatness_gap_sampling_stderr{at}"] = gap / 20
+        row[f"measure/flatness_draws{at}"] = 32
+        times = 94.0 if at == "@0.01" else 0.5
+        row[f"measure/subgaussian_constant_perturbed{at}"] = times * 5.416209
+        row[f"measure/test_loss_increase{at}"] = 0.3 * scale
+        row[f"measure/test_loss_increase_stderr{at}"] = 0.1 * scale
+        row[f"bound/theorem2_perturbed_r{at}"] = times * terms["theorem2"] + gap
+        if sensitivity:
+            row[f"bound/lemma2_neu_perturbed_r{at}"] = times * terms["lemma2"] + gap
         row[f"term/corollary2_flatness{at}"] = flatness
         row[f"bound/corollary2{at}"] = 2 * size + flatness
     return row | {"measure/smoothness": 83.21, "measure/smoothness_residual": 1e-3}

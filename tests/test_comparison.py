@@ -1,6 +1,7 @@
 """Ours against Neu et al.: every cell from its row, lower bounds, means over seeds, the counts."""
 
 import doctest
+import math
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +49,29 @@ def test_every_cell_is_its_row_s_value() -> None:
         "ratio": "15.0",
         "term/theorem1_trajectory": "1.500",
         "term/corollary1_trajectory": "20.00",
-        "measure/flatness_gap": "0.500 ± 0.050",
+        "measure/flatness_gap": "0.50 ± 0.12",  # hypot(2.131 * 0.05, 1.960 * 0.025)
         "term/corollary2_flatness": "1.23 × 10¹⁰",
-        "bound/theorem2": "2.500",
-        "bound/lemma2_neu": "30.50",
-        "bound/theorem1": "2.000",
-        "bound/corollary1": "20.50",
-        "bound/corollary2": "1.23 × 10¹⁰",
+        "bound/theorem2": "2.500 †",
+        "bound/lemma2_neu": "30.50 †",
+        "bound/theorem1": "2.000 †",
+        "bound/corollary1": "20.50 †",
+        "bound/corollary2": "1.23 × 10¹⁰ †",
+        "bound/theorem2_perturbed_r": "188.5",
+        "bound/lemma2_neu_perturbed_r": "2,820",
+        "excess": "94.0",
         "measure/local_gradient_sensitivity": "0.7000",
     }
     small = cells(found, 0, 1)
-    assert small["measure/flatness_gap"] == "(5.00 ± 0.50) × 10⁻¹³"
+    assert small["measure/flatness_gap"] == "(5.0 ± 1.2) × 10⁻¹³"
+    assert small["excess"] == "0.500"
+    assert small["bound/theorem2"] == "2.00 × 10⁶"
     assert small["term/lemma2_trajectory"] == "3.00 × 10⁷"
     assert found.groups == [
         ("Trajectory term", 5),
         ("Flatness", 2),
         ("Bound: trajectory + flatness", 5),
-        ("Measured", 1),
+        ("Bound with R at σ", 2),
+        ("Measured", 2),
     ]
     sides = {column.name: column.side for column in found.columns if column.side}
     assert sides == {
@@ -72,6 +79,8 @@ def test_every_cell_is_its_row_s_value() -> None:
         "term/lemma2_trajectory": "neu",
         "bound/theorem2": "ours",
         "bound/lemma2_neu": "neu",
+        "bound/theorem2_perturbed_r": "ours",
+        "bound/lemma2_neu_perturbed_r": "neu",
     }
     assert not found.lower_bounds
 
@@ -96,7 +105,8 @@ def test_without_the_sensitivity_lemma_2_is_a_lower_bound() -> None:
     line = cells(found, 0, 0)
     assert line["term/lemma2_trajectory"] == "≥ 24.00"
     assert line["ratio"] == "≥ 12.0"
-    assert line["bound/lemma2_neu"] == "≥ 24.50"
+    assert line["bound/lemma2_neu"] == "≥ 24.50 †"
+    assert line["bound/lemma2_neu_perturbed_r"] == "≥ 2,256"
     for absent in ("term/corollary1_trajectory", "bound/corollary1"):
         assert absent not in line
     assert found.lower_bounds
@@ -107,14 +117,14 @@ def test_a_sensitivity_that_came_out_as_nan_leaves_the_lower_bound() -> None:
     row = with_bounds(finished("a"), sensitivity=True)
     row |= {f"term/lemma2_trajectory{LARGE}": NAN, f"bound/lemma2_neu{LARGE}": NAN}
     found = table(row)
-    assert cells(found, 0, 0)["bound/lemma2_neu"] == "≥ 24.50"
+    assert cells(found, 0, 0)["bound/lemma2_neu"] == "≥ 24.50 †"
     assert cells(found, 0, 1)["term/lemma2_trajectory"][0] != "≥"
 
 
 def test_without_the_flatness_gap_no_bound_is_made_up() -> None:
     row = with_bounds(finished("a"))
     for name in [
-        name for name in row if "flatness_gap" in name or name.startswith("bound/theorem2@")
+        name for name in row if "flatness_gap" in name or name.startswith("bound/theorem2")
     ]:
         del row[name]
     names = [column.name for column in table(row).columns]
@@ -193,8 +203,12 @@ def test_means_over_the_seeds_that_finished() -> None:
     assert first["term/theorem2_trajectory"] == "3.000"  # (2 + 4) / 2
     assert first["term/lemma2_trajectory"] == "45.00"
     assert first["ratio"] == "15.0"
-    assert first["measure/flatness_gap"] == "0.750 ± 0.065"  # sqrt(0.05² + 0.12²) / 2
-    assert cells(found, 1, 0)["bound/lemma2_neu"] == "≥ 73.50"
+    assert first["measure/flatness_gap"] == "0.75 ± 0.16"
+    # 2.131 sqrt(0.05² + 0.12²) / 2 by the draws, 1.960 (0.025 + 0.05) / 2 by the same samples.
+    assert math.hypot(2.131 * math.hypot(0.05, 0.12), 1.960 * 0.075) / 2 == pytest.approx(
+        0.157, 1e-2
+    )
+    assert cells(found, 1, 0)["bound/lemma2_neu"] == "≥ 73.50 †"
     assert dict(found.blocks[0].facts)["Lemma\xa07"] == "8.000 (n = 1)"
 
 
@@ -220,7 +234,7 @@ def test_theorem_1_is_eq_2_where_there_are_no_replicas() -> None:
     assert headings["bound/theorem2"] == "Eq. 2"
     assert headings["bound/theorem1"] == "Thm. 1"
     texts = [cells(both, block, 0)["bound/theorem1"] for block in (0, 1)]
-    assert texts == ["–", "2.000"]
+    assert texts == ["–", "2.000 †"]
 
 
 def test_trials_that_diverged_or_failed_are_dashes() -> None:
@@ -254,7 +268,7 @@ def test_noise_stds_of_other_trials_make_no_lines() -> None:
 
 def test_a_bound_of_the_user_s_own_is_shown_by_its_name() -> None:
     found = table(with_bounds(finished("a")) | {f"bound/mine{LARGE}": 5.0})
-    assert cells(found, 0, 0)["bound/mine"] == "5.000"
+    assert cells(found, 0, 0)["bound/mine"] == "5.000"  # nor marked: R may be none of it
     assert cells(found, 0, 1)["bound/mine"] == "–"
 
 

@@ -80,6 +80,7 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "measurement.sensitivity_draws": ([2, BIGGEST], [0, 1, 2.5, 2**63, None]),
     "measurement.sensitivity_fraction": ([TINY, 1], [0, -TINY, ABOVE_ONE, None]),
     "measurement.flatness": ([True, False], ["often", 2, None]),
+    "measurement.flatness_target": ([TINY, 1], [0, -TINY, ABOVE_ONE, None]),
     "measurement.flatness_draws": ([4, 6, BIGGEST - 1], [0, 2, 3, 5, 4.5, 2**63, None]),
     "measurement.smoothness": ([True, False], ["often", 2, None]),
     "measurement.network_theorem": (
@@ -290,7 +291,7 @@ def test_the_seeds_of_replicas() -> None:
 # ---------------------------------------------------------------- the trial's name
 
 PINNED = {
-    "default": (TrialConfig(), "6c1174b8f794"),
+    "default": (TrialConfig(), "1a528c6973ef"),
     "every kind of value": (
         TrialConfig.model_validate(
             {
@@ -302,7 +303,7 @@ PINNED = {
                 "seed": 7,
             }
         ),
-        "035fe79bfab5",
+        "6015b6c96a2b",
     ),
     "stochastic, in regression": (
         TrialConfig.model_validate(
@@ -314,7 +315,7 @@ PINNED = {
                 "replicas": 4,
             }
         ),
-        "163f4f19ce60",
+        "b64a85ef570a",
     ),
 }
 

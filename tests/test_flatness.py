@@ -24,6 +24,19 @@ FLOAT32 = 2 * flatness.PRECISION_TOLERANCE
 """Relative error of gamma where the losses may be evaluated in float32."""
 
 
+def gap_of(
+    train,
+    test=(1.0, 1.0),
+    *,
+    train_samples=(0.0, 0.0),
+    test_samples=(0.0, 0.0),
+    loss_range=(0.0, 1.0),
+) -> FlatnessGap:
+    """Made by hand."""
+    arrays = (np.array(values) for values in (train, test, train_samples, test_samples))
+    return FlatnessGap(0.1, *arrays, loss_range=loss_range)
+
+
 def split(x: Tensor, y: Tensor, *, train: int = 7) -> Split:
     return x[:train], y[:train], x[train:], y[train:]
 
@@ -215,25 +228,40 @@ class TestNotFinite:
         assert not math.isfinite(found.standard_error)
 
     def test_of_one_sample_alone(self):
-        gap = FlatnessGap(1.0, np.array([np.inf, 1.0]), np.array([0.0, 1.0]))
+        gap = gap_of([np.inf, 1.0], [0.0, 1.0])
         assert gap.signed == math.inf
         assert math.isnan(gap.standard_error)
 
 
 class TestCombined:
-    def gap(self, *differences: float) -> FlatnessGap:
-        train = np.array(differences)
-        return FlatnessGap(0.1, train + 1.0, np.ones_like(train))
-
     def test_the_absolute_value_comes_last(self):
         """Runs of opposite sign cancel, as in |E[.]|, rather than add up."""
-        runs = [self.gap(3.0, 5.0), self.gap(-1.0, -3.0), self.gap(-9.0, -11.0)]
-        value, error = combined(runs)
-        assert value == pytest.approx(8 / 3)
-        assert error == pytest.approx(math.sqrt(((20 / 3) ** 2 + (2 / 3) ** 2 + (22 / 3) ** 2) / 6))
+        runs = [gap_of([4.0, 6.0]), gap_of([0.0, -2.0]), gap_of([-8.0, -10.0])]
+        found = combined(runs)
+        assert found.signed == pytest.approx(-8 / 3)
+        assert found.standard_error == pytest.approx(
+            math.sqrt(((20 / 3) ** 2 + (2 / 3) ** 2 + (22 / 3) ** 2) / 6)
+        )
+        assert found.draws == 12
 
     def test_one_run_has_the_error_of_its_pairs(self):
-        assert combined([self.gap(-3.0, -5.0)]) == pytest.approx((4.0, 1.0))
+        found = combined([gap_of([-2.0, -4.0])])
+        assert (found.signed, found.standard_error, found.draws) == pytest.approx((-4.0, 1.0, 4))
+
+    def test_the_samples_of_all_runs(self):
+        """Each run's i-th sample is the same one, or as good as another: their mean scatters."""
+        runs = [
+            gap_of([1.0, 1.0], train_samples=a, test_samples=b, loss_range=c)
+            for a, b, c in (
+                ([1.0, 2.0, 6.0], [0.0, 4.0], (0.5, 7.0)),
+                ([3.0, 0.0, 0.0], [2.0, 0.0], (0.25, 3.0)),
+            )
+        ]
+        found = combined(runs)
+        train, test = math.sqrt((1 + 0 + 1) / 2 / 3), math.sqrt(0.5 / 2)  # of 2, 1, 3 and of 1, 2
+        assert found.sampling_error == pytest.approx(math.hypot(train, test))
+        assert found.test_increase_error == pytest.approx(test)
+        assert found.subgaussian_constant == (7.0 - 0.25) / 2
 
     def test_no_run(self):
         with pytest.raises(ValueError, match="no flatness gap"):

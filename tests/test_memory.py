@@ -49,7 +49,7 @@ def test_draws() -> None:
         "measurement.sensitivity_draws = 1000000000 takes 32 GB of memory, and there are 1 GB; "
         "choose fewer, as in the default of 20"
     )
-    fits = {**measured, "sensitivity_draws": 10**9 // 32 - 10}
+    fits = {**measured, "sensitivity_draws": 10**9 // 32 - 20}
     require_memory([trial(measurement=fits)], 10**9 + weights)
     require_memory([trial(measurement={**measured, "sensitivity": False})], 10**9)
     for field in ("flatness_draws", "hessian_probes"):

@@ -225,16 +225,22 @@ class TestMeans:
             splits = (data.train_x, data.train_y, data.test_x, data.test_y)
             options: dict[str, Any] = {"loss": "cross_entropy", "seed": replica.seed}
             gaps += flatness_gap(
-                model, *splits, perturbation_stds=[0.01 * 12**0.5], draws=6, **options
+                model, *splits, perturbation_stds=[0.01 * 12**0.5], draws=4, **options
             )
             betas.append(smoothness(model, *splits[:2], **options).value)
-        value, error = combined(gaps)
-        assert row["measure/flatness_gap@0.01"] == pytest.approx(value, rel=1e-6)
-        assert row["measure/flatness_gap_stderr@0.01"] == pytest.approx(error, rel=1e-6)
-        # |mean of the signed gaps| and not the mean of their sizes.
+        # |mean of the signed gaps| and not the mean of their sizes; the 6 draws are shared out.
         signed = [gap.signed for gap in gaps]
-        assert value == pytest.approx(abs(fmean(signed)), rel=1e-9)
-        assert error == pytest.approx(stdev(signed) / math.sqrt(3), rel=1e-9)
+        assert row["measure/flatness_gap_signed@0.01"] == pytest.approx(fmean(signed), rel=1e-6)
+        assert row["measure/flatness_gap@0.01"] == pytest.approx(abs(fmean(signed)), rel=1e-6)
+        error = stdev(signed) / math.sqrt(3)
+        assert row["measure/flatness_gap_stderr@0.01"] == pytest.approx(error, rel=1e-6)
+        assert row["measure/flatness_draws@0.01"] == 12
+        lowest, highest = zip(*(gap.loss_range for gap in gaps), strict=True)
+        found = row["measure/subgaussian_constant_perturbed@0.01"]
+        assert found == pytest.approx((max(highest) - min(lowest)) / 2, rel=1e-6)
+        estimate = combined(gaps)
+        found = row["measure/flatness_gap_sampling_stderr@0.01"]
+        assert found == pytest.approx(estimate.sampling_error, rel=1e-6)
         assert row["measure/smoothness"] == pytest.approx(fmean(betas), rel=1e-6)
 
 

@@ -130,6 +130,22 @@ class TestByHand:
             assert row[f"bound/{bound}{at}"] == pytest.approx(expected, rel=1e-9, abs=0), bound
 
     @each_std
+    def test_bounds_with_r_of_the_losses_around_w_t(self, name, std):
+        """Every trajectory term is R times what does not depend on it."""
+        finished = run(RUNS[name])
+        row, terms, at = finished.row, by_hand(finished, std), f"@{std:g}"
+        series = finished.series
+        trained = (max(series.loss_max) - min(series.loss_min)) / 2
+        times = row[f"measure/subgaussian_constant_perturbed{at}"] / trained
+        for bound, term in (
+            ("theorem2", "theorem2_trajectory"),
+            ("lemma2_neu", "lemma2_trajectory"),
+        ):
+            expected = times * terms[f"term/{term}{at}"] + row[f"measure/flatness_gap{at}"]
+            found = row[f"bound/{bound}_perturbed_r{at}"]
+            assert found == pytest.approx(expected, rel=1e-9, abs=0), bound
+
+    @each_std
     def test_corollary_2(self, name, std):
         finished = run(RUNS[name])
         row, series = finished.row, finished.series
@@ -225,10 +241,11 @@ class TestTinyNoise:
     def test_every_number_is_finite(self, name):
         row = run(RUNS[name]).row
         found = {c: v for c, v in row.items() if c.endswith(("@1e-06", "@1e-12"))}
-        assert len(found) == 2 * (15 + 2 * (name == "replicas"))
+        assert len(found) == 2 * (23 + 2 * (name == "replicas"))
         for column, value in found.items():
             assert math.isfinite(value), column
-            assert value > 0 or column.startswith("measure/flatness_gap"), column
+            signed = ("measure/flatness_gap", "measure/test_loss_increase@")
+            assert value > 0 or column.startswith(signed), column
 
     def test_nothing_has_cancelled(self, name):
         """As sigma falls a linear term grows as 1/sigma, and log(1 + x) as log x."""

@@ -21,6 +21,17 @@ STEP_MEANS = [
 ]
 """Over the steps since the point before in the history, over all steps in the row."""
 
+AT_OPTIMUM = [
+    *("measure/subgaussian_constant_perturbed_at_optimum", "measure/flatness_draws_at_optimum"),
+    *("measure/test_loss_increase_at_optimum", "measure/test_loss_increase_stderr_at_optimum"),
+]
+"""Where Eq. 3's sigma* is defined."""
+NAMES_OF_FLATNESS = [
+    *("measure/flatness_gap", "measure/flatness_gap_signed", "measure/flatness_gap_stderr"),
+    *("measure/flatness_gap_sampling_stderr", "measure/flatness_draws"),
+    "measure/subgaussian_constant_perturbed",
+    *("measure/test_loss_increase", "measure/test_loss_increase_stderr"),
+]
 NAMES = [
     *("status", "stop_reason", "outside_theorem", "steps", "epochs", "learning_rate"),
     *("num_samples", "num_parameters", "data/normalization_mean", "data/normalization_std"),
@@ -29,6 +40,7 @@ NAMES = [
     *("measure/gradient_dispersion_estimator", "measure/gradient_dispersion_of"),
     *("measure/hessian_trace", "measure/hessian_trace_stderr", "measure/hessian_trace_estimator"),
     *("measure/subgaussian_constant", "measure/ill_conditioned_steps"),
+    *AT_OPTIMUM,
     *("measure/smoothness", "measure/smoothness_residual"),
     *("sum/dispersion", "sum/dispersion_neu", "sum/lr2_dispersion", "sum/lr2_dispersion_neu"),
     "sum/lr2_gradient_norm2",
@@ -39,16 +51,17 @@ NAMES = [
     *("time/training_s", "time/training_cpu_s", "time/measuring_s"),
 ]
 NAMES_AT_STD = [
-    *("measure/flatness_gap", "measure/flatness_gap_stderr"),
+    *NAMES_OF_FLATNESS,
     *("term/theorem2_trajectory", "term/lemma2_without_sensitivity", "term/corollary2_flatness"),
-    *("bound/theorem2", "bound/corollary2"),
+    *("bound/theorem2", "bound/theorem2_perturbed_r", "bound/corollary2"),
 ]
 NAMES_OF_SENSITIVITY = [
     "measure/local_gradient_sensitivity",
     "measure/local_gradient_sensitivity_stderr",
     *("sum/sensitivity", "sum/lr2_sensitivity"),
     *("term/lemma2_trajectory", "term/corollary1_trajectory"),
-    *("bound/lemma2_neu", "bound/corollary1"),
+    *("bound/lemma2_neu", "bound/lemma2_neu_perturbed_r"),
+    "bound/corollary1",
 ]
 NAMES_OF_REPLICAS = ["term/theorem1_trajectory", "bound/theorem1"]
 STDS = ("0.01", "0.0001", "1e-06")
@@ -105,11 +118,14 @@ class TestNumbers:
         [
             (
                 {"measurement.dispersion": False},
-                ["measure/gradient_dispersion_estimator", "measure/gradient_dispersion_of"],
+                [
+                    *("measure/gradient_dispersion_estimator", "measure/gradient_dispersion_of"),
+                    *AT_OPTIMUM,
+                ],
             ),
             (
                 {"measurement.flatness": False},
-                at_stds(["measure/flatness_gap", "measure/flatness_gap_stderr"]),
+                [*at_stds(NAMES_OF_FLATNESS), *AT_OPTIMUM],
             ),
             (
                 {"measurement.smoothness": False},
@@ -117,7 +133,7 @@ class TestNumbers:
             ),
             (
                 {"measurement.hessian_trace": "off"},
-                [name for name in NAMES if name.startswith("measure/hessian_trace")],
+                [n for n in NAMES if n.startswith("measure/hessian_trace")] + AT_OPTIMUM,
             ),
         ],
     )

@@ -16,6 +16,14 @@ What is left is about tau^2 Tr(H) / 2, which at tau = 1e-6 is 1e-11 of the loss 
 not know that, but it does at tau = 0.1, at half the price (an eighth, of convolutions on a CPU):
 its error is measured, on some samples, for every tau (:data:`PRECISION_TOLERANCE`). Differences are
 taken sample by sample before their mean.
+
+The mean has two errors, which are told apart: that of the draws of Delta, and that of S and S'
+standing for the distribution that they are from. Pairs are drawn until the first is small, or as
+many as there may be. One after the other: what takes the time is their arithmetic, and several in
+one pass (``torch.func.vmap``) were no faster.
+
+The same draws say over what range the losses at w + Delta lie, for which Lemma 1 needs R, and how
+far the loss of S' rises, which Eq. 3 takes not to fall.
 """
 
 import math
@@ -26,6 +34,7 @@ import numpy as np
 import torch
 from backpack import disable
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor, nn
 
 from gisgd_ray.losses import LossName, per_sample_loss
@@ -46,6 +55,15 @@ _CHECKED_SAMPLES = 100
 """Samples of either split, evenly spread, on which it is measured."""
 
 
+LEAST_DRAWS = 16
+"""Taken before anything is made of their scatter, if there may be so many. Draws that end where
+they look sure end too often where they only look it, and the more so the fewer they are: from 8
+pairs on the 95 % interval still covers 93 to 95 % (``tests/test_flatness_draws.py``)."""
+
+COVERAGE = 0.95
+"""Of the intervals."""
+
+
 @dataclass(frozen=True)
 class FlatnessGap:
     """E[gamma(w, S) - gamma(w, S')] at one perturbation std and one weight vector."""
@@ -56,6 +74,17 @@ class FlatnessGap:
     """gamma(w, S) by antithetic pair, (P,)."""
     test: NDArray[np.float64]
     """gamma(w, S') by the same pairs, (P,)."""
+    train_samples: NDArray[np.float64]
+    """E_Delta[l(w + Delta, z) - l(w, z)] by sample of S, (n,): the mean over the pairs."""
+    test_samples: NDArray[np.float64]
+    """Likewise of S', (n',)."""
+    loss_range: tuple[float, float]
+    """The least and the largest l(w + Delta, z) over both samples and all draws."""
+
+    @property
+    def draws(self) -> int:
+        """Draws of Delta, two a pair."""
+        return 2 * len(self.train)
 
     @property
     def signed(self) -> float:
@@ -78,6 +107,27 @@ class FlatnessGap:
             return self.train - self.test
 
 
+@dataclass(frozen=True)
+class FlatnessEstimate:
+    """What the draws of one configuration's runs say at one perturbation std."""
+
+    signed: float
+    """E[gamma(W_T, S) - gamma(W_T, S')]; the bounds take its absolute value."""
+    standard_error: float
+    """Of ``signed``: over the pairs of a single run, over the runs of several."""
+    sampling_error: float
+    """Standard error of ``signed`` from S and S' being samples: by the scatter of their samples'
+    differences, each a mean over the draws. The fewer draws, the more it is too large."""
+    draws: int
+    """Of Delta, over all runs."""
+    test_increase: float
+    """gamma(W_T, S'): how far the loss of S' rises."""
+    test_increase_error: float
+    """Its standard error, both kinds together."""
+    subgaussian_constant: float
+    """(max l - min l) / 2 over S, S', draws and runs: R of the losses at W_T + Delta_T."""
+
+
 def flatness_gap(
     model: nn.Module,
     train_x: Tensor,
@@ -89,6 +139,7 @@ def flatness_gap(
     perturbation_stds: Sequence[float],
     draws: int,
     seed: int,
+    target: float = 0.0,
     chunk: int | None = None,
 ) -> tuple[FlatnessGap, ...]:
     """The gap at the current weights, one entry per perturbation std; leaves no trace itself.
@@ -102,8 +153,10 @@ def flatness_gap(
         test_x, test_y: S', (n', ...) and (n',).
         loss: which.
         perturbation_stds: the values of tau, non-negative.
-        draws: evaluations of each loss per tau, even and at least 4: draws / 2 pairs.
+        draws: evaluations of each loss per tau at most, even and at least 4: draws / 2 pairs.
         seed: of the run.
+        target: a tau has enough draws once the standard error of its mean over them is at most
+            this fraction of it. Looked at after :data:`LEAST_DRAWS` and whenever they have doubled.
         chunk: samples evaluated at once; by default 1,000, or 200 with convolutions. It changes
             memory and time, not the result.
 
@@ -118,31 +171,41 @@ def flatness_gap(
         raise ValueError("the flatness gap needs training and test samples")
     samples = [_Sample(train_x, train_y, loss), _Sample(test_x, test_y, loss)]
     chunk = chunk or default_chunk(model)
-    gammas: list[list[tuple[float, float]]] = [[] for _ in perturbation_stds]
+    found = [_Found(std, target=target, most=draws // 2) for std in perturbation_stds]
     with invisible(model, seed=seed, purpose="flatness"), disable(), torch.no_grad():
         exact = _Pairs(model, torch.float64, samples, chunk)
-        chosen = [exact for _ in perturbation_stds]
+        chosen = [exact for _ in found]
         for pair in range(draws // 2):
+            if all(each.pairs_due <= pair for each in found):
+                break
             u = exact.moved.normal("flatness", pair, dtype=torch.float64, seed=seed)
             if pair == 0:
                 chosen = _chosen_precision(model, exact, u, perturbation_stds)
-            for found, std, pairs in zip(gammas, perturbation_stds, chosen, strict=True):
-                train, test = (
-                    float(d.mean(dtype=torch.float64)) for d in pairs.differences(u, std)
-                )
-                found.append((train, test))
-    return tuple(
-        FlatnessGap(std, *np.array(found, dtype=np.float64).T)
-        for std, found in zip(perturbation_stds, gammas, strict=True)
-    )
+            for each, pairs in zip(found, chosen, strict=True):
+                if each.pairs_due > pair:
+                    each.add(pairs.losses(u, each.std), pairs.at_w)
+    return tuple(each.gap() for each in found)
 
 
-def combined(gaps: Sequence[FlatnessGap]) -> tuple[float, float]:
-    """|E[gamma(W_T, S) - gamma(W_T, S')]| over the runs of one configuration, with its error.
+def pairs_due(differences: NDArray[np.float64], *, target: float, most: int) -> int:
+    """How many pairs there should be, if these, (P,), are there: no more than P where they do.
 
-    ``|mean_r signed_r|`` over the R runs, the absolute value last as in the bounds, and the
-    standard error over runs, std(signed_r) / sqrt(R), which holds that of the draws as well; of a
-    single run that over its pairs.
+    :data:`LEAST_DRAWS` first; twice as many, up to ``most``, while the standard error of their mean
+    is above ``target`` times its absolute value. No further one helps where a loss is not finite.
+    """
+    if len(differences) == 0:
+        return min(LEAST_DRAWS // 2, most)
+    mean, error = _mean_and_error(differences)
+    return min(2 * len(differences), most) if error > target * abs(mean) else len(differences)
+
+
+def combined(gaps: Sequence[FlatnessGap]) -> FlatnessEstimate:
+    """E[gamma(W_T, S) - gamma(W_T, S')] over the runs of one configuration, with its errors.
+
+    The mean over the R runs, of which the absolute value is taken last, as in the bounds. The
+    standard error over runs, std / sqrt(R), holds that of their draws as well; of a single run it
+    is that over its pairs. The sampling error is that of the runs' common S and S', or of as many
+    independent ones: either way the scatter of the mean over runs of the i-th samples.
 
     Raises:
         ValueError: no runs.
@@ -150,9 +213,40 @@ def combined(gaps: Sequence[FlatnessGap]) -> tuple[float, float]:
     if not gaps:
         raise ValueError("no flatness gap to combine")
     if len(gaps) == 1:
-        return gaps[0].value, gaps[0].standard_error
-    mean, error = _mean_and_error(np.array([gap.signed for gap in gaps]))
-    return abs(mean), error
+        differences, increases = gaps[0]._differences, gaps[0].test
+    else:
+        differences = np.array([gap.signed for gap in gaps])
+        increases = np.array([gap.test.mean() for gap in gaps])
+    train, test = (
+        _mean_and_error(np.mean(samples, axis=0))[1] if len(samples[0]) > 1 else math.nan
+        for samples in ([g.train_samples for g in gaps], [g.test_samples for g in gaps])
+    )
+    signed, standard_error = _mean_and_error(differences)
+    increase, increase_error = _mean_and_error(increases)
+    lowest, highest = np.array([gap.loss_range for gap in gaps]).T
+    return FlatnessEstimate(
+        signed=signed,
+        standard_error=standard_error,
+        sampling_error=math.hypot(train, test),
+        draws=sum(gap.draws for gap in gaps),
+        test_increase=increase,
+        test_increase_error=math.hypot(increase_error, test),
+        subgaussian_constant=float(highest.max() - lowest.min()) / 2,
+    )
+
+
+def half_widths(
+    standard_error: float, sampling_error: float, *, independent: int
+) -> tuple[float, float]:
+    """Half widths of the :data:`COVERAGE` intervals about a mean, by each of its errors alone.
+
+    (t * standard_error, z * sampling_error), t being Student's quantile for the ``independent``
+    pairs or runs that the first is from, z the normal one, as samples are many. Zero is inside the
+    interval by both where |mean| is no larger than the root of the sum of their squares.
+    """
+    t = float(stats.t.ppf((1 + COVERAGE) / 2, independent - 1))
+    z = float(stats.norm.ppf((1 + COVERAGE) / 2))
+    return t * standard_error, z * sampling_error
 
 
 @dataclass(frozen=True)
@@ -177,22 +271,60 @@ class _Sample:
 
 
 class _Pairs:
-    """Differences at antithetic pairs in one precision."""
+    """Losses at antithetic pairs in one precision."""
 
     def __init__(
         self, model: nn.Module, dtype: torch.dtype, samples: Sequence[_Sample], chunk: int
     ):
         self.samples, self.chunk = samples, chunk
         self.moved = DisplacedModel(model, dtype)
-        self._at_w = [sample.losses(self.moved, chunk) for sample in samples]
+        self.at_w = [sample.losses(self.moved, chunk) for sample in samples]
+        """l(w, z_i), (n,) of either sample."""
+
+    def losses(self, u: Sequence[Tensor], std: float) -> list[list[Tensor]]:
+        """l(w + Delta, z_i) and l(w - Delta, z_i), (n,) each, of either sample."""
+        found = []
+        for signed_std in (std, -std):
+            self.moved.move(u, std=signed_std)
+            found.append([sample.losses(self.moved, self.chunk) for sample in self.samples])
+        return [list(pair) for pair in zip(*found, strict=True)]
 
     def differences(self, u: Sequence[Tensor], std: float) -> list[Tensor]:
-        """(l(w + Delta, z_i) + l(w - Delta, z_i)) / 2 - l(w, z_i), (n,) of either sample."""
-        self.moved.move(u, std=std)
-        plus = [sample.losses(self.moved, self.chunk) for sample in self.samples]
-        self.moved.move(u, std=-std)
-        minus = [sample.losses(self.moved, self.chunk) for sample in self.samples]
-        return [0.5 * (p + m) - c for p, m, c in zip(plus, minus, self._at_w, strict=True)]
+        return _differences(self.losses(u, std), self.at_w)
+
+
+def _differences(losses: Sequence[Sequence[Tensor]], at_w: Sequence[Tensor]) -> list[Tensor]:
+    """(l(w + Delta, z_i) + l(w - Delta, z_i)) / 2 - l(w, z_i), (n,) of either sample."""
+    return [0.5 * (p + m) - c for (p, m), c in zip(losses, at_w, strict=True)]
+
+
+class _Found:
+    """What the pairs so far have given at one std, and up to how many there should be."""
+
+    def __init__(self, std: float, *, target: float, most: int):
+        self.std, self._target, self._most = std, target, most
+        self._gammas: list[tuple[float, float]] = []
+        self._sums: list[Tensor] = []
+        self._extremes: list[Tensor] = []
+        self.pairs_due = pairs_due(np.empty(0), target=target, most=most)
+
+    def add(self, losses: Sequence[Sequence[Tensor]], at_w: Sequence[Tensor]) -> None:
+        differences = [d.double() for d in _differences(losses, at_w)]
+        train, test = (float(d.mean()) for d in differences)
+        self._gammas.append((train, test))
+        sums = self._sums or [torch.zeros_like(d) for d in differences]
+        self._sums = [a + b for a, b in zip(sums, differences, strict=True)]
+        self._extremes += [torch.stack(loss.aminmax()).double() for pair in losses for loss in pair]
+        if len(self._gammas) == self.pairs_due:
+            found = np.array([a - b for a, b in self._gammas])
+            self.pairs_due = pairs_due(found, target=self._target, most=self._most)
+
+    def gap(self) -> FlatnessGap:
+        train, test = np.array(self._gammas, dtype=np.float64).T
+        train_samples, test_samples = ((s / len(train)).cpu().numpy() for s in self._sums)
+        lowest, highest = torch.stack(self._extremes).unbind(dim=1)
+        loss_range = float(lowest.min()), float(highest.max())
+        return FlatnessGap(self.std, train, test, train_samples, test_samples, loss_range)
 
 
 def _chosen_precision(

@@ -19,6 +19,14 @@ from gisgd_ray.reporting.numbers import (
     format_number,
     format_setting,
     is_missing,
+    known,
+)
+from gisgd_ray.reporting.premises import (
+    AT_OPTIMUM,
+    EXCEEDED,
+    PERTURBED_R,
+    exceeded_at_optimum,
+    is_exceeded,
 )
 from gisgd_ray.terms import UNDEFINED_REASON
 
@@ -40,6 +48,7 @@ KNOWN: dict[str, tuple[str, str, str]] = {
     "term/trajectory_factor": (FACTORS, "trajectory factor", ""),
     "term/flatness_factor": (FACTORS, "flatness factor", "Tr H"),
     "measure/subgaussian_constant": (FACTORS, "R", ""),
+    PERTURBED_R + AT_OPTIMUM: (FACTORS, "R", "at σ*"),
     "term/optimal_noise_std": (FACTORS, "σ*", ""),
     "term/theorem2_trajectory_at_optimum": (TERMS, "Eq.\N{NO-BREAK SPACE}2", "σ = σ*"),
     "measure/smoothness": (OTHER, "β", "at W_T"),
@@ -81,13 +90,22 @@ class Column:
         return 100 * value if self.detail == "%" else value
 
     def text(self, row: Mapping[str, Any]) -> str:
-        """The value as text; an estimated Tr H with its standard error."""
+        """The value as text; an estimated Tr H with its standard error, a bound with its mark."""
         value = self.number(row)
         if self.name == "term/flatness_factor" and value is not None:
             standard_error = known(row, "measure/hessian_trace_stderr")
             if standard_error:
                 return format_mean_std(value, standard_error)
-        return format_number(value)
+        return self.marked(format_number(value), [row])
+
+    def marked(self, text: str, rows: Sequence[Mapping[str, Any]]) -> str:
+        """The text, of a bound of these trials, with a mark where R at sigma* is larger than R.
+
+        Of a bound that the user has added it is not known whether it takes R.
+        """
+        takes_r = self.group == BOUNDS and self.name in KNOWN
+        exceeds = takes_r and any(is_exceeded(row, AT_OPTIMUM) for row in rows)
+        return f"{text}\N{NO-BREAK SPACE}{EXCEEDED}" if exceeds and text != DASH else text
 
 
 @dataclass(frozen=True)
@@ -195,12 +213,6 @@ def records(trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
         yield {str(key): value for key, value in record.items()}
 
 
-def known(row: Mapping[str, Any], name: str) -> Any:
-    """The row's value, None where it has none or NaN."""
-    value = row.get(name)
-    return None if is_missing(value) else value
-
-
 def trial_rows(
     trials: pd.DataFrame, columns: Sequence[Column], paths: Sequence[str]
 ) -> list[TrialRow]:
@@ -278,7 +290,13 @@ def _mean_std(column: Column, rows: Sequence[Mapping[str, Any]]) -> str:
         return DASH
     with np.errstate(invalid="ignore"):  # an infinite value has no scatter, and NaN says so
         text = format_mean_std(float(numbers.mean()), float(numbers.std()))
-    return text if len(numbers) == len(rows) else f"{text} (n = {len(numbers)})"
+    text = text if len(numbers) == len(rows) else f"{text} (n = {len(numbers)})"
+    return column.marked(text, rows)
+
+
+def exceeded(trials: pd.DataFrame) -> str:
+    """What the mark of a bound without a noise std means; "" where none has one."""
+    return exceeded_at_optimum([row for row in records(trials) if row["status"] == "finished"])
 
 
 def coverage(trials: pd.DataFrame) -> str:

@@ -17,7 +17,6 @@ from gisgd_ray.reporting.bounds_table import (
     column_groups,
     key_columns,
     key_text,
-    known,
     records,
     row_flags,
     row_reason,
@@ -25,18 +24,30 @@ from gisgd_ray.reporting.bounds_table import (
 from gisgd_ray.reporting.numbers import (
     DASH,
     format_mean_std,
-    format_noise_std,
     format_number,
+    known,
+    suffixes,
 )
-from gisgd_ray.terms import LEMMA2, LEMMA2_FLOOR, THEOREM1, THEOREM2
+from gisgd_ray.reporting.premises import (
+    AT_OPTIMUM,
+    EXCEEDED,
+    GAP,
+    MAY_BE_ZERO,
+    excess,
+    gap_may_be_zero,
+    is_exceeded,
+    marks_told,
+    mean_half_width,
+    premises_told,
+)
+from gisgd_ray.terms import LEMMA2, LEMMA2_FLOOR, PERTURBED_R, THEOREM1, THEOREM2
 
 OURS, NEU = "ours", "neu"
 TRAJECTORY, FLATNESS, BOUND = "Trajectory term", "Flatness", "Bound: trajectory + flatness"
-MEASURED = "Measured"
+PERTURBED, MEASURED = "Bound with R at σ", "Measured"
 
-GAP, GAP_STDERR = "measure/flatness_gap", "measure/flatness_gap_stderr"
 SENSITIVITY = "measure/local_gradient_sensitivity"
-RATIO = "ratio"
+RATIO, EXCESS = "ratio", "excess"
 
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -60,13 +71,16 @@ COLUMNS = (
     ComparedColumn(RATIO, TRAJECTORY, "ratio", "Neu ÷ ours"),
     ComparedColumn(THEOREM1, TRAJECTORY, f"Thm.{NBSP}1"),
     ComparedColumn("term/corollary1_trajectory", TRAJECTORY, f"Cor.{NBSP}1"),
-    ComparedColumn(GAP, FLATNESS, f"flatness{NBSP}gap", "± std. error"),
+    ComparedColumn(GAP, FLATNESS, f"flatness{NBSP}gap", "± 95 %"),
     ComparedColumn("term/corollary2_flatness", FLATNESS, f"β{NBSP}d{NBSP}Σσ²", "Cor. 2"),
     ComparedColumn("bound/theorem2", BOUND, f"Eq.{NBSP}2", "ours", OURS),
     ComparedColumn("bound/lemma2_neu", BOUND, f"Lemma{NBSP}2", "Neu et al.", NEU),
     ComparedColumn("bound/theorem1", BOUND, f"Thm.{NBSP}1"),
     ComparedColumn("bound/corollary1", BOUND, f"Cor.{NBSP}1"),
     ComparedColumn("bound/corollary2", BOUND, f"Cor.{NBSP}2"),
+    ComparedColumn(f"bound/theorem2{PERTURBED_R}", PERTURBED, f"Eq.{NBSP}2", "ours", OURS),
+    ComparedColumn(f"bound/lemma2_neu{PERTURBED_R}", PERTURBED, f"Lemma{NBSP}2", "Neu et al.", NEU),
+    ComparedColumn(EXCESS, MEASURED, f"R{NBSP}at{NBSP}σ", f"÷{NBSP}R"),
     ComparedColumn(SENSITIVITY, MEASURED, "Ψ", "mean over t"),
 )
 
@@ -131,6 +145,10 @@ class Comparison:
     """Whether ours lies below Neu et al.'s wherever that is only a lower bound."""
     one_draw: bool
     """Whether every trial is one draw of W, so that V = V~ and Theorem 1 is Eq. 2."""
+    premises: str
+    """Where R is exceeded and the flatness gap may be zero; empty where it is not known."""
+    notes: list[str]
+    """What the marks and the ± in the cells mean, as far as there are any."""
 
 
 def compare(
@@ -178,23 +196,9 @@ def compare(
         lower_bounds=any(neu.at_least for _, neu in pairs),
         decided=all(ours < neu.number for ours, neu in pairs if neu.at_least),
         one_draw=one_draw,
+        premises=premises_told(done, list(noise_stds)),
+        notes=marks_told(done, list(noise_stds), over_seeds=over_seeds),
     )
-
-
-def suffixes(trials: pd.DataFrame) -> dict[str, str]:
-    """The noise stds of the table's columns, largest first: "@1e-06" -> "10⁻⁶".
-
-    >>> suffixes(pd.DataFrame(columns=["bound/a@1e-06", "term/b@0.03", "gap/loss"]))
-    {'@0.03': '0.03', '@1e-06': '10⁻⁶'}
-    """
-    stds = {}
-    for name in map(str, trials.columns):
-        _, _, noise = name.partition("@")
-        try:
-            stds[f"@{noise}"] = float(noise)
-        except ValueError:  # no noise std
-            continue
-    return {at: format_noise_std(std) for at, std in sorted(stds.items(), key=lambda p: -p[1])}
 
 
 def _other_bounds(trials: pd.DataFrame) -> list[ComparedColumn]:
@@ -237,6 +241,20 @@ def _lemma2(row: Mapping[str, Any], at: str) -> Value | None:
     return term and gap and Value(term.number + abs(gap.number), term.at_least)
 
 
+def _lemma2_perturbed_r(row: Mapping[str, Any], at: str) -> Value | None:
+    if found := _plain(f"bound/lemma2_neu{PERTURBED_R}", row, at):
+        return found
+    term, gap, times = _lemma2_trajectory(row, at), _plain(GAP, row, at), excess(row, at)
+    if term is None or gap is None or times is None:
+        return None
+    return Value(term.number * times + abs(gap.number), term.at_least)
+
+
+def _excess(row: Mapping[str, Any], at: str) -> Value | None:
+    times = excess(row, at)
+    return None if times is None else Value(times)
+
+
 def _ratio(row: Mapping[str, Any], at: str) -> Value | None:
     ours, neu = _plain(THEOREM2, row, at), _lemma2_trajectory(row, at)
     if ours is None or neu is None or ours.number <= 0:
@@ -253,7 +271,9 @@ def _sensitivity(row: Mapping[str, Any], at: str) -> Value | None:
 DERIVED: dict[str, Callable[[Mapping[str, Any], str], Value | None]] = {
     LEMMA2: _lemma2_trajectory,
     "bound/lemma2_neu": _lemma2,
+    f"bound/lemma2_neu{PERTURBED_R}": _lemma2_perturbed_r,
     RATIO: _ratio,
+    EXCESS: _excess,
     SENSITIVITY: _sensitivity,
 }
 
@@ -270,7 +290,7 @@ def _block(
     done = [row for row in rows if row["status"] == "finished"]
     lines = []
     for at, noise_std in noise_stds.items():
-        cells = [_cell(column.name, done, at) for column in columns]
+        cells = [_cell(column, done, at) for column in columns]
         if set(cells) != {DASH}:  # a std that only other trials have
             lines.append(Line(noise_std, cells))
     lines = lines or [Line(DASH, [DASH] * len(columns))]
@@ -301,29 +321,41 @@ def _numbers(name: str, rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 def _fact(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     numbers = _numbers(name, rows)
-    return _counted(format_number(statistics.fmean(numbers)), numbers, rows) if numbers else DASH
+    if not numbers:
+        return DASH
+    text = _counted(format_number(statistics.fmean(numbers)), numbers, rows)
+    exceeds = name.startswith("bound/") and any(is_exceeded(row, AT_OPTIMUM) for row in rows)
+    return _marked(text, EXCEEDED if exceeds else "")
 
 
-def _cell(name: str, rows: Sequence[Mapping[str, Any]], at: str) -> str:
+def _cell(column: ComparedColumn, rows: Sequence[Mapping[str, Any]], at: str) -> str:
     """The mean over the rows; where only some have a value, with their number."""
+    name, digits = column.name, 4
     if name == RATIO:  # of the two cells beside it, which a reader can check
         both = [row for row in rows if _ratio(row, at)]
         ours, neu = _mean(THEOREM2, both, at), _mean(LEMMA2, both, at)
         mean = ours and neu and Value(neu.number / ours.number, neu.at_least)
-        digits = 3
     else:
-        mean, digits = _mean(name, rows, at), 4
+        mean = _mean(name, rows, at)
     if mean is None:
         return DASH
+    if name in (RATIO, EXCESS):
+        digits = 3
     text = format_number(mean.number, digits=digits)
     values = [value for row in rows if (value := _value(name, row, at))]
+    mark = ""
     if name == GAP:
-        errors = [
-            float(error) for row in rows if (error := known(row, GAP_STDERR + at)) is not None
-        ]
-        if len(errors) == len(values):  # of a mean of independent estimates
-            text = format_mean_std(mean.number, math.hypot(*errors) / len(errors))
-    return _counted(f"≥{NBSP}{text}" if mean.at_least else text, values, rows)
+        measured = [row for row in rows if _plain(GAP, row, at)]
+        if (width := mean_half_width(measured, at)) is not None:
+            text = format_mean_std(mean.number, width)
+        mark = MAY_BE_ZERO if any(gap_may_be_zero(row, at) for row in rows) else ""
+    if column.group == BOUND and column in COLUMNS and any(is_exceeded(row, at) for row in rows):
+        mark = EXCEEDED
+    return _marked(_counted(f"≥{NBSP}{text}" if mean.at_least else text, values, rows), mark)
+
+
+def _marked(text: str, mark: str) -> str:
+    return f"{text}{NBSP}{mark}" if mark else text
 
 
 def _mean(name: str, rows: Sequence[Mapping[str, Any]], at: str) -> Value | None:

@@ -1,6 +1,7 @@
 """Numbers as people read them on a page: few digits, a true minus, a dash for NaN."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -93,6 +94,28 @@ def format_noise_std(value: float) -> str:
     """
     mantissa, _, exponent = f"{value:e}".partition("e")
     return f"10{_superscript(int(exponent))}" if float(mantissa) == 1 else f"{value:g}"
+
+
+def suffixes(trials: pd.DataFrame) -> dict[str, str]:
+    """The noise stds of the table's columns, largest first: "@1e-06" -> "10⁻⁶".
+
+    >>> suffixes(pd.DataFrame(columns=["bound/a@1e-06", "term/b@0.03", "gap/loss"]))
+    {'@0.03': '0.03', '@1e-06': '10⁻⁶'}
+    """
+    stds = {}
+    for name in map(str, trials.columns):
+        _, _, noise = name.partition("@")
+        try:
+            stds[f"@{noise}"] = float(noise)
+        except ValueError:  # no noise std
+            continue
+    return {at: format_noise_std(std) for at, std in sorted(stds.items(), key=lambda p: -p[1])}
+
+
+def known(row: Mapping[str, Any], name: str) -> Any:
+    """The row's value, None where it has none or NaN."""
+    value = row.get(name)
+    return None if is_missing(value) else value
 
 
 def is_missing(value: Any) -> bool:

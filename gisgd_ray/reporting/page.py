@@ -25,6 +25,7 @@ from gisgd_ray.claims import HOW_JUDGED, Claim, Verdict
 from gisgd_ray.reporting.bounds_table import (
     column_groups,
     coverage,
+    exceeded,
     key_columns,
     records,
     seed_rows,
@@ -146,6 +147,7 @@ def write_page(
             point_keys=key_columns(trials, points),
             seed_rows=seed_rows(trials, columns, points) if seeds > 1 else [],
             coverage=coverage(trials),
+            exceeded=exceeded(trials),
             estimators=distinct(trials, "measure/hessian_trace_estimator"),
             cautions=find_cautions(trials, paths),
             configuration=configuration(trials, swept),

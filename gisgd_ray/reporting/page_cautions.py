@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from gisgd_ray.reporting.bounds_table import known, records, trial_label
-from gisgd_ray.reporting.numbers import format_number
+from gisgd_ray.reporting.bounds_table import records, trial_label
+from gisgd_ray.reporting.numbers import format_mean_std, format_number, known
+from gisgd_ray.reporting.premises import loss_falls
 from gisgd_ray.reporting.progress import error_line
 
 MEASURED = ("bound/", "term/", "gap/", "measure/", "sum/", "train/", "test/")
@@ -39,14 +40,16 @@ class Cautions:
     """Label and "3 of 1,200" steps."""
     infinite: list[tuple[str, list[str]]]
     """Label of a finished trial, and what it has measured infinite."""
+    falling: list[tuple[str, str]]
+    """Label of a trial that breaks Eq. 3's condition, and how far its test loss falls at sigma*."""
 
     def __bool__(self) -> bool:
-        return any((self.diverged, self.failed, self.outside, self.ill_conditioned, self.infinite))
+        return any(vars(self).values())
 
 
 def find_cautions(trials: pd.DataFrame, paths: Sequence[str]) -> Cautions:
-    """Diverged and failed trials, those outside the theorem, ill-conditioned steps, infinities."""
-    found = Cautions([], [], {}, [], [])
+    """Diverged and failed trials, those outside a theorem, ill-conditioned steps, infinities."""
+    found = Cautions([], [], {}, [], [], [])
     measured = [
         str(name)
         for name in trials.columns
@@ -73,6 +76,8 @@ def find_cautions(trials: pd.DataFrame, paths: Sequence[str]) -> Cautions:
             names = [name for name in measured if math.isinf(row[name])]
             if names:
                 found.infinite.append((label, names))
+        if fall := loss_falls(row):
+            found.falling.append((label, format_mean_std(*fall)))
     return found
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.reporting.bounds_table import known, records
-from gisgd_ray.reporting.numbers import DASH, format_noise_std, format_number
+from gisgd_ray.reporting.bounds_table import records
+from gisgd_ray.reporting.numbers import DASH, format_noise_std, format_number, known
 from gisgd_ray.results import ResultTables
 
 MOST_POINTS = 200

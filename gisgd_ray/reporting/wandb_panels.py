@@ -15,7 +15,7 @@ import pandas as pd
 
 from gisgd_ray.errors import UserError
 from gisgd_ray.panels import model_and_dataset
-from gisgd_ray.reporting.comparison import suffixes
+from gisgd_ray.reporting.numbers import suffixes
 from gisgd_ray.reporting.run_panels import RunPanel, expanded, measured, shown_trials
 from gisgd_ray.terms import LEMMA2, LEMMA2_FLOOR, THEOREM2
 

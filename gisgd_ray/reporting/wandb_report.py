@@ -191,8 +191,10 @@ def _comparison(trials: Any, points: Sequence[str], compared: list[Any]) -> list
     if found is None:
         return [wr.P(text="Nothing of either bound was measured in these trials.")]
     means = " Means over seeds." if over_seeds else ""
-    said = [wr.P(text=(found.summary + means).strip())] if found.summary or means else []
-    return [*said, *compared, wr.MarkdownBlock(text=comparison_markdown(found))]
+    said = " ".join(filter(None, (found.summary, found.premises))) + means
+    above = [wr.P(text=said.strip())] if said else []
+    below = [wr.P(text=" ".join(found.notes))] if found.notes else []
+    return [*above, *compared, wr.MarkdownBlock(text=comparison_markdown(found)), *below]
 
 
 def save_report(report: Any, folder: Path) -> str:
