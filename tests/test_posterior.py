@@ -247,13 +247,18 @@ class TestNumbers:
         ((x, y),) = batches(3, (6,), (1, 3, 3))
         assert np.isnan(at_stds(models, x, y, [1e-6, 1.0])).all()
 
-    def test_gram_in_blocks_of_either_precision(self):
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_gram_in_blocks_of_either_precision(self, dtype):
+        """And the weights stay as they are."""
         torch.manual_seed(3)
-        stacks = {"a": torch.randn(4, 70, 300), "b": torch.randn(4, 5)}
+        stacks = {"a": torch.randn(4, 70, 300, dtype=dtype), "b": torch.randn(4, 5, dtype=dtype)}
+        before = {name: stack.clone() for name, stack in stacks.items()}
         flat = torch.cat([stack.flatten(1) for stack in stacks.values()], dim=1).double()
         expected = (flat - flat[0]) @ (flat - flat[0]).T
         torch.testing.assert_close(gram(stacks), expected, rtol=1e-12, atol=1e-9)
         assert 2 * posterior._BLOCK < 70 * 300
+        for name, stack in stacks.items():
+            assert torch.equal(stack, before[name])
 
 
 class TestShortCut:

@@ -54,8 +54,7 @@ def gram(stacks: Tensors) -> Tensor:
     total = first.new_zeros(len(first), len(first), dtype=torch.float64)
     for stack in stacks.values():
         for block in stack.flatten(1).split(_BLOCK, dim=1):
-            apart = block.double()
-            apart -= apart[:1].clone()
+            apart = block.double() - block[:1].double()
             total += apart @ apart.T
     return total
 
