@@ -6,7 +6,7 @@ every noise std. ``name@0.01`` is the column of ``name`` at that std.
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,16 @@ from gisgd_ray.reporting.bounds_table import (
     row_flags,
     row_reason,
 )
+from gisgd_ray.reporting.compared_values import (
+    EXCESS,
+    RATIO,
+    SENSITIVITY,
+    Value,
+    lemma2_trajectory,
+    plain,
+    ratio,
+    value_of,
+)
 from gisgd_ray.reporting.numbers import (
     DASH,
     format_mean_std,
@@ -33,21 +43,17 @@ from gisgd_ray.reporting.premises import (
     EXCEEDED,
     GAP,
     MAY_BE_ZERO,
-    excess,
     gap_may_be_zero,
     is_exceeded,
     marks_told,
     mean_half_width,
     premises_told,
 )
-from gisgd_ray.terms import LEMMA2, LEMMA2_FLOOR, PERTURBED_R, THEOREM1, THEOREM2
+from gisgd_ray.terms import LEMMA2, PERTURBED_R, THEOREM1, THEOREM2
 
 OURS, NEU = "ours", "neu"
 TRAJECTORY, FLATNESS, BOUND = "Trajectory term", "Flatness", "Bound: trajectory + flatness"
 PERTURBED, MEASURED = "Bound with R at σ", "Measured"
-
-SENSITIVITY = "measure/local_gradient_sensitivity"
-RATIO, EXCESS = "ratio", "excess"
 
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -96,14 +102,6 @@ WITHOUT_NOISE_STD = {
     "bound/theorem4": f"Theorem{NBSP}4",
 }
 """What is shown once for a block, with its name there."""
-
-
-@dataclass(frozen=True)
-class Value:
-    """A number, or one that it is at least."""
-
-    number: float
-    at_least: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ def compare(
     columns = [
         column
         for column in [*COLUMNS, *_other_bounds(trials)]
-        if any(_value(column.name, row, at) for row in done for at in noise_stds)
+        if any(value_of(column.name, row, at) for row in done for at in noise_stds)
     ]
     if not columns:
         return None
@@ -214,70 +212,6 @@ def _other_bounds(trials: pd.DataFrame) -> list[ComparedColumn]:
     ]
 
 
-def _value(name: str, row: Mapping[str, Any], at: str) -> Value | None:
-    """The row's value of a column at a noise std, None where it has none."""
-    return DERIVED[name](row, at) if name in DERIVED else _plain(name, row, at)
-
-
-def _plain(name: str, row: Mapping[str, Any], at: str) -> Value | None:
-    if name in (THEOREM1, "bound/theorem1") and known(row, "replicas") is None:
-        return None  # of one draw of W: what earlier versions called so is not Theorem 1
-    value = known(row, name + at)
-    return None if value is None else Value(float(value))
-
-
-def _lemma2_trajectory(row: Mapping[str, Any], at: str) -> Value | None:
-    """Without Psi, the term's value at Psi = 0: it is at least that."""
-    if found := _plain(LEMMA2, row, at):
-        return found
-    floor = _plain(LEMMA2_FLOOR, row, at)
-    return floor and Value(floor.number, at_least=True)
-
-
-def _lemma2(row: Mapping[str, Any], at: str) -> Value | None:
-    if found := _plain("bound/lemma2_neu", row, at):
-        return found
-    term, gap = _lemma2_trajectory(row, at), _plain(GAP, row, at)
-    return term and gap and Value(term.number + abs(gap.number), term.at_least)
-
-
-def _lemma2_perturbed_r(row: Mapping[str, Any], at: str) -> Value | None:
-    if found := _plain(f"bound/lemma2_neu{PERTURBED_R}", row, at):
-        return found
-    term, gap, times = _lemma2_trajectory(row, at), _plain(GAP, row, at), excess(row, at)
-    if term is None or gap is None or times is None:
-        return None
-    return Value(term.number * times + abs(gap.number), term.at_least)
-
-
-def _excess(row: Mapping[str, Any], at: str) -> Value | None:
-    times = excess(row, at)
-    return None if times is None else Value(times)
-
-
-def _ratio(row: Mapping[str, Any], at: str) -> Value | None:
-    ours, neu = _plain(THEOREM2, row, at), _lemma2_trajectory(row, at)
-    if ours is None or neu is None or ours.number <= 0:
-        return None
-    return Value(neu.number / ours.number, neu.at_least)
-
-
-def _sensitivity(row: Mapping[str, Any], at: str) -> Value | None:
-    """The mean over the steps, of which the row holds the sum."""
-    total, steps = known(row, f"sum/sensitivity{at}"), known(row, "steps")
-    return Value(float(total) / steps) if total and steps else _plain(SENSITIVITY, row, at)
-
-
-DERIVED: dict[str, Callable[[Mapping[str, Any], str], Value | None]] = {
-    LEMMA2: _lemma2_trajectory,
-    "bound/lemma2_neu": _lemma2,
-    f"bound/lemma2_neu{PERTURBED_R}": _lemma2_perturbed_r,
-    RATIO: _ratio,
-    EXCESS: _excess,
-    SENSITIVITY: _sensitivity,
-}
-
-
 def _block(
     rows: Sequence[dict[str, Any]],
     keys: Sequence[KeyColumn],
@@ -300,7 +234,7 @@ def _block(
     else:
         status = "" if done else str(rows[0]["status"])
     first = rows[0]
-    unmeasured = not any(_plain(THEOREM2, first, at) for at in noise_stds)
+    unmeasured = not any(plain(THEOREM2, first, at) for at in noise_stds)
     return Block(
         # A setting that the trial's model or scheme does not have is no setting of it.
         settings=[
@@ -332,7 +266,7 @@ def _cell(column: ComparedColumn, rows: Sequence[Mapping[str, Any]], at: str) ->
     """The mean over the rows; where only some have a value, with their number."""
     name, digits = column.name, 4
     if name == RATIO:  # of the two cells beside it, which a reader can check
-        both = [row for row in rows if _ratio(row, at)]
+        both = [row for row in rows if ratio(row, at)]
         ours, neu = _mean(THEOREM2, both, at), _mean(LEMMA2, both, at)
         mean = ours and neu and Value(neu.number / ours.number, neu.at_least)
     else:
@@ -342,10 +276,10 @@ def _cell(column: ComparedColumn, rows: Sequence[Mapping[str, Any]], at: str) ->
     if name in (RATIO, EXCESS):
         digits = 3
     text = format_number(mean.number, digits=digits)
-    values = [value for row in rows if (value := _value(name, row, at))]
+    values = [value for row in rows if (value := value_of(name, row, at))]
     mark = ""
     if name == GAP:
-        measured = [row for row in rows if _plain(GAP, row, at)]
+        measured = [row for row in rows if plain(GAP, row, at)]
         if (width := mean_half_width(measured, at)) is not None:
             text = format_mean_std(mean.number, width)
         mark = MAY_BE_ZERO if any(gap_may_be_zero(row, at) for row in rows) else ""
@@ -360,7 +294,7 @@ def _marked(text: str, mark: str) -> str:
 
 def _mean(name: str, rows: Sequence[Mapping[str, Any]], at: str) -> Value | None:
     """Mean of the rows that have a value: at least that where one of them is at least."""
-    values = [value for row in rows if (value := _value(name, row, at))]
+    values = [value for row in rows if (value := value_of(name, row, at))]
     if not values:
         return None
     mean = statistics.fmean(value.number for value in values)
@@ -377,7 +311,7 @@ def _pairs(
     """The trajectory terms of every trial at every noise std: ours, and Neu et al.'s."""
     for row in rows:
         for at in noise_stds:
-            ours, neu = _plain(THEOREM2, row, at), _lemma2_trajectory(row, at)
+            ours, neu = plain(THEOREM2, row, at), lemma2_trajectory(row, at)
             if ours and neu:
                 yield ours.number, neu
 
@@ -398,12 +332,12 @@ def _summary(pairs: Sequence[tuple[float, Value]]) -> str:
     if open_:
         text += f", {open_} being undecided while the sensitivity is not measured"
     ratios = [neu.number / ours for ours, neu in pairs if ours > 0]
-    ratios = [ratio for ratio in ratios if math.isfinite(ratio)]
+    ratios = [each for each in ratios if math.isfinite(each)]
     if ratios:
-        ratio, least = statistics.median(ratios), any(neu.at_least for _, neu in pairs)
-        if ratio >= 1:
-            times = format_number(ratio, digits=2)
+        middle, least = statistics.median(ratios), any(neu.at_least for _, neu in pairs)
+        if middle >= 1:
+            times = format_number(middle, digits=2)
             text += f"; at the median it is {'at least ' if least else ''}{times} times smaller"
         elif not least:
-            text += f"; at the median it is {format_number(1 / ratio, digits=2)} times larger"
+            text += f"; at the median it is {format_number(1 / middle, digits=2)} times larger"
     return text + "."
