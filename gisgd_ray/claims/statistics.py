@@ -241,7 +241,12 @@ class PValues(NamedTuple):
 
 
 def t_test(interval: Interval, threshold: float, *, side: Side) -> PValues:
-    """Whether the mean lies on one side of a threshold, by a t test over the seeds."""
+    """Whether the mean lies on one side of a threshold, by a t test over the seeds.
+
+    Its level is right for values about normal, which slopes, and means over many points, are. It
+    takes two seeds at least; with two, t must be beyond 12.7 at 5 %, and more when corrected, so
+    that three are the fewest that decide much.
+    """
     with np.errstate(divide="ignore"):  # log 0
         at = float(np.log(threshold)) if isinstance(interval, RatioInterval) else threshold
     above = interval.mean - at if side == "above" else at - interval.mean
