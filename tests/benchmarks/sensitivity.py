@@ -58,7 +58,7 @@ def laptop_sweep(measurement: dict[str, Any]) -> Callable[[], None]:
 
     def run() -> None:
         for rate, batch in corners:
-            training_fields = {"learning_rate": rate, "batch_size": batch, "stop_loss": 1e-3}
+            training_fields = {"learning_rate": rate, "batch_size": batch, "stop_loss": 3e-3}
             fields = {"training": training_fields, "measurement": measurement}
             state = training.start(trial(fields))
             while state.stopped is None:
