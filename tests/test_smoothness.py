@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
 from gisgd_ray.losses import LossName
@@ -59,9 +60,47 @@ class TestAgainstDenseHessian:
         truth = reference.smoothness(model, x, y, "cross_entropy")
         found = smoothness(model, x, y, loss="cross_entropy", seed=seed)
         assert found.converged
-        assert found.iterations < 100
-        assert found.value == pytest.approx(truth, rel=0.03)
+        assert found.iterations < 30
+        assert found.residual <= 1e-3 * found.value
+        assert found.value == pytest.approx(truth, rel=1e-4)
         assert found.value <= truth * (1 + 1e-5)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_a_crowded_top_is_not_left_low(self, seed):
+        """Where power iteration stopped 1.3 % low: eigenvalues 4 % apart, thousands below."""
+        spectrum = [1.0, 0.96, 0.93, 0.9, 0.88, *torch.linspace(0.8, 0.0, 400).tolist()]
+        model, x, y = regression([math.sqrt(405 * value) for value in spectrum])
+        found = smoothness(model, x, y, loss="squared", seed=seed)
+        assert found.converged
+        assert found.iterations < 40
+        assert 1 - 1e-4 < found.value <= 1 + 1e-12
+        assert found.value + found.residual > 1
+
+    def test_the_residual_is_that_of_the_dense_hessian(self):
+        """Of the run cut off anywhere: an eigenvalue of H lies within it, past restarts as well."""
+        model, x, y = case(small_conv)
+        dense = reference.reference.hessian(model, x, y, "cross_entropy")
+        sizes = torch.linalg.eigvalsh((dense + dense.T) / 2).abs()
+        assert len(sizes) > 3 * module.BASIS
+        options = {"loss": "cross_entropy", "seed": 3, "tolerance": 1e-12}
+        residuals = []
+        for iterations in range(1, 20):
+            found = smoothness(model, x, y, **options, max_iterations=iterations)
+            assert found.iterations == iterations
+            assert found.value <= float(sizes.max()) * (1 + 1e-12)
+            assert float((sizes - found.value).abs().min()) <= found.residual + 1e-12
+            residuals.append(found.residual)
+        assert residuals[-1] < 1e-3 * residuals[0]
+
+    @pytest.mark.parametrize("build", [small_mlp, small_conv, small_tanh, small_batchnorm])
+    def test_the_same_as_eigsh(self, build):
+        """ARPACK on the dense Hessian, both ends of the spectrum."""
+        model, x, y = case(build)
+        dense = reference.reference.hessian(model, x, y, "squared")
+        dense = ((dense + dense.T) / 2).numpy()
+        ends = eigsh(dense, k=2, which="BE", return_eigenvectors=False, tol=1e-10)
+        found = smoothness(model, x, y, loss="squared", seed=0, tolerance=1e-8, max_iterations=500)
+        assert found.value == pytest.approx(abs(ends).max(), rel=1e-9)
 
     def test_frozen_parameters_are_left_out(self):
         model, x, y = case(small_mlp)
@@ -82,7 +121,7 @@ class TestKnownSpectra:
         """Stopped early, between nearly equal eigenvalues 100/8, 99/8, ... 93/8."""
         eigenvalues = [float(100 - i) for i in range(8)]
         model, x, y = regression([math.sqrt(value) for value in eigenvalues])
-        for iterations in (2, 3, 5, 9):
+        for iterations in (1, 2, 3, 5):
             found = smoothness(
                 model, x, y, loss="squared", seed=0, tolerance=1e-9, max_iterations=iterations
             )
@@ -92,16 +131,15 @@ class TestKnownSpectra:
             assert distance <= found.residual <= 100 / 8
 
     def test_two_products_by_hand(self):
-        """theta and residual of the unit vector along v + H v / ||H v||, v the documented start."""
+        """theta and residual in the plane of v and H v, v the documented start."""
         model, x, y = regression([1.0, 3.0, 2.0])
         found = smoothness(model, x, y, loss="squared", seed=4, max_iterations=2)
         generator = torch.Generator().manual_seed(derived_seed(4, "smoothness"))
         v = torch.randn((1, 3), generator=generator, dtype=torch.float64)[0]
         hessian = x.T @ x / 3
-        v = v / v.norm()
-        unit = v + hessian @ v / (hessian @ v).norm()
-        unit = unit / unit.norm()
-        theta = float(unit @ hessian @ unit)
+        plane, _ = torch.linalg.qr(torch.stack([v, hessian @ v]).T)
+        values, vectors = torch.linalg.eigh(plane.T @ hessian @ plane)
+        theta, unit = float(values[1]), plane @ vectors[:, 1]
         assert found.value == pytest.approx(theta, rel=1e-12)
         residual = float((hessian @ unit - theta * unit).norm())
         assert found.residual == pytest.approx(residual, rel=1e-9)
@@ -111,7 +149,7 @@ class TestKnownSpectra:
         found = smoothness(model, x, y, loss="squared", seed=0)
         assert found.value == pytest.approx(4 / 3)
         assert found.converged
-        assert found.iterations == 4  # start, image, theta, theta unchanged
+        assert found.iterations == 2  # start, image
 
     @pytest.mark.parametrize("seed", range(5))
     def test_equal_eigenvalues_of_both_signs(self, seed):
@@ -178,7 +216,7 @@ class TestRun:
             smoothness(model, x, y, loss="cross_entropy", seed=0, chunk=chunk)
 
     @pytest.mark.parametrize(
-        "changed", [{"tolerance": 0.0}, {"tolerance": math.nan}, {"max_iterations": 1}]
+        "changed", [{"tolerance": 0.0}, {"tolerance": math.nan}, {"max_iterations": 0}]
     )
     def test_bad_arguments(self, changed):
         model, x, y = case(small_mlp)
