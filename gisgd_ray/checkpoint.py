@@ -14,6 +14,7 @@ import torch
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.device import Device, device_of
 from gisgd_ray.errors import UserError
+from gisgd_ray.interpolated import InterpolatedSum
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.sensitivity_terms import SensitivityTerms
 from gisgd_ray.state import TrainState
@@ -39,6 +40,7 @@ def dump(state: TrainState) -> bytes:
         "unmeasured": _tensors(StepSeries.concatenate(state.unmeasured)),
         "terms": asdict(state.terms),
         "sensitivity": asdict(state.sensitivity),
+        "mean_gradient_gap": asdict(state.mean_gradient_gap),
         "progress": _progress(state),
     }
     buffer = io.BytesIO()
@@ -84,6 +86,7 @@ def load(
         state.unmeasured = [_series(saved_state["unmeasured"])]
         state.terms = TrajectoryTerms(**saved_state["terms"])
         state.sensitivity = SensitivityTerms(**saved_state["sensitivity"])
+        state.mean_gradient_gap = InterpolatedSum(**saved_state["mean_gradient_gap"])
         for name in PROGRESS:
             setattr(state, name, saved_state["progress"][name])
     except _OTHER_CONTENT as fault:

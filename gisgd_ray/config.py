@@ -252,6 +252,12 @@ class MeasurementConfig(Frozen):
     smoothness: bool = Field(
         True, description="largest Hessian eigenvalue at the end, for Corollary 2's beta"
     )
+    mean_gradient_gap: bool = Field(
+        True,
+        description="squared distance of the mean gradients over S and over mu (the test split), "
+        "which V~ about the population's mean is larger by: at the end, and wherever the trace or "
+        "Psi is measured",
+    )
     network_theorem: Literal["auto", "theorem3", "theorem4", "off"] = Field(
         "auto",
         description="auto: Theorem 3 for model linear, Theorem 4 for model two_layer_relu",

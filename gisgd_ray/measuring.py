@@ -17,11 +17,13 @@ from gisgd_ray.measures.activation import mean_active_units
 from gisgd_ray.measures.curvature import hessian_trace
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.measures.flatness import LEAST_DRAWS, FlatnessEstimate, combined, flatness_gap
+from gisgd_ray.measures.mean_gradient_gap import block_products
+from gisgd_ray.measures.mean_gradient_gap import combined as combined_gap
 from gisgd_ray.measures.sensitivity import local_gradient_sensitivity
 from gisgd_ray.measures.smoothness import smoothness
 from gisgd_ray.state import Point, TrainState
 from gisgd_ray.stepping import Replica
-from gisgd_ray.terms import at, bound_metrics, bounds_at
+from gisgd_ray.terms import LEMMA2_POPULATION, at, bound_metrics, bounds_at
 
 
 def losses_and_gap(state: TrainState) -> Point:
@@ -144,6 +146,42 @@ def sensitivity_estimator(state: TrainState) -> Point:
         if samples < whole
         else "all training samples",
     }
+
+
+def mean_gradient_gap(state: TrainState, terms: Point) -> Point:
+    """||grad L_mu - grad L_S||^2, and Lemma 2's term with V~_t about the mean over mu.
+
+    ``terms`` holds the sums over Psi where it was measured at these weights as well.
+    """
+    loss = state.config.training.loss
+    found = combined_gap(
+        [
+            block_products(
+                r.model,
+                r.dataset.train_x,
+                r.dataset.train_y,
+                r.dataset.test_x,
+                r.dataset.test_y,
+                loss=loss,
+            )
+            for r in state.replicas
+        ]
+    )
+    point: Point = {
+        "measure/mean_gradient_gap": found.value,
+        "measure/mean_gradient_gap_stderr": found.standard_error,
+    }
+    if not state.config.measurement.sensitivity:
+        return point
+    state.mean_gradient_gap.add_point(found.value)
+    lr2_gap = point["sum/lr2_mean_gradient_gap"] = state.mean_gradient_gap.total
+    for noise_std in state.config.measurement.noise_stds:
+        lr2_sensitivity = terms.get(at("sum/lr2_sensitivity", noise_std))
+        if lr2_sensitivity is not None:
+            point[at(LEMMA2_POPULATION, noise_std)] = state.terms.lemma2_population_trajectory(
+                lr2_sensitivity, lr2_gap, noise_std
+            )
+    return point
 
 
 def _sensitivity_samples(state: TrainState) -> int:

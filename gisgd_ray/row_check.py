@@ -25,6 +25,7 @@ NUMBERS = (
     "measure/hessian_trace",
     "measure/ill_conditioned_steps",
     "measure/local_gradient_sensitivity",
+    "measure/mean_gradient_gap",
     "measure/per_sample_dispersion",
     "measure/sensitivity_samples",
     "measure/smoothness",

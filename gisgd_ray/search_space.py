@@ -20,6 +20,7 @@ UNMEASURED: dict[str, Any] = {
     "measurement.hessian_trace": "off",
     "measurement.flatness": False,
     "measurement.smoothness": False,
+    "measurement.mean_gradient_gap": False,
 }
 """Fields of trials of which the losses and accuracies are all that is wanted."""
 

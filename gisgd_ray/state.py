@@ -8,6 +8,7 @@ from torch import nn
 
 from gisgd_ray.config import TrialConfig
 from gisgd_ray.data import Dataset
+from gisgd_ray.interpolated import InterpolatedSum
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.sensitivity_terms import SensitivityTerms
 from gisgd_ray.stepping import Replica, Stepper
@@ -28,6 +29,7 @@ class TrainState:
     num_parameters: int
     terms: TrajectoryTerms
     sensitivity: SensitivityTerms
+    mean_gradient_gap: InterpolatedSum = field(default_factory=InterpolatedSum)
     step: int = 0
     """Updates applied so far, t; the weights are W_t."""
     stretches: list[StepSeries] = field(default_factory=list)
@@ -72,6 +74,7 @@ class TrainState:
         self.terms.add(steps)
         self.stretches.append(StepSeries(**steps.columns()))
         if self.config.measurement.sensitivity:
+            self.mean_gradient_gap.add_steps(steps.learning_rate)
             self.sensitivity.add_steps(steps.learning_rate)
 
     @property

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, isfinite, nan
 from typing import Any
 
@@ -141,6 +141,20 @@ class TrajectoryTerms:
         """Lemma 2's trajectory term, from sum_t lambda_t^2 Psi_t (its sums are additive in t)."""
         return self._linear(bounds.lemma2_trajectory, lr2_sensitivity, noise_std)
 
+    def lemma2_population_trajectory(
+        self, lr2_sensitivity: float, lr2_gap: float, noise_std: float
+    ) -> float:
+        """Lemma 2's trajectory term with V~_t about the population's mean gradient.
+
+        ``lr2_gap`` = sum_t lambda_t^2 ||grad L_mu - grad L_S||^2 comes on top of V~_t; an estimate,
+        it may be negative. NaN before the first step and where nothing positive is left.
+        """
+        about_population = self.lr2_dispersion_neu + lr2_gap
+        if self.steps == 0 or not about_population >= 0:
+            return nan
+        moved = replace(self, lr2_dispersion_neu=about_population)
+        return moved.lemma2_trajectory(lr2_sensitivity, noise_std)
+
     def corollary1_trajectory(self, lr2_sensitivity: float, noise_std: float) -> float:
         """Corollary 1's trajectory term, likewise."""
         return self._linear(bounds.corollary1_trajectory, lr2_sensitivity, noise_std)
@@ -166,6 +180,8 @@ THEOREM2 = "term/theorem2_trajectory"
 THEOREM1 = "term/theorem1_trajectory"
 """Of replicas alone: in the deterministic setting it is Theorem 2's."""
 LEMMA2 = "term/lemma2_trajectory"
+LEMMA2_POPULATION = "term/lemma2_population_trajectory"
+"""Lemma 2's trajectory term with V~_t about the population's mean gradient."""
 LEMMA2_FLOOR = "term/lemma2_without_sensitivity"
 """Lemma 2's trajectory term with Psi = 0: what it is at least, known without measuring Psi."""
 
@@ -216,6 +232,7 @@ def bound_metrics(
 TRAJECTORIES = {
     "bound/theorem2": THEOREM2,
     "bound/lemma2_neu": LEMMA2,
+    "bound/lemma2_neu_population": LEMMA2_POPULATION,
     "bound/theorem1": THEOREM1,
     "bound/corollary1": "term/corollary1_trajectory",
 }

@@ -214,6 +214,9 @@ def _measure(state: TrainState, new_steps: StepSeries, *, last: bool) -> Point:
     # At the end as well: the steps since the last measurement lie between two known values.
     if sensitivity_is_due(state) or (over and config.measurement.sensitivity):
         point |= measuring.sensitivity(state)
+    known = over or trace_is_due(state) or sensitivity_is_due(state)
+    if known and config.measurement.mean_gradient_gap:
+        point |= measuring.mean_gradient_gap(state, point)
     point |= measuring.network_theorem(state)
     if over:
         point |= measuring.flatness(state, point)

@@ -83,6 +83,7 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "measurement.flatness_target": ([TINY, 1], [0, -TINY, ABOVE_ONE, None]),
     "measurement.flatness_draws": ([4, 6, BIGGEST - 1], [0, 2, 3, 5, 4.5, 2**63, None]),
     "measurement.smoothness": ([True, False], ["often", 2, None]),
+    "measurement.mean_gradient_gap": ([True, False], ["often", 2, None]),
     "measurement.network_theorem": (
         ["auto", "theorem3", "theorem4", "off"],
         ["theorem2", True, None],

@@ -34,6 +34,7 @@ def test_every_kind_of_trial_of_a_sweep(name: str) -> None:
         expected |= {"measure/gradient_dispersion"} if m.dispersion else set()
         expected |= {"measure/hessian_trace"} if m.hessian_trace != "off" else set()
         expected |= {"measure/smoothness"} if m.smoothness else set()
+        expected |= {"measure/mean_gradient_gap"} if m.mean_gradient_gap else set()
         for std in m.noise_stds:
             expected |= {f"measure/flatness_gap@{std:g}"} if m.flatness else set()
             if m.sensitivity:

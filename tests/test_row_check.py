@@ -19,7 +19,7 @@ from gisgd_ray.results import (
     row_of,
     write_tables,
 )
-from gisgd_ray.row_check import TEXTS, _is_numeric, require_numbers
+from gisgd_ray.row_check import TEXTS, _is_numeric, is_of_this_version, require_numbers
 from tests.journals import add_point
 from tests.sweep_runs import measured
 from tests.test_journal import OLD
@@ -171,23 +171,19 @@ def test_rows_of_other_versions_are_kept_and_shown_and_not_taken(tmp_path: Path)
     assert write_tables(tmp_path, [MINE]).trials["trial_id"].tolist() == [trial_id]
 
 
-def test_an_older_journal_is_adopted_and_shown(tmp_path: Path) -> None:
-    """But for the settings that have come since: a row without them is of another version."""
-    *lines, last = OLD.read_text().splitlines()
-    row = json.loads(last)
-    row |= {name: value for name, value in TrialConfig().flat().items() if name not in row}
-    trial = TrialConfig.model_validate(
-        unflatten({name: row[name] for name in TrialConfig().flat()})
-    )
-    row["trial_id"] = trial.trial_id
-    journal = Journal(tmp_path / "theirs")
-    journal.folder.mkdir(parents=True)
-    journal.path(trial.trial_id).write_text("\n".join([*lines, json.dumps(row)]) + "\n")
-    assert finished_ids(tmp_path / "theirs", [trial]) == {trial.trial_id}
-    assert reuse(tmp_path / "mine", [trial], [tmp_path / "theirs"]) == 1
-    tables = write_tables(tmp_path / "mine", [trial])
+def test_an_older_journal_is_shown_and_not_taken(tmp_path: Path) -> None:
+    """A trial had fewer settings then: none of today's has its id."""
+    journal = Journal(tmp_path)
+    journal.folder.mkdir(parents=True, exist_ok=True)
+    journal.path(OLD.stem).write_bytes(OLD.read_bytes())
+    row = journal.read_row(OLD.stem)
+    assert row is not None
+    assert not is_of_this_version(row)
+    assert require_own_rows(tmp_path, [MINE]) == [OLD.stem]
+    assert finished_ids(tmp_path, [MINE]) == set()
+    tables = write_tables(tmp_path, [MINE])
     assert tables.trials["test/accuracy"].tolist() == [0.454]
-    assert len(tables.steps(trial.trial_id)) == 8
+    assert len(tables.steps(OLD.stem)) == 8
 
 
 def test_an_id_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:

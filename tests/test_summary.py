@@ -42,6 +42,7 @@ NAMES = [
     *("measure/subgaussian_constant", "measure/ill_conditioned_steps"),
     *AT_OPTIMUM,
     *("measure/smoothness", "measure/smoothness_residual"),
+    *("measure/mean_gradient_gap", "measure/mean_gradient_gap_stderr"),
     *("sum/dispersion", "sum/dispersion_neu", "sum/lr2_dispersion", "sum/lr2_dispersion_neu"),
     "sum/lr2_gradient_norm2",
     *("term/trajectory_factor", "term/flatness_factor"),
@@ -62,6 +63,7 @@ NAMES_OF_SENSITIVITY = [
     *("term/lemma2_trajectory", "term/corollary1_trajectory"),
     *("bound/lemma2_neu", "bound/lemma2_neu_perturbed_r"),
     "bound/corollary1",
+    *("term/lemma2_population_trajectory", "bound/lemma2_neu_population"),
 ]
 NAMES_OF_REPLICAS = ["term/theorem1_trajectory", "bound/theorem1"]
 STDS = ("0.01", "0.0001", "1e-06")
@@ -104,6 +106,7 @@ class TestNumbers:
         plain, row = run(RAGGED).row, run(RAGGED | SENSITIVE).row
         added = {*at_stds(NAMES_OF_SENSITIVITY), "measure/sensitivity_interpolation"}
         added |= {"measure/sensitivity_samples", "measure/sensitivity_estimator"}
+        added.add("sum/lr2_mean_gradient_gap")
         assert set(row) == set(plain) | added
         assert all(math.isfinite(row[name]) for name in at_stds(NAMES_OF_SENSITIVITY))
         # Nothing else changes by measuring more.
@@ -130,6 +133,10 @@ class TestNumbers:
             (
                 {"measurement.smoothness": False},
                 ["measure/smoothness", "measure/smoothness_residual"],
+            ),
+            (
+                {"measurement.mean_gradient_gap": False},
+                ["measure/mean_gradient_gap", "measure/mean_gradient_gap_stderr"],
             ),
             (
                 {"measurement.hessian_trace": "off"},

@@ -6,12 +6,17 @@ For batch B_t of size b with per-sample gradients g_i at w = W_{t-1} and mean g 
                                 = b/(b-1) ( (1/b) sum_i ||g_i||^2 - ||g||^2 )
     gradient dispersion     V_t = s2 / b
 
-V_t estimates E||g(w, B_t) - E_Z grad l(w, Z)||^2 about the population mean (Wang & Mao, Eq. 1,
-deterministic setting; about the *empirical* mean there would be a further factor (n-b)/n). It is
-the dispersion of the batch mean: what every bound takes. s2 is close to what the authors' code
-logs as "Grad-Var" (which divides by b, not b-1). Both are of the plain gradient of the loss,
-whatever the training scheme makes of it, unless ``measurement.dispersion_of`` asks for the applied
-one: then of the plain gradient times the factor of the step, the factor held.
+V_t estimates E||g(w, B_t) - E g||^2, the dispersion of the batch mean: what every bound takes (Wang
+& Mao, Eq. 1, deterministic setting). About which mean: of a w that does not depend on S, about the
+population's, E_Z grad l(w, Z) with Z ~ mu. Once W depends on S, about the training sample's, drawn
+from with replacement (without, inside an epoch, there would be a further factor (n-b)/n); about
+the population's it is larger by what :mod:`gisgd_ray.measures.mean_gradient_gap` measures. Eq. 1
+allows the former, its inner mean being over W as well; Lemma 2's V~_t asks for the latter.
+
+s2 is close to what the authors' code logs as "Grad-Var" (which divides by b, not b-1). Both are of
+the plain gradient of the loss, whatever the training scheme makes of it, unless
+``measurement.dispersion_of`` asks for the applied one: then of the plain gradient times the factor
+of the step, the factor held.
 
 Where samples have no gradients of their own (BatchNorm in train mode), s2 is estimated between
 groups of the batch instead: :mod:`gisgd_ray.measures.groups`.

@@ -52,6 +52,7 @@ KNOWN: dict[str, tuple[str, str, str]] = {
     "term/optimal_noise_std": (FACTORS, "σ*", ""),
     "term/theorem2_trajectory_at_optimum": (TERMS, "Eq.\N{NO-BREAK SPACE}2", "σ = σ*"),
     "measure/smoothness": (OTHER, "β", "at W_T"),
+    "measure/mean_gradient_gap": (OTHER, "‖∇L_μ − ∇L_S‖²", "at W_T"),
     DISPERSION: (OTHER, "V", "Eq. 1"),
     NEU_DISPERSION: (OTHER, "Ṽ", "Neu et al."),
 }

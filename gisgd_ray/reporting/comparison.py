@@ -81,6 +81,7 @@ COLUMNS = (
     ComparedColumn("term/corollary2_flatness", FLATNESS, f"β{NBSP}d{NBSP}Σσ²", "Cor. 2"),
     ComparedColumn("bound/theorem2", BOUND, f"Eq.{NBSP}2", "ours", OURS),
     ComparedColumn("bound/lemma2_neu", BOUND, f"Lemma{NBSP}2", "Neu et al.", NEU),
+    ComparedColumn("bound/lemma2_neu_population", BOUND, f"Lemma{NBSP}2", "Ṽ about μ"),
     ComparedColumn("bound/theorem1", BOUND, f"Thm.{NBSP}1"),
     ComparedColumn("bound/corollary1", BOUND, f"Cor.{NBSP}1"),
     ComparedColumn("bound/corollary2", BOUND, f"Cor.{NBSP}2"),

@@ -32,6 +32,9 @@ PANELS: dict[str, dict[str, str]] = {
         "measure/gradient_dispersion": "V (Eq. 1)",
         "measure/gradient_dispersion_neu": "Ṽ (Neu et al.)",
     },
+    "mean gradient over μ less that over S, squared": {
+        "measure/mean_gradient_gap": "‖∇L_μ − ∇L_S‖²"
+    },
     "gradient norm": {"measure/gradient_norm": "‖g‖"},
     "trajectory factor of Eq. 3": {"term/trajectory_factor": "trajectory factor"},
     "flatness factor Tr H of Eq. 3": {"term/flatness_factor": "flatness factor"},

@@ -55,6 +55,11 @@ MEANINGS: dict[str, tuple[str, str]] = {
         r"\tilde{V}_t(w) = \mathbb{E} \left\| g(w, B_t) - \mathbb{E}_Z[\nabla \ell(w, Z)] "
         r"\right\|^2",
     ),
+    "measure/mean_gradient_gap": (
+        "how much larger Ṽ_t is about the population's mean gradient, the test split standing for "
+        "μ, its sampling error taken off",
+        r"\left\| \nabla L_\mu(w) - \nabla L_S(w) \right\|^2",
+    ),
     "measure/local_gradient_sensitivity@": (
         "Ψ, the local gradient sensitivity at a measuring point",
         r"\Psi(w_{t-1}) = \mathbb{E}_\zeta \left\| \mathbb{E}_Z[\nabla \ell(w_{t-1}, Z)] - "
