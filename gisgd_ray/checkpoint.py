@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from gisgd_ray.config import TrialConfig
+from gisgd_ray.data import Dataset
 from gisgd_ray.device import Device, device_of
 from gisgd_ray.errors import UserError
 from gisgd_ray.interpolated import InterpolatedSum
@@ -34,6 +35,7 @@ def dump(state: TrainState) -> bytes:
     """The run as the content of a file: a line, the SHA-256 of the rest, the rest."""
     content = {
         "config": state.config.model_dump(mode="json"),
+        "own_data": state.own_data,
         "models": [replica.model.state_dict() for replica in state.replicas],
         "stepper": state.stepper.state_dict(),
         "series": _tensors(state.series),
@@ -50,9 +52,15 @@ def dump(state: TrainState) -> bytes:
 
 
 def load(
-    config: TrialConfig, content: bytes, *, device: Device | torch.device | str = "cpu"
+    config: TrialConfig,
+    content: bytes,
+    *,
+    device: Device | torch.device | str = "cpu",
+    dataset: Dataset | None = None,
 ) -> TrainState:
     """The run of :func:`dump`, ready to :func:`~gisgd_ray.training.advance`.
+
+    ``dataset``: the one that the run was started with, if it was one of the user's own.
 
     Raises:
         CheckpointError: it is of another configuration or version, cut off or damaged. (What else
@@ -76,7 +84,14 @@ def load(
             f"the checkpoint belongs to trial {saved.trial_id}, not to {config.trial_id}; "
             "start the trial anew or choose another output folder"
         )
-    state = start(config, device=device)
+    if saved_state.get("own_data", False) != (dataset is not None):
+        remedy = "without dataset=" if dataset is not None else "with the same, dataset=..."
+        raise CheckpointError(
+            "the checkpoint's run was started "
+            f"{'on the configured data' if dataset is not None else 'on a dataset of its own'}; go "
+            f"on {remedy}"
+        )
+    state = start(config, device=device, dataset=dataset)
     try:
         for replica, weights in zip(state.replicas, saved_state["models"], strict=True):
             _require_same_shapes(replica.model.state_dict(), weights)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gisgd_ray.consistency import NETWORK_THEOREMS, check_consistency
+from gisgd_ray.data_config import DataConfig, DatasetName
 from gisgd_ray.frozen import Frozen, Schedule, flatten, id_of, unflatten
 from gisgd_ray.model_config import (
     AlexNetConfig,
@@ -66,42 +67,6 @@ __all__ = [
     "id_of",
     "unflatten",
 ]
-
-DatasetName = Literal["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "teacher"]
-
-
-class DataConfig(Frozen):
-    """Which samples, and what is done to their labels."""
-
-    dataset: DatasetName = Field(
-        "mnist5k",
-        description="mnist5k is 5,000 real MNIST digits that need no download; teacher is the "
-        "regression data of Figures 7 and 8, drawn anew for every seed",
-    )
-    train_fraction: float = Field(
-        1.0, gt=0, le=1, description="random fraction of the training split used, the same always"
-    )
-    label_noise: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="fraction of train and of test labels redrawn uniformly over the K classes, "
-        "once per seed and split",
-    )
-    crop_padding: int = Field(
-        0,
-        ge=0,
-        description="augmentation: training images are padded with black by so many pixels and "
-        "cropped back at random, anew in every step (paper: 4 for CIFAR, 2 for SVHN); 0: never",
-    )
-    flip: bool = Field(
-        False, description="augmentation: half of the training images of a batch are mirrored"
-    )
-
-    @property
-    def augmented(self) -> bool:
-        """Whether training images are cropped or mirrored."""
-        return self.crop_padding > 0 or self.flip
 
 
 class TrainingConfig(Frozen):

@@ -5,6 +5,7 @@ Each check is one sentence: which field, which value, what would do.
 
 import json
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -32,11 +33,44 @@ INPUTS_AND_OUTPUTS: dict[str, tuple[tuple[int, ...], int]] = {
 }
 """Shape of one input, and a network's outputs: the classes, or one real value."""
 
+AUTHORS_NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    **dict.fromkeys(("mnist", "mnist5k"), ((0.1307,), (0.3081,))),
+    "cifar10": (
+        (125.3 / 255, 123.0 / 255, 113.9 / 255),
+        (63.0 / 255, 62.1 / 255, 66.7 / 255),
+    ),
+}
+"""Means and stds by channel in the authors' code, of inputs scaled to [0, 1]."""
+
 NETWORK_THEOREMS: dict[str, Literal["theorem3", "theorem4"]] = {
     "linear": "theorem3",
     "two_layer_relu": "theorem4",
 }
 """Models with a theorem of their own."""
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the checks need to know of the data trained on."""
+
+    told: str
+    """The data in words."""
+    num_samples: int
+    """n, after ``train_fraction``."""
+    input_shape: tuple[int, ...]
+    real: bool
+    """Whether the targets are real values, not classes."""
+    given: bool = False
+    """Whether they are data of the user's own, and not the configured set."""
+
+    @staticmethod
+    def of(data: "DataConfig") -> "DataFacts":
+        """Of a configured set, which has an entry in the tables above."""
+        name = data.dataset
+        shape, _ = INPUTS_AND_OUTPUTS[name]
+        return DataFacts(
+            f"data.dataset = {name!r}", num_train_samples(data), shape, real=name == "teacher"
+        )
 
 
 def num_train_samples(data: "DataConfig") -> int:
@@ -56,10 +90,11 @@ def steps_per_epoch(num_samples: int, batch_size: int, last_batch: Literal["keep
     return full + (rest > 0 and last_batch == "keep")
 
 
-def planned_epoch_steps(config: "TrialConfig") -> int:
-    """m: updates in an epoch."""
+def planned_epoch_steps(config: "TrialConfig", num_samples: int | None = None) -> int:
+    """m: updates in an epoch; ``num_samples`` is n where the data are not the configured set."""
     t = config.training
-    return steps_per_epoch(num_train_samples(config.data), t.batch_size, t.last_batch)
+    n = num_train_samples(config.data) if num_samples is None else num_samples
+    return steps_per_epoch(n, t.batch_size, t.last_batch)
 
 
 def planned_steps(config: "TrialConfig", epoch_steps: int | None = None) -> int:
@@ -72,16 +107,19 @@ def planned_steps(config: "TrialConfig", epoch_steps: int | None = None) -> int:
     return int(min(t.max_epochs * epoch_steps, t.max_steps or math.inf))
 
 
-def check_consistency(config: "TrialConfig") -> None:
-    """Refuse a trial whose fields contradict one another.
+def check_consistency(config: "TrialConfig", given: DataFacts | None = None) -> None:
+    """Refuse a trial whose fields contradict one another, or the data ``given`` for it.
 
     Raises:
         ValueError: the first contradiction found.
     """
-    _check_tables(config)
-    _check_sizes(config)
-    _check_schedules(config)
-    _check_regression(config)
+    if given is None:
+        _check_tables(config)
+    data = given or DataFacts.of(config.data)
+    _check_sizes(config, data)
+    _check_schedules(config, data)
+    _check_regression(config, data)
+    _check_normalization(config, data)
     if config.replicas is not None:
         _check_replicas(config, config.replicas)
 
@@ -100,14 +138,13 @@ def _check_tables(config: "TrialConfig") -> None:
             )
 
 
-def _check_sizes(config: "TrialConfig") -> None:
-    n = num_train_samples(config.data)
+def _check_sizes(config: "TrialConfig", data: DataFacts) -> None:
+    n = data.num_samples
     b = config.training.batch_size
     if b > n:
         raise ValueError(
-            f"training.batch_size = {b} exceeds the {n} training samples of data.dataset = "
-            f"{config.data.dataset!r} at data.train_fraction = {config.data.train_fraction:g}; "
-            f"choose at most {n}"
+            f"training.batch_size = {b} exceeds the {n} training samples of {data.told} at "
+            f"data.train_fraction = {config.data.train_fraction:g}; choose at most {n}"
         )
     samples = config.measurement.hessian_samples
     if samples is not None and samples > n:
@@ -121,7 +158,8 @@ def _check_sizes(config: "TrialConfig") -> None:
                 "training.batch_size = 1 gives batches of a single sample, whose dispersion is "
                 "undefined; choose at least 2, or measurement.dispersion = false"
             )
-        if n % b == 1 and config.training.last_batch == "keep":
+        # Of one's own data n may be what it is: the row then says why it has no bounds.
+        if n % b == 1 and config.training.last_batch == "keep" and not data.given:
             raise ValueError(
                 f"training.batch_size = {b} gives a last batch (n = {n}) of a single sample, "
                 "whose dispersion is undefined; choose another batch size, "
@@ -129,8 +167,9 @@ def _check_sizes(config: "TrialConfig") -> None:
             )
 
 
-def _check_schedules(config: "TrialConfig") -> None:
-    per_epoch, last = planned_epoch_steps(config), planned_steps(config)
+def _check_schedules(config: "TrialConfig", data: DataFacts) -> None:
+    per_epoch = planned_epoch_steps(config, data.num_samples)
+    last = planned_steps(config, per_epoch)
     m = config.measurement
     schedules = {
         "hessian_schedule": m.hessian_schedule if m.hessian_trace != "off" else None,
@@ -150,8 +189,8 @@ def _check_schedules(config: "TrialConfig") -> None:
         )
 
 
-def _check_regression(config: "TrialConfig") -> None:
-    real, model = config.data.dataset == "teacher", config.model.name
+def _check_regression(config: "TrialConfig", data: DataFacts) -> None:
+    real, model = data.real, config.model.name
     own = NETWORK_THEOREMS.get(model)
     asked = config.measurement.network_theorem
     if asked in ("theorem3", "theorem4") and asked != own:
@@ -161,21 +200,21 @@ def _check_regression(config: "TrialConfig") -> None:
             f"for {model!r}; choose that model, or measurement.network_theorem = 'auto'"
         )
     if own is not None and not real:
+        remedy = "give real targets" if data.given else "choose data.dataset = 'teacher'"
         raise ValueError(
-            f"model.name = {model!r} has one real output, but data.dataset = "
-            f"{config.data.dataset!r} has classes; choose data.dataset = 'teacher'"
+            f"model.name = {model!r} has one real output, but {data.told} has classes; {remedy}"
         )
     if not real:
         return
-    if model == "alexnet":
+    if model == "alexnet" and len(data.input_shape) != 3:
         raise ValueError(
-            "model.name = 'alexnet' needs images, and data.dataset = 'teacher' has vectors; "
+            f"model.name = 'alexnet' needs images, and {data.told} has vectors; "
             "choose 'linear', 'two_layer_relu' or 'mlp'"
         )
     if config.training.loss != "squared":
         raise ValueError(
-            "data.dataset = 'teacher' has real targets: training.loss = "
-            f"{config.training.loss!r} does not apply; choose 'squared'"
+            f"{data.told} has real targets: training.loss = {config.training.loss!r} does not "
+            "apply; choose 'squared'"
         )
     for field, value, plain in (
         ("data.label_noise", config.data.label_noise, 0.0),
@@ -183,9 +222,32 @@ def _check_regression(config: "TrialConfig") -> None:
     ):
         if value != plain:
             raise ValueError(
-                f"{field} = {json.dumps(value)} needs classes, and data.dataset = 'teacher' has "
-                f"real targets; choose {field} = {json.dumps(plain)}"
+                f"{field} = {json.dumps(value)} needs classes, and {data.told} has real targets; "
+                f"choose {field} = {json.dumps(plain)}"
             )
+
+
+def _check_normalization(config: "TrialConfig", data: DataFacts) -> None:
+    asked = config.data.normalization
+    told = f"data.normalization = {asked!r}"
+    if asked == "auto":
+        return
+    if data.given or config.data.dataset == "teacher":
+        what = "is taken as it is" if data.given else "has inputs of unit norm by definition"
+        raise ValueError(f"{told} does not apply: {data.told} {what}; choose 'auto'")
+    if asked == "authors" and config.data.dataset not in AUTHORS_NORMALIZATION:
+        known = ", ".join(AUTHORS_NORMALIZATION)
+        raise ValueError(
+            f"{told}: the authors' code has no numbers for {data.told}, only for {known}; choose "
+            "'auto', or numbers"
+        )
+    moments = config.data.moments
+    channels = data.input_shape[0]
+    if moments is not None and len(moments[0]) not in (1, channels):
+        raise ValueError(
+            f"{told} has {len(moments[0])} channels, and {data.told} has {channels}; give one mean "
+            f"and std for all, or {channels} of each"
+        )
 
 
 def _check_replicas(config: "TrialConfig", replicas: int) -> None:

@@ -60,8 +60,9 @@ def load_dataset(config: DataConfig, *, seed: int, device: torch.device | str = 
     """The dataset of a trial: normalised, reduced to ``train_fraction``, labels made noisy.
 
     Inputs are scaled to [0, 1], then normalised by the per-channel mean and (population) standard
-    deviation of the whole training split. Inputs and clean labels are kept for the next trial of
-    this process, so only the noisy labels differ between trials of different seeds.
+    deviation of the whole training split, or by those of ``config.normalization``. Inputs and clean
+    labels are kept for the next trial of this process, so only the noisy labels differ between
+    trials of different seeds.
 
     Args:
         config: which dataset, which fraction of its training split, how much label noise.
@@ -75,15 +76,25 @@ def load_dataset(config: DataConfig, *, seed: int, device: torch.device | str = 
         samples = num_train_samples(config)
         return _load_teacher(seed, samples, str(torch.device(device)))
     base = _load_subset(
-        config.dataset, num_train_samples(config), data_folder(), str(torch.device(device))
+        config.dataset,
+        num_train_samples(config),
+        data_folder(),
+        str(torch.device(device)),
+        config.moments,
     )
-    noisy = {
+    return noisy(base, config.label_noise, seed=seed)
+
+
+def noisy(base: Dataset, label_noise: float, *, seed: int) -> Dataset:
+    """The dataset with a fraction of the labels of either split redrawn; see
+    :func:`with_label_noise`."""
+    labels = {
         split: with_label_noise(
-            labels, config.label_noise, num_classes=base.num_classes, seed=seed, split=split
+            clean, label_noise, num_classes=base.num_classes, seed=seed, split=split
         )
-        for split, labels in (("train", base.train_y), ("test", base.test_y))
+        for split, clean in (("train", base.train_y), ("test", base.test_y))
     }
-    return replace(base, train_y=noisy["train"], test_y=noisy["test"])
+    return replace(base, train_y=labels["train"], test_y=labels["test"])
 
 
 @lru_cache(maxsize=2)
@@ -102,28 +113,39 @@ def _load_teacher(seed: int, num_samples: int, device: str) -> Dataset:
     )
 
 
+Moments = tuple[tuple[float, ...], tuple[float, ...]]
+"""Means and stds, one for all channels or one for each."""
+
+
 @lru_cache(maxsize=2)
-def _load_subset(name: str, num_samples: int, folder: Path, device: str) -> Dataset:
-    """The clean dataset, its training split cut to a random subset that no seed changes.
+def _load_subset(
+    name: str, num_samples: int, folder: Path, device: str, moments: Moments | None
+) -> Dataset:
+    return subset(_load_full(name, folder, device, moments), num_samples)
+
+
+def subset(base: Dataset, num_samples: int) -> Dataset:
+    """The dataset, its training split cut to a random subset that no seed changes.
 
     Subsets of one dataset are nested: a larger one holds the smaller ones.
     """
-    base = _load_full(name, folder, device)
     if num_samples == base.num_samples:
         return base
     # RandomState, unlike torch and NumPy's newer generators, never changes its stream.
     chosen = np.random.RandomState(0).permutation(base.num_samples)[:num_samples]
-    index = torch.from_numpy(chosen).to(device)
+    index = torch.from_numpy(chosen).to(base.train_x.device)
     return replace(base, train_x=base.train_x[index], train_y=base.train_y[index])
 
 
 @lru_cache(maxsize=2)
-def _load_full(name: str, folder: Path, device: str) -> Dataset:
-    return normalized(load_raw(name, folder), device=device)
+def _load_full(name: str, folder: Path, device: str, moments: Moments | None) -> Dataset:
+    return normalized(load_raw(name, folder), device=device, moments=moments)
 
 
-def normalized(raw: RawDataset, *, device: torch.device | str = "cpu") -> Dataset:
-    """Scale the pixels to [0, 1] and normalise them by the training split's moments.
+def normalized(
+    raw: RawDataset, *, device: torch.device | str = "cpu", moments: Moments | None = None
+) -> Dataset:
+    """Scale the pixels to [0, 1] and normalise them by ``moments``, or the training split's own.
 
     Floats are taken as they are; a channel of a vector is one of its entries. What never varies is
     not divided.
@@ -132,7 +154,7 @@ def normalized(raw: RawDataset, *, device: torch.device | str = "cpu") -> Datase
     and normalising is a look-up: no float copy of the split besides the result.
     """
     if raw.train_images.dtype != np.uint8:
-        return _normalized_floats(raw, device=device)
+        return _normalized_floats(raw, device=device, moments=moments)
     channels = raw.train_images.shape[1]
     levels = np.arange(256) / 255
     counts = np.zeros((channels, 256), dtype=np.int64)
@@ -143,6 +165,8 @@ def normalized(raw: RawDataset, *, device: torch.device | str = "cpu") -> Datase
     mean = weights @ levels
     std = np.sqrt((weights * (levels - mean[:, None]) ** 2).sum(axis=1))
     std[std == 0] = 1
+    if moments is not None:
+        mean, std = _by_channel(moments, channels)
     table = ((levels - mean[:, None]) / std[:, None]).astype(np.float32)
 
     def look_up(images: NDArray[np.uint8]) -> torch.Tensor:
@@ -157,7 +181,13 @@ def normalized(raw: RawDataset, *, device: torch.device | str = "cpu") -> Datase
     return _dataset(raw, look_up, mean, std, device)
 
 
-def _normalized_floats(raw: RawDataset, *, device: torch.device | str) -> Dataset:
+def _by_channel(moments: Moments, channels: int) -> tuple[NDArray[np.float64], ...]:
+    return tuple(np.array(np.broadcast_to(given, channels), np.float64) for given in moments)
+
+
+def _normalized_floats(
+    raw: RawDataset, *, device: torch.device | str, moments: Moments | None
+) -> Dataset:
     shape = raw.train_images.shape
     wide = (1, -1, *[1] * (len(shape) - 2))
     axes = tuple(axis for axis in range(len(shape)) if axis != 1)
@@ -170,6 +200,8 @@ def _normalized_floats(raw: RawDataset, *, device: torch.device | str) -> Datase
     std[std == 0] = 1
     if not np.isfinite([mean, std]).all():
         raise DataError("the training inputs are not all finite numbers; leave such samples out")
+    if moments is not None:
+        mean, std = _by_channel(moments, shape[1])
 
     def scaled(inputs: NDArray[Any]) -> torch.Tensor:
         result = np.empty(inputs.shape, dtype=np.float32)

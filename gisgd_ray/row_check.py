@@ -40,6 +40,7 @@ TEXTS = (
     "measure/gradient_dispersion_of",
     "measure/sensitivity_estimator",
     "bound/undefined_reason",
+    "bound/remark",
 )
 """Those among them that are said in words."""
 WORDS = ("wandb/status", "error", "stop_reason", "outside_theorem", "device", "hostname", *TEXTS)

@@ -7,9 +7,8 @@ import json
 from typing import TYPE_CHECKING
 
 from gisgd_ray.consistency import (
-    INPUTS_AND_OUTPUTS,
     NETWORK_THEOREMS,
-    num_train_samples,
+    DataFacts,
     planned_epoch_steps,
     planned_steps,
 )
@@ -27,23 +26,24 @@ SMALLEST_IMAGES = {"alexnet": 27, "vgg16": 32, "preactresnet18": 1}
 """Pixels along the shorter side that a convolutional network needs."""
 
 
-def check_scheme(config: "TrialConfig") -> None:
-    """Refuse a scheme, network or way of measuring that does not suit the rest of the trial.
+def check_scheme(config: "TrialConfig", given: DataFacts | None = None) -> None:
+    """Refuse a scheme, network or way of measuring that does not suit the rest of the trial, or the
+    data ``given`` for it.
 
     Raises:
         ValueError: the first contradiction found.
     """
-    _check_images(config)
-    _check_targets(config)
-    _check_lag(config)
-    _check_dispersion(config)
+    data = given or DataFacts.of(config.data)
+    _check_images(config, data)
+    _check_targets(config, data)
+    _check_lag(config, data)
+    _check_dispersion(config, data)
     if config.replicas is not None:
         _check_replicas(config, config.replicas)
 
 
-def _check_images(config: "TrialConfig") -> None:
-    shape, _ = INPUTS_AND_OUTPUTS[config.data.dataset]
-    name = config.data.dataset
+def _check_images(config: "TrialConfig", data: DataFacts) -> None:
+    shape, told = data.input_shape, data.told
     if len(shape) != 3:
         model, padding = config.model.name, config.data.crop_padding
         for field, asked, instead in (
@@ -58,8 +58,8 @@ def _check_images(config: "TrialConfig") -> None:
         ):
             if asked:
                 raise ValueError(
-                    f"{field} needs images, and data.dataset = {name!r} has vectors; choose "
-                    f"another data.dataset, or {instead}"
+                    f"{field} needs images, and {told} has vectors; choose another "
+                    f"data.dataset, or {instead}"
                 )
         return
     side = min(shape[1:])
@@ -67,8 +67,8 @@ def _check_images(config: "TrialConfig") -> None:
     if side < needed:
         raise ValueError(
             f"model.name = {config.model.name!r} needs images of at least {needed}x{needed} "
-            f"pixels, and those of data.dataset = {name!r} are {side}x{side}; choose another "
-            "data.dataset, or model.name = 'preactresnet18' or 'mlp'"
+            f"pixels, and those of {told} are {side}x{side}; choose another data.dataset, or "
+            "model.name = 'preactresnet18' or 'mlp'"
         )
     if config.data.crop_padding >= side:
         raise ValueError(
@@ -77,11 +77,11 @@ def _check_images(config: "TrialConfig") -> None:
         )
 
 
-def _check_targets(config: "TrialConfig") -> None:
-    if config.data.dataset == "teacher" and config.scheme.name == "label_smoothing":
+def _check_targets(config: "TrialConfig", data: DataFacts) -> None:
+    if data.real and config.scheme.name == "label_smoothing":
         raise ValueError(
-            "scheme.name = 'label_smoothing' needs classes, and data.dataset = 'teacher' has real "
-            "targets; choose another scheme"
+            f"scheme.name = 'label_smoothing' needs classes, and {data.told} has real targets; "
+            "choose another scheme"
         )
     if config.model.name in NETWORK_THEOREMS and config.scheme.name == "dropout":
         raise ValueError(
@@ -90,18 +90,18 @@ def _check_targets(config: "TrialConfig") -> None:
         )
 
 
-def _check_lag(config: "TrialConfig") -> None:
+def _check_lag(config: "TrialConfig", data: DataFacts) -> None:
     scheme = config.scheme
     if scheme.name != "clipping":
         return
-    steps = planned_steps(config)
+    per_epoch = planned_epoch_steps(config, data.num_samples)
+    steps = planned_steps(config, per_epoch)
     if scheme.variant == "lag" and scheme.lag >= steps:
         remedy = f"scheme.lag = {steps - 1} or less" if steps > 1 else "another variant"
         raise ValueError(
             f"scheme.lag = {scheme.lag} leaves no step with a norm that much earlier: training "
             f"has {steps:,} steps at most; choose {remedy}"
         )
-    per_epoch = planned_epoch_steps(config)
     if scheme.start_epoch is None and steps <= 2 * per_epoch:
         raise ValueError(
             "scheme.start_epoch = null compares the mean gradient norms of two epochs and begins "
@@ -122,7 +122,7 @@ def _check_lag(config: "TrialConfig") -> None:
         )
 
 
-def _check_dispersion(config: "TrialConfig") -> None:
+def _check_dispersion(config: "TrialConfig", data: DataFacts) -> None:
     m, t = config.measurement, config.training
     if not m.dispersion:
         return
@@ -141,7 +141,7 @@ def _check_dispersion(config: "TrialConfig") -> None:
             )
     if config.dispersion_estimator != "groups":
         return
-    groups, n, b = m.dispersion_groups, num_train_samples(config.data), t.batch_size
+    groups, n, b = m.dispersion_groups, data.num_samples, t.batch_size
     rest = n % b if t.last_batch == "keep" else 0
     smallest = min(b, rest or b)
     if groups > smallest:

@@ -39,6 +39,8 @@ class TrainState:
     was paused in between adds the same numbers in the same order."""
     history: list[Point] = field(default_factory=list)
     """All measuring points so far."""
+    own_data: bool = False
+    """Whether it trains on data given to it, and not on the configured set."""
     stopped: str | None = None
     """Why the run is over, or None while it goes on."""
     diverged: bool = False

@@ -18,6 +18,9 @@ Metrics = dict[str, float]
 UNDEFINED_REASON = "bound/undefined_reason"
 """Column that says why a bound of the row is NaN; empty where none is."""
 
+REMARK = "bound/remark"
+"""Column that says what a reader must know of a bound that is a number; mostly empty."""
+
 
 def at(name: str, noise_std: float) -> str:
     """Column of a metric at one noise std."""
@@ -287,6 +290,12 @@ def undefined_reason(series: StepSeries, *, hessian_trace: float, trace_off: boo
     """Why Eq. 3 and Lemma 7 are NaN in this row, or None when they are defined."""
     if len(series) == 0:
         return "no training step was taken"
+    alone = np.isnan(series.gradient_dispersion) & (series.batch_size == 1)
+    if (alone & np.isfinite(series.squared_gradient_norm)).any():
+        return (
+            f"the batch of step {int(alone.argmax()) + 1} is a single sample, whose dispersion is "
+            "undefined; choose another training.batch_size, or training.last_batch = 'drop'"
+        )
     if not _is_measured(series):
         return "gradient dispersion was not measured at every step, or was not finite"
     if trace_off:
@@ -296,6 +305,21 @@ def undefined_reason(series: StepSeries, *, hessian_trace: float, trace_off: boo
     if hessian_trace <= 0:
         return f"the Hessian trace is {hessian_trace:.4g}, and Eq. 3 needs it positive"
     return None
+
+
+def remark(series: StepSeries) -> str | None:
+    """What must be known of Eqs. 2 and 3 although they are defined, or None."""
+    if not _is_measured(series):
+        return None
+    aligned = series.ill_conditioned_steps == len(series)
+    if not (aligned or series.gradient_dispersion.sum() == 0):
+        return None
+    return (
+        "the dispersion is 0, or nothing but rounding, at every step: in every batch the samples' "
+        "gradients agree, as those of identical samples do, and Eqs. 2 and 3 have a trajectory "
+        "term of 0 whatever the gap; no sample drawn from the test split's distribution is like "
+        "that"
+    )
 
 
 def _theorem2_trajectory(

@@ -8,23 +8,32 @@ over; :func:`summary` is the row of the finished run.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gisgd_ray import measuring
 from gisgd_ray.config import Schedule, TrialConfig
 from gisgd_ray.consistency import steps_per_epoch
-from gisgd_ray.data import Dataset, load_dataset
+from gisgd_ray.data import Dataset, load_dataset, noisy
 from gisgd_ray.device import Device, device_of
 from gisgd_ray.evaluation import EVALUATED
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.models import build_model, num_parameters
+from gisgd_ray.own_data import own_dataset, own_weights
 from gisgd_ray.sensitivity_terms import SensitivityTerms
 from gisgd_ray.state import Point, TrainState
 from gisgd_ray.stepping import Replica, build_stepper
-from gisgd_ray.terms import UNDEFINED_REASON, TrajectoryTerms, bound_metrics, undefined_reason
+from gisgd_ray.terms import (
+    REMARK,
+    UNDEFINED_REASON,
+    TrajectoryTerms,
+    bound_metrics,
+    remark,
+    undefined_reason,
+)
 
 
 def start(
@@ -32,18 +41,29 @@ def start(
     *,
     device: Device | torch.device | str = "cpu",
     dataset: Dataset | None = None,
+    initial_state: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | None = None,
 ) -> TrainState:
     """A run before its first step; the same config gives the same W_0, data and batches.
 
-    ``dataset`` replaces the configured one, for data of one's own in a notebook.
+    Args:
+        config: the trial.
+        device: where it runs.
+        dataset: replaces the configured one, for data of one's own in a notebook, normalised;
+            ``data.train_fraction`` and ``data.label_noise`` apply to it.
+        initial_state: W_0 of one's own, the ``state_dict`` of such a network; of replicas one for
+            all, or a sequence.
 
     Raises:
         DataError: the dataset cannot be read.
-        UserError: the model does not suit the data or the measurements, or there is no such device.
+        UserError: the model does not suit the data or the measurements, what is given does not suit
+            the configuration, or there is no such device.
     """
     device = device_of(device)
     device.set_arithmetic(config.training.precision)
-    replicas = [_replica(config, seed, device.torch, dataset) for seed in config.replica_seeds]
+    own = None if dataset is None else own_dataset(dataset, config, device.torch)
+    replicas = [_replica(config, seed, device.torch, own) for seed in config.replica_seeds]
+    if initial_state is not None:
+        own_weights(initial_state, [replica.model for replica in replicas])
     data, model = replicas[0].dataset, replicas[0].model
     t, noise_stds = config.training, config.measurement.noise_stds
     n, d = data.num_samples, num_parameters(model)
@@ -60,14 +80,15 @@ def start(
             stochastic=config.replicas is not None,
         ),
         sensitivity=SensitivityTerms(noise_stds),
+        own_data=own is not None,
     )
 
 
-def _replica(
-    config: TrialConfig, seed: int, device: torch.device, dataset: Dataset | None
-) -> Replica:
-    if dataset is None:
+def _replica(config: TrialConfig, seed: int, device: torch.device, own: Dataset | None) -> Replica:
+    if own is None:
         dataset = load_dataset(config.data, seed=seed, device=device)
+    else:
+        dataset = noisy(own, config.data.label_noise, seed=seed)
     model = build_model(
         config.model,
         dataset.input_shape,
@@ -263,6 +284,7 @@ def summary(state: TrainState) -> dict[str, Any]:
         **measuring.step_means(series),
         **measuring.dispersion_estimator(state.config),
         "measure/ill_conditioned_steps": series.ill_conditioned_steps,
+        REMARK: remark(series),
         UNDEFINED_REASON: "the run diverged, so that no Hessian trace was measured at its end"
         if state.diverged
         else undefined_reason(series, hessian_trace=trace, trace_off=m.hessian_trace == "off"),

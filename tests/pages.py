@@ -49,6 +49,7 @@ def finished(trial_id: str, **changes: Any) -> dict[str, Any]:
         "term/theorem2_trajectory@1e-06": 5799.550411,
         EQ3: 27.117858,
         "bound/undefined_reason": None,
+        "bound/remark": None,
         "hostname": "secret-host",
     }
     return row | {key.replace("__", "."): value for key, value in changes.items()}

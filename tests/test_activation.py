@@ -85,7 +85,7 @@ def test_other_networks_have_no_active_units() -> None:
 def trial(model: dict[str, Any], **measurement: Any) -> TrialConfig:
     return TrialConfig.model_validate(
         {
-            "data": {"dataset": "teacher", "train_fraction": 0.002},
+            "data": {"dataset": "teacher"},
             "model": model,
             "training": {
                 "loss": "squared",

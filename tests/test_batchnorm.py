@@ -119,7 +119,8 @@ def small_run(changes: dict[str, Any]) -> Finished:
         test_x=digits.test_x[:100][every_second],
         test_y=digits.test_y[:100],
     )
-    return finish(training.start(config, dataset=digits))
+    whole = config.changed({"data.train_fraction": 1.0})  # of what is given
+    return finish(training.start(whole, dataset=digits))
 
 
 class TestFrozenStatistics:

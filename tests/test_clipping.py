@@ -352,7 +352,8 @@ def test_an_epoch_is_that_of_the_data_trained_on():
     changes = SHORT | {"scheme.start_epoch": 1, "scheme.initial_threshold": 1e-3}
     data = training.start(config(changes)).dataset
     half = replace(data, train_x=data.train_x[:20], train_y=data.train_y[:20])
-    found = finish(training.start(config(changes), dataset=half))
+    whole = {"data.train_fraction": 1.0}  # of what is given
+    found = finish(training.start(config(changes | whole), dataset=half))
     assert found.state.steps_per_epoch == 2
     clipped = found.series.gradient_factor < 1
     assert not clipped[:2].any()

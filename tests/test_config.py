@@ -37,6 +37,10 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "data.dataset": (DATASETS, ["MNIST", "imagenet", "", 1, None]),
     "data.train_fraction": ([0.02, 1, 1.0], [0, -TINY, ABOVE_ONE, None, "all"]),
     "data.label_noise": ([0, TINY, 1], [-TINY, ABOVE_ONE, None]),
+    "data.normalization": (
+        ["auto", "authors", "0.1307/0.3081", "-1/5e-324"],
+        ["", "mean", "0.1307", "0.1/0", "0.1/-1", "nan/1", "0:0/1:1", "0/1/2", 0.1, None],
+    ),
     "data.crop_padding": ([0, 1, 27], [-1, 28, 1.5, 2**63, None]),
     "data.flip": ([True, False], ["left", 2, None]),
     "model.name": (MODELS, ["cnn", "MLP", "vgg", None, 0]),
@@ -292,7 +296,7 @@ def test_the_seeds_of_replicas() -> None:
 # ---------------------------------------------------------------- the trial's name
 
 PINNED = {
-    "default": (TrialConfig(), "1a528c6973ef"),
+    "default": (TrialConfig(), "42309d39b76e"),
     "every kind of value": (
         TrialConfig.model_validate(
             {
@@ -304,7 +308,7 @@ PINNED = {
                 "seed": 7,
             }
         ),
-        "6015b6c96a2b",
+        "cd969ea370b4",
     ),
     "stochastic, in regression": (
         TrialConfig.model_validate(
@@ -316,7 +320,7 @@ PINNED = {
                 "replicas": 4,
             }
         ),
-        "b64a85ef570a",
+        "e06c1c4f7a6c",
     ),
 }
 

@@ -16,6 +16,7 @@ MODULES = {
 }
 # Usable without Ray and W&B: on a GPU machine with PyTorch alone, or in a notebook.
 PLAIN = "config errors randomness bounds losses data datasets models schemes measures terms "
+PLAIN += "own_data interpolated "
 PLAIN += "training checkpoint checkpoints storage state stepping lockstep measuring evaluation "
 PLAIN += "device consistency memory sensitivity_terms teacher estimate packing whole_files"
 SWEEPS = "sweeps.lr_batch sweeps.trajectory sweeps.bound_verification sweeps.stochastic "

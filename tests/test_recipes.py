@@ -23,7 +23,7 @@ from tests.test_plan import options
 ROOT = Path(__file__).parents[1]
 
 PATCHES = {
-    "config.py": [
+    "data_config.py": [
         ('DatasetName = Literal["mnist5k", ', 'DatasetName = Literal["spots", "rows", "mnist5k", ')
     ],
     "consistency.py": [

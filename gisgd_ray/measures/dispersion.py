@@ -88,11 +88,15 @@ class StepSeries:
 
     @property
     def per_sample_dispersion(self) -> Array:
-        """s2, unbiased; rounding below zero, possible when all gradients agree, reads as 0."""
+        """s2, unbiased; rounding below zero, possible when all gradients agree, reads as 0.
+
+        NaN of a batch of one sample, whatever rounding makes of 0 / 0.
+        """
         b = self.batch_size
         with np.errstate(divide="ignore", invalid="ignore"):
             s2 = b / (b - 1) * (self.mean_squared_norm - self.squared_gradient_norm)
         s2 = np.where(s2 < 0, 0.0, s2)
+        s2 = np.where(b > 1, s2, np.nan)
         return np.where(np.isnan(self.group_dispersion), s2, self.group_dispersion)
 
     @property

@@ -28,10 +28,12 @@ from gisgd_ray.reporting.premises import (
     exceeded_at_optimum,
     is_exceeded,
 )
-from gisgd_ray.terms import UNDEFINED_REASON
+from gisgd_ray.terms import REMARK, UNDEFINED_REASON
 
 TRAINING, BOUNDS = "Training", "Bounds on the gap"
 FACTORS, TERMS, OTHER = "Parts of Eq. 3", "Trajectory term", "Also measured"
+SAID = (UNDEFINED_REASON, REMARK)
+"""Columns of bounds that hold words."""
 GROUPS = (TRAINING, BOUNDS, FACTORS, TERMS, OTHER)
 DISPERSION, NEU_DISPERSION = "measure/gradient_dispersion", "measure/gradient_dispersion_neu"
 
@@ -156,7 +158,7 @@ def table_columns(trials: pd.DataFrame) -> list[Column]:
         names = [name for name in names if name not in (DISPERSION, NEU_DISPERSION)]
     found = []
     for name in names:
-        if name in KNOWN or (name.startswith("bound/") and name != UNDEFINED_REASON):
+        if name in KNOWN or (name.startswith("bound/") and name not in SAID):
             group, heading, detail = KNOWN.get(name, (BOUNDS, name.removeprefix("bound/"), ""))
             found.append(Column(name, group, heading, detail))
     last = len(places)

@@ -11,6 +11,7 @@ from gisgd_ray.reporting.bounds_table import records, trial_label
 from gisgd_ray.reporting.numbers import format_mean_std, format_number, known
 from gisgd_ray.reporting.premises import loss_falls
 from gisgd_ray.reporting.progress import error_line
+from gisgd_ray.terms import REMARK
 
 MEASURED = ("bound/", "term/", "gap/", "measure/", "sum/", "train/", "test/")
 
@@ -38,6 +39,8 @@ class Cautions:
     """What is outside the theorem -> labels of the trials."""
     ill_conditioned: list[tuple[str, str]]
     """Label and "3 of 1,200" steps."""
+    remarks: dict[str, list[str]]
+    """What is to be known of a bound -> labels of the trials."""
     infinite: list[tuple[str, list[str]]]
     """Label of a finished trial, and what it has measured infinite."""
     falling: list[tuple[str, str]]
@@ -49,7 +52,7 @@ class Cautions:
 
 def find_cautions(trials: pd.DataFrame, paths: Sequence[str]) -> Cautions:
     """Diverged and failed trials, those outside a theorem, ill-conditioned steps, infinities."""
-    found = Cautions([], [], {}, [], [], [])
+    found = Cautions([], [], {}, [], {}, [], [])
     measured = [
         str(name)
         for name in trials.columns
@@ -72,6 +75,8 @@ def find_cautions(trials: pd.DataFrame, paths: Sequence[str]) -> Cautions:
             found.ill_conditioned.append(
                 (label, some if of is None else f"{some} of {format_number(int(of))}")
             )
+        if said := known(row, REMARK):
+            found.remarks.setdefault(str(said), []).append(label)
         if row["status"] == "finished":
             names = [name for name in measured if math.isinf(row[name])]
             if names:
