@@ -25,8 +25,9 @@ from gisgd_ray.reporting.premises import (
     AT_OPTIMUM,
     EXCEEDED,
     PERTURBED_R,
-    exceeded_at_optimum,
+    exceeded_told,
     is_exceeded,
+    times_exceeded,
 )
 from gisgd_ray.terms import REMARK, UNDEFINED_REASON
 
@@ -299,7 +300,8 @@ def _mean_std(column: Column, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def exceeded(trials: pd.DataFrame) -> str:
     """What the mark of a bound without a noise std means; "" where none has one."""
-    return exceeded_at_optimum([row for row in records(trials) if row["status"] == "finished"])
+    done = [row for row in records(trials) if row["status"] == "finished"]
+    return exceeded_told([], times_exceeded(done, AT_OPTIMUM))
 
 
 def coverage(trials: pd.DataFrame) -> str:

@@ -85,9 +85,9 @@ COLUMNS = (
     ComparedColumn("bound/theorem1", BOUND, f"Thm.{NBSP}1"),
     ComparedColumn("bound/corollary1", BOUND, f"Cor.{NBSP}1"),
     ComparedColumn("bound/corollary2", BOUND, f"Cor.{NBSP}2"),
+    ComparedColumn(EXCESS, PERTURBED, f"R{NBSP}at{NBSP}σ", f"÷{NBSP}R"),
     ComparedColumn(f"bound/theorem2{PERTURBED_R}", PERTURBED, f"Eq.{NBSP}2", "ours", OURS),
     ComparedColumn(f"bound/lemma2_neu{PERTURBED_R}", PERTURBED, f"Lemma{NBSP}2", "Neu et al.", NEU),
-    ComparedColumn(EXCESS, MEASURED, f"R{NBSP}at{NBSP}σ", f"÷{NBSP}R"),
     ComparedColumn(SENSITIVITY, MEASURED, "Ψ", "mean over t"),
 )
 

@@ -79,25 +79,34 @@ def loss_falls(row: Mapping[str, Any]) -> tuple[float, float] | None:
     return (-increase, error) if increase + width < 0 else None
 
 
-def exceeded_at_optimum(rows: Iterable[Mapping[str, Any]]) -> str:
-    """What the mark of a bound without a noise std means; "" where no row needs it."""
-    found = [ratio for row in rows if (ratio := excess(row, AT_OPTIMUM)) and ratio > 1]
-    if not found:
+def exceeded_told(at_stds: Sequence[float], at_optimum: Sequence[float]) -> str:
+    """What the mark of a bound means; "" where none has it.
+
+    Args:
+        at_stds: how many times R is exceeded at a noise std, where it is.
+        at_optimum: at Eq. 3's own sigma*, likewise.
+    """
+    places = [
+        f"at {where}, {_times(ratios)}"
+        for where, ratios in (("this σ", at_stds), ("Eq. 3’s own σ*", at_optimum))
+        if ratios
+    ]
+    if not places:
         return ""
-    return (
-        f"{EXCEEDED}: R is from training, and the losses at W_T + Δ_T exceed it at Eq. 3’s own σ*, "
-        f"{_times(found)}: nothing proves the number to be a bound. The other bounds without a σ "
-        "take the same R, each at a best σ of its own."
+    text = (
+        f"{EXCEEDED}: R is from training, and the losses at W_T + Δ_T exceed it "
+        f"{' and '.join(places)}: nothing proves the number to be a bound."
     )
+    if at_stds:
+        text += " “Bound with R at σ” takes the R of those losses."
+    if at_optimum:
+        text += " The other bounds without a σ take the same R, each at a best σ of its own."
+    return text
 
 
-def _exceeded_at(ratios: Sequence[float]) -> str:
-    """Likewise of bounds at a noise std; ``ratios`` are those of :func:`excess` above 1."""
-    return (
-        f"{EXCEEDED}: R is from training, and the losses at W_T + Δ_T exceed it at this σ, "
-        f"{_times(ratios)}: nothing proves the number to be a bound. “Bound with R at σ” takes the "
-        "R of those losses instead."
-    )
+def times_exceeded(rows: Iterable[Mapping[str, Any]], at: str) -> list[float]:
+    """By trial, where it is."""
+    return [ratio for row in rows if (ratio := excess(row, at)) and ratio > 1]
 
 
 def premises_told(rows: Sequence[Mapping[str, Any]], noise_stds: Sequence[str]) -> str:
@@ -126,9 +135,8 @@ def marks_told(
     """What the marks and the ± of the comparison mean, as far as these trials have any."""
     lines = [(row, at) for row in rows for at in noise_stds]
     notes = []
-    if ratios := [ratio for row, at in lines if (ratio := excess(row, at)) and ratio > 1]:
-        notes.append(_exceeded_at(ratios))
-    if note := exceeded_at_optimum(rows):
+    ratios = [ratio for at in noise_stds for ratio in times_exceeded(rows, at)]
+    if note := exceeded_told(ratios, times_exceeded(rows, AT_OPTIMUM)):
         notes.append(note)
     if any(mean_half_width([row], at) for row, at in lines):
         notes.append(
