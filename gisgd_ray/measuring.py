@@ -202,9 +202,12 @@ def flatness(state: TrainState, terms: Point) -> Point:
     gaps: dict[float, float] = {}
     constants: dict[float, float] = {}
     if m.flatness and state.step > 0:
-        most = _draws_of_a_run(m.flatness_draws, len(state.replicas))
-        found = _flatness_estimates(state, m.noise_stds, draws=most)
-        for noise_std, estimate in zip(m.noise_stds, found, strict=True):
+        # Eq. 3 lives at sigma*: what it takes for granted is looked at there, without further draws
+        # for the sake of the gap, which it does not take.
+        best = terms.get("term/optimal_noise_std", math.nan)
+        optimum = [best] if 0 < best < math.inf else []
+        found = _flatness_estimates(state, m.noise_stds, optimum)
+        for noise_std, estimate in zip(m.noise_stds, found, strict=False):
             gaps[noise_std] = abs(estimate.signed)
             constants[noise_std] = estimate.subgaussian_constant
             named = {
@@ -215,11 +218,7 @@ def flatness(state: TrainState, terms: Point) -> Point:
                 **_around(estimate),
             }
             point |= {at(name, noise_std): value for name, value in named.items()}
-        best = terms.get("term/optimal_noise_std", math.nan)
-        if 0 < best < math.inf:
-            # Eq. 3 lives at sigma*: what it takes for granted is looked at there, without further
-            # draws for the sake of the gap, which it does not take.
-            (estimate,) = _flatness_estimates(state, [best], draws=min(most, LEAST_DRAWS))
+        for estimate in found[len(m.noise_stds) :]:
             point |= {f"{name}_at_optimum": value for name, value in _around(estimate).items()}
     beta = math.nan
     if m.smoothness:
@@ -241,15 +240,14 @@ def flatness(state: TrainState, terms: Point) -> Point:
     )
 
 
-def _draws_of_a_run(draws: int, runs: int) -> int:
-    """At most, so that all runs together have about so many; over them is the error then taken."""
-    return max(4, 2 * math.ceil(draws / (2 * runs)))
-
-
 def _flatness_estimates(
-    state: TrainState, noise_stds: Sequence[float], *, draws: int
+    state: TrainState, noise_stds: Sequence[float], roughly: Sequence[float]
 ) -> list[FlatnessEstimate]:
-    """One for every noise std, over the replicas."""
+    """One for every noise std and then for every one of ``roughly``, over the replicas."""
+    m = state.config.measurement
+    # All runs together have about so many; the error is then taken over them.
+    most = max(4, 2 * math.ceil(m.flatness_draws / (2 * len(state.replicas))))
+    draws = [most] * len(noise_stds) + [min(most, LEAST_DRAWS)] * len(roughly)
     found = [
         flatness_gap(
             r.model,
@@ -258,9 +256,9 @@ def _flatness_estimates(
             r.dataset.test_x,
             r.dataset.test_y,
             loss=state.config.training.loss,
-            perturbation_stds=[noise_std * state.step**0.5 for noise_std in noise_stds],
+            perturbation_stds=[std * state.step**0.5 for std in (*noise_stds, *roughly)],
             draws=draws,
-            target=state.config.measurement.flatness_target,
+            target=m.flatness_target,
             seed=r.seed,
         )
         for r in state.replicas

@@ -59,7 +59,7 @@ LAPTOP_ALEXNET = {
     "training.batch_size": 50,
     "training.stop_loss": 5e-3,
     "training.evaluation.every": 2,
-    "measurement.flatness_draws": 4,
+    "measurement.flatness_draws": 6,
 }
 LAPTOP = {
     "mlp_width": SearchSpace(

@@ -101,6 +101,17 @@ class TestWhenToStop:
         assert found.train[: len(before.train)].tolist() == before.train.tolist()
         assert draws == 16 or before.standard_error > 0.1 * before.value
 
+    def test_each_std_has_a_budget_of_its_own(self):
+        train, test = scatter(3.0)
+        model = nn.Linear(40, 1, bias=False).double()
+        y = torch.zeros(60).double()
+        options: dict[str, Any] = {"loss": "squared", "target": 0.1, "seed": SEED}
+        stds = [TAU, 2 * TAU, 3 * TAU]
+        found = flatness_gap(
+            model, train, y, test, y, perturbation_stds=stds, draws=[16, 40, 4], **options
+        )
+        assert [each.draws for each in found] == [16, 40, 4]
+
     @pytest.mark.parametrize("draws", [4, 6, 14])
     def test_fewer_than_the_least_are_all_taken(self, draws):
         assert gap(*scatter(0.25), draws=draws, target=1.0).draws == draws

@@ -192,6 +192,27 @@ class TestAtTheEnd:
         assert row["measure/smoothness"] == found.value
         assert row["measure/smoothness_residual"] == found.residual
 
+    @pytest.mark.parametrize("replicas", [None, 2])
+    def test_what_eq_3_takes_for_granted_is_looked_at_at_its_own_noise_std(self, replicas):
+        """As if sigma* were one of the noise stds, but for the number of draws."""
+        changes = {"measurement.flatness_draws": 20, "replicas": replicas}
+        row = run(changes).row
+        best = row["term/optimal_noise_std"]
+        draws = 16 if replicas is None else 10 * replicas
+        assert row["measure/flatness_draws_at_optimum"] == draws
+        other = run(
+            changes | {"measurement.noise_stds": [best], "measurement.flatness_draws": draws}
+        )
+        for name in (
+            "subgaussian_constant_perturbed",
+            "test_loss_increase",
+            "test_loss_increase_stderr",
+        ):
+            found = row[f"measure/{name}_at_optimum"]
+            assert found == pytest.approx(other.row[f"measure/{name}@{best:g}"], rel=1e-6), name
+        assert row["measure/test_loss_increase_at_optimum"] > 0
+        assert row["measure/subgaussian_constant_perturbed_at_optimum"] > 0
+
     def test_at_the_end_alone(self):
         for point in run().points[:-1]:
             assert not [

@@ -137,7 +137,7 @@ def flatness_gap(
     *,
     loss: LossName,
     perturbation_stds: Sequence[float],
-    draws: int,
+    draws: int | Sequence[int],
     seed: int,
     target: float = 0.0,
     chunk: int | None = None,
@@ -153,7 +153,8 @@ def flatness_gap(
         test_x, test_y: S', (n', ...) and (n',).
         loss: which.
         perturbation_stds: the values of tau, non-negative.
-        draws: evaluations of each loss per tau at most, even and at least 4: draws / 2 pairs.
+        draws: evaluations of each loss at most, even and at least 4: draws / 2 pairs. One number
+            for every tau, or one for each.
         seed: of the run.
         target: a tau has enough draws once the standard error of its mean over them is at most
             this fraction of it. Looked at after :data:`LEAST_DRAWS` and whenever they have doubled.
@@ -164,18 +165,23 @@ def flatness_gap(
         ValueError: an odd number of draws or fewer than 4, a negative or non-finite std, an empty
             sample, or nothing trainable.
     """
-    if draws < 4 or draws % 2:
-        raise ValueError(f"draws must be even, in pairs, and at least 4, not {draws}")
+    most = [draws] * len(perturbation_stds) if isinstance(draws, int) else draws
+    for count in most:
+        if count < 4 or count % 2:
+            raise ValueError(f"draws must be even, in pairs, and at least 4, not {count}")
     check_stds(perturbation_stds)
     if len(train_x) == 0 or len(test_x) == 0:
         raise ValueError("the flatness gap needs training and test samples")
     samples = [_Sample(train_x, train_y, loss), _Sample(test_x, test_y, loss)]
     chunk = chunk or default_chunk(model)
-    found = [_Found(std, target=target, most=draws // 2) for std in perturbation_stds]
+    found = [
+        _Found(std, target=target, most=count // 2)
+        for std, count in zip(perturbation_stds, most, strict=True)
+    ]
     with invisible(model, seed=seed, purpose="flatness"), disable(), torch.no_grad():
         exact = _Pairs(model, torch.float64, samples, chunk)
         chosen = [exact for _ in found]
-        for pair in range(draws // 2):
+        for pair in range(max(most, default=0) // 2):
             if all(each.pairs_due <= pair for each in found):
                 break
             u = exact.moved.normal("flatness", pair, dtype=torch.float64, seed=seed)
