@@ -33,7 +33,10 @@ NUMBERS = (
     "measure/test_loss_increase",
 )
 """What the names of measured numbers begin with; a measure of the user's own may be a word."""
-COUNTS = ("step", "steps", "epoch", "epochs", "num_samples", "num_parameters", "learning_rate")
+COUNTS = (
+    *("step", "steps", "epoch", "epochs", "learning_rate"),
+    *("num_samples", "num_test_samples", "num_classes", "num_parameters"),
+)
 TEXTS = (
     "measure/hessian_trace_estimator",
     "measure/gradient_dispersion_estimator",

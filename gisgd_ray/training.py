@@ -277,6 +277,8 @@ def summary(state: TrainState) -> dict[str, Any]:
         "steps": state.step,
         "epochs": state.epoch,
         **sizes,
+        "num_test_samples": len(state.dataset.test_y),
+        "num_classes": state.dataset.num_classes,
         "data/normalization_mean": list(state.dataset.normalization_mean),
         "data/normalization_std": list(state.dataset.normalization_std),
         **{k: v for k, v in state.last_point.items() if k not in ("step", "epoch")},

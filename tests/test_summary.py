@@ -34,7 +34,8 @@ NAMES_OF_FLATNESS = [
 ]
 NAMES = [
     *("status", "stop_reason", "outside_theorem", "steps", "epochs", "learning_rate"),
-    *("num_samples", "num_parameters", "data/normalization_mean", "data/normalization_std"),
+    *("num_samples", "num_test_samples", "num_classes", "num_parameters"),
+    *("data/normalization_mean", "data/normalization_std"),
     *("train/loss", "train/accuracy", "test/loss", "test/accuracy", "gap/loss", "gap/accuracy"),
     *STEP_MEANS,
     *("measure/gradient_dispersion_estimator", "measure/gradient_dispersion_of"),
@@ -261,6 +262,7 @@ class TestNumbers:
         row = run(RAGGED).row
         assert row["status"] == "finished"
         assert (row["steps"], row["epochs"], row["num_samples"]) == (12, 3.0, 200)
+        assert (row["num_test_samples"], row["num_classes"]) == (1000, 10)
         assert len(row["data/normalization_mean"]) == len(row["data/normalization_std"]) == 1
         assert row["bound/undefined_reason"] is None
         assert row["outside_theorem"] is None

@@ -72,6 +72,7 @@ def data_facts(trials: pd.DataFrame) -> dict[str, str]:
     facts: dict[str, list[str]] = {}
     names = {
         "num_samples": "training samples n",
+        "num_test_samples": "test samples",
         "num_parameters": "parameters d",
         "data/normalization_mean": "input mean (subtracted)",
         "data/normalization_std": "input std (divided by)",
