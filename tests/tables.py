@@ -45,7 +45,7 @@ NO_TRIALS = Tables(pd.DataFrame(columns=["trial_id", "status"]))
 def trial(trial_id: str, **fields: Any) -> dict[str, Any]:
     """A finished trial's row; ``__`` in a field's name stands for a dot."""
     row = {"trial_id": trial_id, "status": "finished", "model__name": "mlp", "seed": 0}
-    row |= {"data__dataset": "mnist"} | fields
+    row |= {"data__dataset": "mnist", "num_test_samples": 10_000, "num_classes": 10} | fields
     return {name.replace("__", "."): value for name, value in row.items()}
 
 

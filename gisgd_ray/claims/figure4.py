@@ -18,21 +18,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gisgd_ray.claims import (
-    Claim,
-    count_below,
-    count_verdict,
-    interval_verdict,
-    joint_verdict,
-    mean_interval,
+from gisgd_ray.claims import Claim, PValues, all_of, corrected_together
+from gisgd_ray.claims.accuracies import (
+    AccuracyInterval,
+    HeldOut,
+    Points,
+    accuracy_interval,
+    accuracy_test,
+    held_out,
+    sign_test,
 )
 from gisgd_ray.claims.points import TEST, TRAIN, finished, numbers, points_after_start
 from gisgd_ray.panels import panels, told_apart
 from gisgd_ray.results import ResultTables
 
 FACTOR = "measure/gradient_factor"
-TOLERANCE = 2.0
-"""How many percentage points below its best a test accuracy still is near it."""
+TOLERANCE = 3.0
+"""How many percentage points below its best a test accuracy still is near it; as in Figure 3."""
 CONVERGED = 0.95
 """Share of the best test accuracy at which it counts as converged."""
 SLOWER = 1.25
@@ -155,73 +157,83 @@ def claims(tables: ResultTables) -> list[Claim]:
             if not variant.clips:
                 continue
             facts = pairs(tables, variant, plain) if plain else None
-            asked = [_holds_accuracy, _smaller_gap, _converges_alike]
-            asked += [_starts_in_time] if variant.starts_by_itself else []
-            found += [claim(facts, f"{title}; {variant.label}") for claim in asked]
-    return found
+            there, split = f"{title}; {variant.label}", held_out(variant.trials)
+            found += [_holds_accuracy(facts, split, there), _smaller_gap(facts, split, there)]
+            found.append(_converges_alike(facts, there))
+            if variant.starts_by_itself:
+                found.append(_starts_in_time(facts, there))
+    return corrected_together(found)
 
 
-def _claim(facts: Facts | None, verdict: Callable[[Facts], tuple[str, Any]], **words: str) -> Claim:
-    """A claim whose ``verdict`` gives evidence and verdict; undecided without any pair."""
+def _claim(
+    facts: Facts | None,
+    statistic: Callable[[Facts], tuple[str, PValues | None]],
+    *,
+    text: str,
+    test: str,
+) -> Claim:
+    """A claim whose statistic gives evidence and its p-values; undecided without any pair."""
     if facts is None or facts.empty:
-        return Claim(words["text"], words["test"], NO_PAIR, "undecided")
-    evidence, found = verdict(facts)
+        return Claim(text, test, NO_PAIR)
+    evidence, found = statistic(facts)
     never = int(np.isinf(facts["begun"]).sum())
     if never:
         evidence += f"; clipping never began with {never} of {len(facts)} seeds"
-    return Claim(words["text"], words["test"], evidence, found)
+    return Claim(text, test, evidence, p_values=found)
 
 
-def _holds_accuracy(facts: Facts | None, where: str) -> Claim:
+def _holds_accuracy(facts: Facts | None, split: HeldOut, where: str) -> Claim:
     """Statistic: best minus final test accuracy, with and without clipping. n: seeds.
 
     Both are asked for: where plain SGD loses nothing there is nothing to hold. The best is one
     epoch's, chosen for being largest, which makes every drop look larger than it is.
     """
 
-    def verdict(facts: Facts) -> tuple[str, Any]:
+    def statistic(facts: Facts) -> tuple[str, PValues]:
         best = facts[["best_with", "best_without"]].max(axis=1)
-        held = mean_interval(100 * (best - facts["final_with"]))
-        lost = mean_interval(100 * (facts["best_without"] - facts["final_without"]))
+        held = _differences(best, facts["final_with"], split)
+        lost = _differences(facts["best_without"], facts["final_without"], split)
         evidence = (
             f"points below the best at the end: with clipping {held}, without {lost}; test "
             f"accuracy {_percent(facts['final_with'])} with, {_percent(facts['final_without'])} "
             f"without, best {_percent(best)}"
         )
-        near = interval_verdict(held, TOLERANCE, side="below")
-        drops = interval_verdict(lost, TOLERANCE, side="above")
-        return evidence, joint_verdict(near, drops)
+        near = accuracy_test(held, TOLERANCE, side="below")
+        drops = accuracy_test(lost, TOLERANCE, side="above")
+        return evidence, all_of(near, drops)
 
     return _claim(
         facts,
-        verdict,
+        statistic,
         text="Clipping holds the test accuracy near its best, while without it the accuracy "
         f"drops ({where}).",
         test=f"mean test accuracy of the last tenth of the epochs: with clipping under "
         f"{TOLERANCE:g} percentage points below the best epoch of either run of the seed, without "
-        f"over {TOLERANCE:g} below its own best; the 95 % intervals over seeds whole on their "
-        "sides, one seed taken as it is",
+        f"over {TOLERANCE:g} below its own best; in the mean over seeds, {split.in_words}",
     )
 
 
-def _smaller_gap(facts: Facts | None, where: str) -> Claim:
+def _smaller_gap(facts: Facts | None, split: HeldOut, where: str) -> Claim:
     """Statistic: final gap in accuracy with minus without clipping, by seed. n: seeds."""
 
-    def verdict(facts: Facts) -> tuple[str, Any]:
-        difference = mean_interval(100 * (facts["gap_with"] - facts["gap_without"]))
+    def statistic(facts: Facts) -> tuple[str, PValues]:
+        gaps = 100 * (facts["gap_with"] - facts["gap_without"])
+        # Training accuracies are of all training samples: the split's error is of the others.
+        ends = (100 * facts["final_with"], 100 * facts["final_without"])
+        errors = map(split.difference_error, *ends)
+        difference = accuracy_interval(map(Points, gaps, errors), split)
         evidence = (
             f"difference {difference} points; gap {_percent(facts['gap_with'])} with, "
             f"{_percent(facts['gap_without'])} without"
         )
-        return evidence, interval_verdict(difference, 0.0, side="below")
+        return evidence, accuracy_test(difference, 0.0, side="below")
 
     return _claim(
         facts,
-        verdict,
+        statistic,
         text=f"The train-test accuracy gap at the end is smaller with clipping ({where}).",
         test="train − test accuracy, mean of the last tenth of the epochs, with minus without "
-        "clipping, paired by seed: below 0, with several seeds the whole 95 % interval; one seed "
-        "is taken as it is",
+        f"clipping, paired by seed: below 0 in the mean over seeds, {split.in_words}",
     )
 
 
@@ -232,7 +244,7 @@ def _converges_alike(facts: Facts | None, where: str) -> Claim:
     then says nothing.
     """
 
-    def verdict(facts: Facts) -> tuple[str, Any]:
+    def statistic(facts: Facts) -> tuple[str, PValues | None]:
         early = facts[facts["begun"] < facts["reached_without"]]
         evidence = (
             f"reached at epoch {_listed(facts['reached_with'])} with clipping and "
@@ -241,17 +253,20 @@ def _converges_alike(facts: Facts | None, where: str) -> Claim:
         )
         if early.empty:
             evidence += ": too late to change it, whatever clipping does (n = 0)"
-            return evidence, "undecided"
-        alike = count_below(early["reached_with"], SLOWER * early["reached_without"], strict=False)
-        evidence += f"; as fast with {alike.k} of the {alike.n} seeds in which it began before"
-        return evidence, count_verdict(alike)
+            return evidence, None
+        alike = early["reached_with"] <= SLOWER * early["reached_without"]
+        evidence += (
+            f"; as fast with {alike.sum()} of the {len(early)} seeds in which it began before"
+        )
+        return evidence, sign_test(alike)
 
     return _claim(
         facts,
-        verdict,
+        statistic,
         text=f"Clipping does not change the speed at which test accuracy converges ({where}).",
         test=f"epochs to {100 * CONVERGED:g} % of the best test accuracy without clipping: with it "
-        f"at most {SLOWER:g} times as many, at every seed in which clipping began before; a count",
+        f"at most {SLOWER:g} times as many with most seeds, of those in which clipping began "
+        "before, by a sign test",
     )
 
 
@@ -262,27 +277,34 @@ def _starts_in_time(facts: Facts | None, where: str) -> Claim:
     time: clipping before it stops learning, clipping after it comes too late.
     """
 
-    def verdict(facts: Facts) -> tuple[str, Any]:
-        early = int((facts["begun"] < facts["reached_without"]).sum())
-        late = int((facts["begun"] > facts["near"]).sum())
-        in_time = len(facts) - early - late
+    def statistic(facts: Facts) -> tuple[str, PValues]:
+        early = facts["begun"] < facts["reached_without"]
+        late = facts["begun"] > facts["near"]
+        in_time = ~(early | late)
         evidence = (
-            f"in time with {in_time} of {len(facts)} seeds, too early with {early}, too late or "
-            f"never with {late}; started after epoch {_listed(facts['begun'])}, SGD converged at "
-            f"epoch {_listed(facts['reached_without'])} and near its best until "
+            f"in time with {in_time.sum()} of {len(facts)} seeds, too early with {early.sum()}, "
+            f"too late or never with {late.sum()}; started after epoch {_listed(facts['begun'])}, "
+            f"SGD converged at epoch {_listed(facts['reached_without'])} and near its best until "
             f"{_listed(facts['near'])}"
         )
-        return evidence, "holds" if in_time == len(facts) else "fails"
+        return evidence, sign_test(in_time)
 
     return _claim(
         facts,
-        verdict,
+        statistic,
         text="The growth of an epoch's mean gradient norm tells when clipping is to start "
         f"({where}).",
         test=f"the start lies between the epoch at which SGD reaches {100 * CONVERGED:g} % of its "
         f"best test accuracy and the last at which it is within {TOLERANCE:g} percentage points "
-        "of its best, at every seed; a count",
+        "of its best, with most seeds, by a sign test",
     )
+
+
+def _differences(
+    first: "pd.Series[float]", second: "pd.Series[float]", split: HeldOut
+) -> AccuracyInterval:
+    """Mean over seeds of the difference of two accuracies, fractions, in percentage points."""
+    return accuracy_interval(map(split.difference, 100 * first, 100 * second), split)
 
 
 def _percent(fractions: "pd.Series[float]") -> str:
