@@ -8,7 +8,7 @@ epoch by epoch until all training labels are fitted (Wang & Mao, ICLR 2022, Figu
 
     dispersion       V_t, mean over the steps of an epoch   gisgd_ray.measures.dispersion
     train, test      accuracy on the whole split            gisgd_ray.evaluation
-    valley           lowest V between the two descents      gisgd_ray.claims.figure3.find_valley
+    valley           lowest V between the two descents      gisgd_ray.claims.valley.find_valley
 
 Weights and biases start as in the authors' code at both scales (Xavier-normal, N(0,1)): from
 PyTorch's initialisation V hardly descends before it rises. The paper scale takes the momentum of
@@ -183,7 +183,8 @@ SWEEP = Sweep(
         "figure3": "Left axis: training and test accuracy. Right axis: the gradient dispersion V, "
         "mean over the steps of an epoch. Label noise is the fraction of train and of test labels "
         "redrawn at random. Dashed, the valley: the lowest V between its two descents, in the "
-        "mean over the seeds that have one; dotted, the best test accuracy. With several seeds, "
+        "mean over the seeds in which it is more than scatter; dotted, the best test accuracy, "
+        "beside which there may be others as good (see the claims). With several seeds, "
         "means with one standard deviation shaded; towards the end over the seeds that have not "
         "yet fitted all labels."
     },

@@ -1,4 +1,4 @@
-"""Figure 3's valley on curves whose shape is known, and its claims on runs of known course."""
+"""Figure 3's claims on runs of known course; its valley itself is in test_valley.py."""
 
 import math
 from collections.abc import Callable
@@ -7,131 +7,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from gisgd_ray.claims import Claim, figure3
-from gisgd_ray.claims.figure3 import FACTOR, WINDOW, Course, course, find_valley, running_median
+from gisgd_ray.claims.accuracies import HeldOut
+from gisgd_ray.claims.figure3 import FITTED, Course, course, shape_test
+from gisgd_ray.claims.statistics import LEVEL
+from gisgd_ray.claims.valley import WINDOW
 from tests.tables import NO_TRIALS, Tables, history, trial
+from tests.test_valley import double_descent
 
-EPOCHS = np.arange(1.0, 61.0)
-
-
-def double_descent(epochs: Any) -> Any:
-    """Falls from 11 to 1 at epoch 10, rises to 4 at epoch 30, falls to 0.04 at epoch 60."""
-    points = {1: 11.0, 4: 3.0, 7: 1.45, 10: 1.0, 30: 4.0, 60: 0.04}
-    return np.interp(epochs, list(points), list(points.values()))
-
-
-def test_the_valley_of_a_clean_double_descent_is_found() -> None:
-    found = find_valley(EPOCHS, double_descent(EPOCHS))
-    assert found is not None
-    assert (found.epoch, found.peak_epoch) == (10, 30)
-    assert found.dispersion == sorted(double_descent(EPOCHS[7:12]))[2]
-    assert found.peak == sorted(double_descent(EPOCHS[27:32]))[2]
-    assert found.end == pytest.approx(0.04)
-    assert found.descends_again
-
-
-def test_epochs_need_not_be_whole_or_start_at_one() -> None:
-    found = find_valley(EPOCHS / 4 + 100, double_descent(EPOCHS))
-    assert found is not None
-    assert (found.epoch, found.peak_epoch) == (102.5, 107.5)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_scatter_of_two_percent_moves_the_valley_little(seed: int) -> None:
-    scatter = 1 + 0.02 * np.random.default_rng(seed).standard_normal(len(EPOCHS))
-    found = find_valley(EPOCHS, double_descent(EPOCHS) * scatter)
-    assert found is not None
-    assert abs(found.epoch - 10) <= 1
-    assert abs(found.peak_epoch - 30) <= 2
-    assert found.descends_again
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_scatter_of_two_percent_makes_no_valley_in_a_decay(seed: int) -> None:
-    scatter = 1 + 0.02 * np.random.default_rng(seed).standard_normal(len(EPOCHS))
-    assert find_valley(EPOCHS, 5 * np.exp(-EPOCHS / 10) * scatter) is None
-
-
-def test_a_spike_of_one_epoch_or_two_is_no_peak() -> None:
-    decay = 5 * np.exp(-EPOCHS / 10)
-    assert find_valley(EPOCHS, decay) is None
-    for spikes in ([40], [40, 41]):
-        spiked = decay.copy()
-        spiked[spikes] = 100
-        assert find_valley(EPOCHS, spiked) is None
-    spiked[42] = 100  # a third epoch is most of the window
-    assert find_valley(EPOCHS, spiked) is not None
-
-
-def test_a_dip_of_one_epoch_is_no_valley() -> None:
-    dipped = double_descent(EPOCHS)
-    dipped[20] = 0.001
-    found = find_valley(EPOCHS, dipped)
-    assert found is not None
-    assert found.epoch == 10
-
-
-@pytest.mark.parametrize("shape", [EPOCHS, 1 / EPOCHS, np.ones(60), np.zeros(60), 60 - EPOCHS])
-def test_a_curve_that_only_rises_or_falls_or_stays_has_no_valley(shape: Any) -> None:
-    assert find_valley(EPOCHS, shape) is None
-
-
-def test_both_the_fall_and_the_rise_must_exceed_the_factor() -> None:
-    def shaped(start: float, peak: float) -> Any:
-        return np.array([start] * 5 + [1.0] * 5 + [peak] * 5)
-
-    epochs = range(15)
-    assert find_valley(epochs, shaped(2, FACTOR - 0.001)) is None
-    assert find_valley(epochs, shaped(FACTOR - 0.001, 2)) is None
-    found = find_valley(epochs, shaped(FACTOR + 0.001, FACTOR + 0.001))
-    assert found is not None
-    assert (found.epoch, found.peak_epoch) == (7, 12)
-
-
-def test_a_curve_that_rises_before_it_falls_has_its_valley_after_that() -> None:
-    values = [2.0] * 5 + [3.0] * 5 + [1.0] * 5 + [2.5] * 5
-    found = find_valley(range(20), values)
-    assert found is not None
-    assert (found.epoch, found.dispersion, found.peak_epoch, found.peak) == (12, 1, 17, 2.5)
-    assert not found.descends_again
-
-
-def test_of_several_peaks_the_highest_counts_and_the_lowest_point_before_it() -> None:
-    """A late bump of tiny V is a larger factor, and no peak of the curve."""
-    levels = [9.0, 2.0, 3.0, 1.5, 4.0, 0.1, 0.5, 0.01]
-    found = find_valley(range(40), np.repeat(levels, 5))
-    assert found is not None
-    assert (found.dispersion, found.peak, found.end) == (1.5, 4.0, 0.01)
-    assert (found.epoch, found.peak_epoch) == (17, 22)
-
-
-def test_points_that_are_not_finite_are_left_out() -> None:
-    values = double_descent(EPOCHS)
-    expected = find_valley(np.delete(EPOCHS, [0, 15, 59]), np.delete(values, [0, 15, 59]))
-    values[[0, 15]], values[59] = math.nan, math.inf
-    assert expected is not None
-    assert find_valley(EPOCHS, values) == expected
-    assert find_valley(EPOCHS, np.full(60, math.nan)) is None
-
-
-def test_fewer_points_than_the_window_tell_nothing() -> None:
-    assert find_valley([], []) is None
-    values = [9.0, 1.0, 1.0, 5.0, 7.0]
-    assert find_valley(range(WINDOW), values) is not None
-    assert find_valley(range(WINDOW - 1), values[:-1]) is None
-
-
-def test_the_running_median_narrows_towards_the_ends() -> None:
-    assert list(running_median([9, 1, 5, 7, 3, 8, 2])) == [9, 5, 5, 5, 5, 3, 2]
-    assert list(running_median([4, 8])) == [4, 8]
-    assert list(running_median([])) == []
-
-
-# ---------------------------------------------------------------- claims
+SPLIT = HeldOut(samples=10_000, classes=10, label_noise=0.4)
 
 ACCURACY = {0: 10.0, 7: 59.4, 10: 60.0, 60: 49.0}
 """In %: test accuracy is best where the dispersion is lowest."""
+MEMORISED = {0: 0.0, 10: 4.0, 60: 51.0}
+"""Training accuracy above that of test: all labels are fitted in the end."""
 
 
 def run(
@@ -144,7 +35,7 @@ def run(
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """A trial and its points at epochs 0 to 60; accuracies in %, linear in between."""
     epochs = np.arange(61.0)
-    gap = gap or {0: 0.0, 10: 4.0, 60: 50.0}
+    gap = gap or MEMORISED | {60: 100.0 - test[60]}
     tested = np.interp(epochs, list(test), list(test.values()))
     points = history(
         name,
@@ -156,121 +47,213 @@ def run(
     return trial(name, data__label_noise=noise, **fields), points
 
 
+def seeds(count: int = 3, **changes: Any) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    return [run(f"{seed}/{changes}", seed=seed, **changes) for seed in range(count)]
+
+
 def claims(*runs: tuple[dict[str, Any], pd.DataFrame]) -> list[Claim]:
     rows, points = zip(*runs, strict=True)
     return figure3.claims(Tables(pd.DataFrame(list(rows)), pd.concat(points)))
 
 
+def verdicts(*runs: tuple[dict[str, Any], pd.DataFrame]) -> list[str]:
+    return [claim.verdict for claim in claims(*runs)]
+
+
 def test_the_course_of_a_run() -> None:
-    seen = course(run("a")[1])
+    seen = course(run("a")[1], SPLIT)
     assert seen.valley is not None
     assert (seen.points, seen.valley.epoch, seen.best_epoch) == (60, 10, 10)
+    assert seen.is_fitted
     # About epoch 10 the median of 59.6, 59.8, 60, 59.78 and 59.56 %.
-    assert seen.below_best == 0
-    assert seen.lost == pytest.approx(59.78 - 49)
-    assert seen.learned == 1
-    # In the training split 62.8, 63.4, 64, 64.7 and 65.4 %; at the end 50 points apart.
-    assert seen.gap == pytest.approx((64 - 59.78) / 50)
-    # Within a point of 59.78 are epochs 7 (59.4 %) to 15 (58.9 %).
-    assert seen.as_good == pytest.approx(9 / 60)
+    assert seen.below_best == (0, SPLIT.difference_error(59.78, 59.78))
+    assert seen.lost.value == pytest.approx(59.78 - 49)
+    assert seen.lost.error == pytest.approx(SPLIT.difference_error(59.78, 49))
+    # W_0 has 10 %.
+    assert seen.learned.value == pytest.approx(59.78 - (59.78 + 10) / 2)
+    # Training 62.8, 63.4, 64, 64.72 and 65.44 %; 51 points above the test split's at the end.
+    assert seen.gap.value == pytest.approx(64 - 59.78 - 0.2 * 51)
+
+
+def test_the_plateau_is_what_the_sampling_error_does_not_tell_from_the_best() -> None:
+    """1.96 standard errors of the difference and one sample, at every epoch by itself."""
+    _, points = run("a")
+    tested = 100 * points["test/accuracy"].to_numpy()
+    for samples in (1_000, 10_000):
+        split = HeldOut(samples=samples, classes=10, label_noise=0.4)
+        seen = course(points, split)
+        known = [
+            epoch
+            for epoch in range(3, 59)
+            if 59.78 - np.median(tested[epoch - 2 : epoch + 3])
+            <= 1.96 * split.difference_error(59.78, np.median(tested[epoch - 2 : epoch + 3]))
+            + 100 / samples
+        ]
+        assert seen.plateau == (known[0], known[-1])
+        assert seen.as_good == pytest.approx(len(known) / 60)
+    assert seen.plateau == (7, 13)
 
 
 def test_a_course_measures_from_the_accuracy_of_w_0() -> None:
     late = {0: 10.0, 10: 20.0, 36: 58.0, 40: 60.0, 60: 50.0}
-    seen = course(run("a", test=late)[1])
+    seen = course(run("a", test=late)[1], SPLIT)
     assert seen.best_epoch == 40
-    assert seen.learned == pytest.approx((20 - 10) / (59.5 - 10), abs=0.02)
-    assert seen.below_best == pytest.approx(59.5 - 20, abs=1)
+    assert seen.learned.value == pytest.approx(20 - (10 + 59.5) / 2, abs=1)
+    assert seen.below_best.value == pytest.approx(59.5 - 20, abs=1)
 
 
 def test_the_paper_s_picture_holds() -> None:
-    found = claims(run("a", seed=0), run("b", seed=1))
+    found = claims(*seeds())
     assert [c.verdict for c in found] == ["holds"] * 3
     twice, marks, small = found
     assert "(MLP on mnist, label_noise = 0.4)" in twice.text
-    assert (
-        twice.evidence == "2 of 2 trials; valley at epoch 10, peak at epoch 30, 3.3 times as high"
+    assert twice.evidence.startswith(
+        "descends twice in 3, excluded in 0 of 3 trials; valley at epoch 10, peak at epoch 30, "
+        "3.3 times as high"
     )
-    assert "0 (0 to 0 over n = 2 seeds) percentage points" in marks.evidence
+    # Two networks right of 93 % of the true labels: +-1.96 sqrt(9.6 % / 10,000 + 1e-8).
+    assert marks.evidence.startswith("below the best at the valley by 0 (-0.61 to 0.61 over n = 3")
     assert "valley at epoch 10, best at epoch 10, 0 epochs apart" in marks.evidence
-    assert "within 1 point of the best are 15 % of all points" in marks.evidence
-    assert "gap at the end 0.084 (0.084 to 0.084 over n = 2 seeds)" in small.evidence
+    assert (
+        "the test samples do not tell epochs 7 to 13 from the best, 12 % of all points, the valley "
+        "among them in 3 of 3 trials" in marks.evidence
+    )
+    assert "with the sampling error of 10,000 test samples" in marks.test
+    assert small.evidence.startswith(
+        "largest gap up to the valley minus 0.2 of that at the end -6.0 (-6.9 to -5.0 over n = 3"
+    )
+
+
+def test_with_fewer_test_samples_less_is_told() -> None:
+    """A drop of 4 points: what 10,000 samples show, 1,000 do not."""
+    dropped = {0: 10.0, 10: 60.0, 60: 54.0}
+    assert verdicts(*seeds(test=dropped))[1] == "holds"
+    assert verdicts(*seeds(test=dropped, num_test_samples=1_000))[1] == "undecided"
+    unknown = claims(*seeds(test=dropped, num_test_samples=math.nan))[1]
+    assert unknown.verdict == "undecided"
+    assert "no finite interval" in unknown.evidence
+    assert "an unknown number of test samples" in unknown.test
+
+
+def test_two_seeds_decide_nothing_about_accuracies_and_one_is_a_single_run() -> None:
+    assert verdicts(*seeds(2)) == ["holds", "undecided", "undecided"]
+    assert verdicts(*seeds(1)) == ["single run"] * 3
 
 
 def test_a_valley_that_comes_before_anything_is_learned_marks_nothing() -> None:
     late = {0: 10.0, 12: 10.0, 36: 58.0, 40: 60.0, 60: 50.0}
-    found = claims(run("a", test=late), run("b", seed=1, test=late))
+    found = claims(*seeds(test=late))
     assert [c.verdict for c in found] == ["holds", "fails", "fails"]
     assert "valley at epoch 10, best at epoch 40, 30 epochs apart" in found[1].evidence
+    assert "the valley among them in 0 of 3 trials" in found[1].evidence
 
 
 def test_test_accuracy_that_never_falls_leaves_no_peak_to_mark() -> None:
     flat = {0: 10.0, 10: 60.0, 60: 59.5}
-    assert [c.verdict for c in claims(run("a", test=flat))] == ["holds", *["single run"] * 2]
+    assert verdicts(*seeds(test=flat)) == ["holds", "fails", "holds"]
 
 
 def test_a_large_gap_before_the_valley_is_told() -> None:
-    found = claims(*(run(str(s), gap={0: 0.0, 10: 30.0, 60: 50.0}, seed=s) for s in range(2)))
-    assert [c.verdict for c in found] == ["holds", "holds", "fails"]
+    assert verdicts(*seeds(gap={0: 0.0, 10: 30.0, 60: 51.0})) == ["holds", "holds", "fails"]
     # It counts at its largest before the valley, not only there.
-    gap = {0: 0.0, 5: 20.0, 10: 4.0, 60: 50.0}
-    assert claims(run("a", gap=gap), run("b", gap=gap, seed=1))[2].verdict == "fails"
+    assert verdicts(*seeds(gap={0: 0.0, 5: 20.0, 10: 4.0, 60: 51.0}))[2] == "fails"
 
 
 def test_seeds_that_differ_leave_the_question_open() -> None:
     late = {0: 10.0, 12: 54.0, 40: 60.0, 60: 50.0}
-    found = claims(run("a"), run("b", seed=1), run("c", seed=2, test=late))
-    assert [c.verdict for c in found] == ["holds", "undecided", "holds"]
+    found = claims(*seeds(2), run("c", seed=2, test=late))
+    assert [c.verdict for c in found] == ["holds", "undecided", "undecided"]
     assert "over n = 3 seeds" in found[1].evidence
 
 
-def test_a_seed_without_a_valley_is_enough_to_deny_the_double_descent() -> None:
-    found = claims(run("a"), run("b", seed=1), run("c", seed=2, dispersion=lambda e: 1 / e))
-    assert [c.verdict for c in found] == ["fails", "undecided", "undecided"]
-    assert found[0].evidence.startswith("2 of 3 trials; valley at epoch 10")
-    assert "over n = 2 seeds, 1 left out as undefined" in found[1].evidence
+def decay(epochs: Any) -> Any:
+    return np.exp(-epochs / 10)
+
+
+def test_runs_with_and_runs_without_a_valley_leave_it_open() -> None:
+    found = claims(*seeds(2), run("c", seed=2, dispersion=decay))
+    assert [c.verdict for c in found] == ["undecided"] * 3
+    assert found[0].evidence.startswith("descends twice in 2, excluded in 1 of 3 trials")
+    assert "no valley found in 1 of 3 trials" in found[1].evidence
 
 
 def test_without_any_valley_there_is_nothing_to_mark() -> None:
-    twice, marks, small = claims(run("a", dispersion=lambda e: 1 / e))
-    assert (twice.verdict, twice.evidence) == ("fails", "0 of 1 trials")
+    twice, marks, small = claims(*seeds(dispersion=decay))
+    assert twice.verdict == "fails"
+    assert twice.evidence.startswith("descends twice in 0, excluded in 3 of 3 trials")
     assert marks.verdict == small.verdict == "undecided"
-    assert marks.evidence == small.evidence == "no valley in 1 of 1 trials (n = 0)"
+    assert (
+        marks.evidence == small.evidence == "no valley in any trial that fitted the labels (n = 0)"
+    )
 
 
 def test_a_peak_from_which_v_has_not_come_down_is_half_a_double_descent() -> None:
-    twice, *_ = claims(run("a", dispersion=lambda e: 1 + np.abs(e - 20)))
+    twice, *_ = claims(*seeds(dispersion=lambda e: 1 + np.abs(e - 20)))
     assert twice.verdict == "fails"
-    assert twice.evidence.startswith("0 of 1 trials; valley at epoch 20, peak at epoch 60")
+    assert "excluded in 3 of 3 trials; valley at epoch 20, peak at epoch 60" in twice.evidence
+
+
+@pytest.mark.parametrize("reached", [FITTED - 1, FITTED + 0.5])
+def test_a_run_that_stopped_before_the_labels_were_fitted_does_not_deny_anything(
+    reached: float,
+) -> None:
+    """Without a valley, and with test accuracy that has not dropped yet: both may be to come."""
+    flat = {0: 10.0, 10: 60.0, 60: 60.0}
+    stopped = {"gap": {0: 0.0, 60: reached - 60}, "test": flat}
+    over = reached >= FITTED
+    decays = claims(*seeds(dispersion=decay, **stopped))[0]
+    assert decays.verdict == ("fails" if over else "undecided")
+    half, marks, small = claims(*seeds(dispersion=lambda e: 1 + np.abs(e - 20), **stopped))
+    assert half.verdict == ("fails" if over else "undecided")
+    assert marks.verdict == ("fails" if over else "undecided")
+    if not over:
+        told = "3 of 3 trials stopped before the labels were fitted, at a training accuracy of 98 %"
+        assert told in decays.evidence
+        assert marks.evidence == small.evidence == told
+        assert small.verdict == "undecided"
+        # What a run does show is shown, fitted or not.
+        assert verdicts(*seeds(**stopped))[0] == "holds"
 
 
 CLEAN = {0: 10.0, 30: 90.0, 60: 90.0}
 
 
 def test_without_noise_the_mlp_s_dispersion_only_decays() -> None:
-    decays, kept = claims(run("a", 0.0, lambda e: np.exp(-e / 10), CLEAN))
+    decays, kept = claims(*seeds(noise=0.0, dispersion=decay, test=CLEAN))
     assert decays.text.startswith("Without label noise the gradient dispersion V only decays (MLP")
-    assert (decays.verdict, kept.verdict) == ("holds", "single run")
-    assert decays.evidence.startswith("1 of 1 trials; V at the end is 0.0027 of")
+    assert (decays.verdict, kept.verdict) == ("holds", "holds")
+    assert decays.evidence.startswith(
+        "only decays in 3, excluded in 0 of 3 trials; V at the end is 0.0027 of"
+    )
     # A valley, and a curve that stays where it is, are both no decay.
     for other in (double_descent, lambda e: 1 + 0 * e):
-        assert claims(run("a", 0.0, other, CLEAN))[0].verdict == "fails"
+        assert verdicts(*seeds(noise=0.0, dispersion=other, test=CLEAN))[0] == "fails"
+
+
+def test_without_noise_a_run_that_stopped_early_has_not_shown_that_v_only_decays() -> None:
+    gap = {0: 0.0, 60: 5.0}
+    found = claims(*seeds(noise=0.0, dispersion=decay, test=CLEAN, gap=gap))
+    assert [c.verdict for c in found] == ["undecided"] * 2
+    assert all("stopped before the labels were fitted" in c.evidence for c in found)
+    assert verdicts(*seeds(noise=0.0, test=CLEAN, gap=gap))[0] == "fails"
 
 
 def test_without_noise_alexnet_s_dispersion_descends_twice() -> None:
-    alexnet = {"model__name": "alexnet", "data__dataset": "cifar10"}
-    twice, kept = claims(run("a", 0.0, double_descent, CLEAN, **alexnet))
+    alexnet = {"model__name": "alexnet", "data__dataset": "cifar10", "noise": 0.0, "test": CLEAN}
+    twice, kept = claims(*seeds(**alexnet))
     assert twice.text.startswith("The gradient dispersion V descends twice")
     assert "(AlexNet on cifar10, label_noise = 0)" in kept.text
-    assert (twice.verdict, kept.verdict) == ("holds", "single run")
-    decay = run("a", 0.0, lambda e: np.exp(-e / 10), CLEAN, **alexnet)
-    assert claims(decay)[0].verdict == "fails"
+    assert (twice.verdict, kept.verdict) == ("holds", "holds")
+    assert verdicts(*seeds(dispersion=decay, **alexnet))[0] == "fails"
 
 
 def test_test_accuracy_lost_without_noise_is_told() -> None:
-    lost = claims(run("a", 0.0, lambda e: np.exp(-e / 10), ACCURACY))[1]
-    assert lost.verdict == "single run"
-    assert lost.evidence == "11 (one seed: no interval) percentage points below"
+    lost = claims(*seeds(noise=0.0, dispersion=decay, test=ACCURACY))[1]
+    assert lost.verdict == "fails"
+    assert lost.evidence.startswith("11 (8.9 to 13 over n = 3 seeds) percentage points below")
+    single = claims(run("a", 0.0, decay, ACCURACY))[1]
+    assert single.verdict == "single run"
+    assert single.evidence.startswith("11 (one seed: no interval) percentage points below")
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.4])
@@ -293,10 +276,13 @@ def test_what_was_not_measured_is_undecided(noise: float, absent: str) -> None:
 
 
 def test_accuracies_that_are_unknown_leave_the_shape_of_v() -> None:
-    row, points = run("a")
-    for column in (figure3.TRAIN, figure3.TEST):
-        points[column] = math.nan
-    assert [c.verdict for c in claims((row, points))] == ["holds", "undecided", "undecided"]
+    runs = seeds()
+    for _, points in runs:
+        points[[figure3.TRAIN, figure3.TEST]] = math.nan
+    assert verdicts(*runs) == ["holds", "undecided", "undecided"]
+    for _, points in runs:
+        points[figure3.DISPERSION] = np.exp(-points["epoch"])
+    assert verdicts(*runs) == ["undecided"] * 3
 
 
 def test_every_noise_level_and_model_is_a_panel_of_its_own() -> None:
@@ -319,7 +305,53 @@ def test_only_finished_trials_count() -> None:
 
 
 def test_a_course_of_nothing() -> None:
-    empty = course(run("a")[1].head(1))
+    empty = course(run("a")[1].head(1), SPLIT)
     assert isinstance(empty, Course)
-    assert (empty.points, empty.valley) == (0, None)
-    assert math.isnan(empty.lost)
+    assert (empty.points, empty.valley, empty.is_fitted) == (0, None, False)
+    assert math.isnan(empty.lost.value)
+
+
+# ---------------------------------------------------------------- rates
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_a_shape_that_no_run_has_is_established_in_five_percent_at_most(n: int) -> None:
+    """Each run shows, or denies, at 5 % what is not so: exactly, over all outcomes of n runs."""
+    for claimed in (True, False):
+        wrong = 0.0
+        for k in range(n + 1):
+            runs, none = [i < k for i in range(n)], [False] * n
+            p_values = shape_test(runs, none) if claimed else shape_test(none, runs)
+            p = p_values.p_holds if claimed else p_values.p_fails
+            if p <= LEVEL:
+                wrong += math.comb(n, k) * LEVEL**k * (1 - LEVEL) ** (n - k)
+        assert wrong <= LEVEL
+    few = shape_test([True] * 2 + [False] * 3, [False] * 5)
+    assert few.p_holds == pytest.approx(1 - 0.95**5 - 5 * 0.05 * 0.95**4)
+    assert (few.p_fails, few.n) == (1.0, 5)
+    assert shape_test([True], [False]) == (0.0, 1.0, 1)
+    assert shape_test([False], [False]) == (1.0, 1.0, 1)
+
+
+NULL = {
+    # The second descent's null: a decay that levels off, with scatter.
+    "twice": lambda e: 1 + 10 * np.exp(-e / 2),
+    # Its opposite's: a double descent, of which a rise of 5 % is the smallest that counts.
+    "decays": lambda e: np.exp(np.interp(e, [1, 20, 26, 36, 42, 60], [1, 0, 0, 0.049, 0.049, -2])),
+}
+
+
+@pytest.mark.parametrize("null", NULL)
+def test_of_runs_under_their_null_no_more_claims_hold_or_fail_than_said(null: str) -> None:
+    """Whole claims, of three seeds each, with scatter of 3 % whose neighbours correlate by 0.3."""
+    rng = np.random.default_rng(5)
+    many, wrong = 20, 0
+    for _ in range(many):
+        runs = []
+        for row, points in seeds(noise=0.0 if null == "decays" else 0.4, test=ACCURACY):
+            scatter = rng.standard_normal(62)
+            correlated = 0.3 * scatter[:-1] + math.sqrt(1 - 0.09) * scatter[1:]
+            v = NULL[null](points["epoch"]) * np.exp(0.03 * correlated)
+            runs.append((row, points.assign(**{figure3.DISPERSION: v})))
+        wrong += verdicts(*runs)[0] == "holds"
+    assert wrong <= stats.binom.ppf(0.999, many, LEVEL)

@@ -7,42 +7,52 @@ between generalization and memorization".
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from scipy import stats
 
-from gisgd_ray.claims import (
-    NOT_MEASURED,
-    Claim,
-    Count,
-    Verdict,
-    count_verdict,
-    interval_verdict,
-    joint_verdict,
-    mean_interval,
+from gisgd_ray.claims import LEVEL, NOT_MEASURED, Claim, PValues, all_of, corrected_together
+from gisgd_ray.claims.accuracies import (
+    UNDEFINED,
+    HeldOut,
+    Points,
+    Z,
+    accuracy_interval,
+    accuracy_test,
+    held_out,
 )
 from gisgd_ray.claims.points import TEST, TRAIN, finished, numbers
 from gisgd_ray.claims.statistics import short_number
+from gisgd_ray.claims.valley import (
+    FACTOR,
+    PEAK,
+    WINDOW,
+    Array,
+    Excluded,
+    Valley,
+    excluded,
+    find_valley,
+    middle_of_equals,
+    running_median,
+)
 from gisgd_ray.panels import panels, setting_text
 from gisgd_ray.results import ResultTables
-
-Array = NDArray[np.float64]
 
 NOISE = "data.label_noise"
 DISPERSION = "measure/gradient_dispersion"
 
-WINDOW = 5
-"""Points of the running median."""
-FACTOR = 1.05
-"""By how much V must fall, rise and fall again. The mean of V over an epoch scatters by 2 to 3 %.
-Of 24 runs of the MLP on mnist5k (6 seeds, label noise 0, 0.2, 0.4, 0.6), smoothed, V never rose
-above its lowest value so far by more than 0.1 % without noise, and by at least 6, 42 and 75 %."""
-TOLERANCE = 1.0
-"""Percentage points of test accuracy that count as none: 10 of the bundled digits' 1,000."""
+FITTED = 99.0
+"""Training accuracy in % from which on the labels are fitted: of labels of which a fraction p was
+redrawn, 1 % is a ninth of the wrong ones at p = 0.1 and a fiftieth at 0.6. V descends for the
+second time only as the last of them are fitted, so that a run which stopped before shows neither
+that it does not nor what is lost by then."""
+TOLERANCE = 3.0
+"""Percentage points of test accuracy that count as none. The test split's own error is 2 points
+with the bundled digits' 1,000, so that less could never be told there."""
 SMALL_GAP = 0.2
 """A gap is small up to this share of the gap at the end."""
 LEARNED = 0.5
@@ -53,134 +63,106 @@ ONLY_DECAYS_CLEAN = ("mlp",)
 
 
 @dataclass(frozen=True)
-class Valley:
-    """The lowest point of V between its two descents."""
-
-    epoch: float
-    dispersion: float
-    peak_epoch: float
-    peak: float
-    end: float
-    """V at the last point. All three values are running medians."""
-
-    @property
-    def descends_again(self) -> bool:
-        """Whether V has come down from the peak by the end."""
-        return self.peak > FACTOR * self.end
-
-
-def running_median(values: Iterable[float]) -> Array:
-    """Medians over ``WINDOW`` points about each; symmetric, so narrower towards the ends."""
-    given = np.asarray(list(values), dtype=np.float64)
-    last = len(given) - 1
-    halves = [min(WINDOW // 2, j, last - j) for j in range(len(given))]
-    medians = [np.median(given[j - half : j + half + 1]) for j, half in enumerate(halves)]
-    return np.array(medians, dtype=np.float64)
-
-
-def find_valley(epochs: Iterable[float], dispersion: Iterable[float]) -> Valley | None:
-    """Where V, smoothed by :func:`running_median`, is lowest before its highest later peak.
-
-    A point p is a peak above the valley v, the first lowest point before p, where both::
-
-        max_{i <= v} V_i > FACTOR V_v      it has fallen to the valley
-        V_p              > FACTOR V_v      it has risen again
-
-    The highest p is the peak of the double descent. Medians next to a sharp extreme equal its own:
-    of equal neighbours the middle one counts. None where there is no such p (V only falls, or only
-    rises) or fewer than ``WINDOW`` points are known; points where V is not finite are left out.
-
-    Args:
-        epochs: in ascending order.
-        dispersion: V at these epochs.
-    """
-    x = np.asarray(list(epochs), dtype=np.float64)
-    v = np.asarray(list(dispersion), dtype=np.float64)
-    known = np.isfinite(v)
-    x, v = x[known], v[known]
-    if len(v) < WINDOW:
-        return None
-    smooth = running_median(v)
-    best: tuple[int, int] | None = None
-    for peak in range(1, len(smooth)):
-        low = int(smooth[:peak].argmin())
-        rises = smooth[peak] > FACTOR * smooth[low]
-        falls = smooth[: low + 1].max() > FACTOR * smooth[low]
-        if rises and falls and (best is None or smooth[peak] > smooth[best[1]]):
-            best = (low, peak)
-    if best is None:
-        return None
-    low, peak = (_middle(smooth, place) for place in best)
-    return Valley(*(float(n) for n in (x[low], smooth[low], x[peak], smooth[peak], smooth[-1])))
-
-
-def _middle(values: Array, first: int) -> int:
-    """The middle of the stretch of equal values that begins at ``first``."""
-    last = first
-    while last + 1 < len(values) and values[last + 1] == values[first]:
-        last += 1
-    return (first + last) // 2
-
-
-@dataclass(frozen=True)
 class Course:
     """What one trial shows; accuracies in %, running medians over the points."""
 
     points: int
+    fitted: float
+    """The highest training accuracy; NaN where it was not measured."""
     falls: float
     """V at the end over V at the start."""
     valley: Valley | None
-    best_epoch: float
+    excluded: Excluded
+    best_epoch: float = math.nan
     """Where test accuracy is highest: the first such point, of equal neighbours the middle one."""
-    below_best: float
-    """Test accuracy at the valley below the best; percentage points, NaN without a valley."""
-    lost: float
-    """Test accuracy at the end below the best; percentage points."""
-    as_good: float
-    """Share of the points that are within TOLERANCE of the best."""
-    gap: float
-    """Largest train - test accuracy up to the valley as a share of that at the end."""
-    learned: float
-    """Rise of test accuracy from W_0 to the valley as a share of its rise to the best."""
+    plateau: tuple[float, float] = (math.nan, math.nan)
+    """First and last epoch at which the test split does not tell test accuracy from the best."""
+    as_good: float = math.nan
+    """Share of the points at which it does not."""
+    below_best: Points = UNDEFINED
+    """The best test accuracy minus that at the valley."""
+    lost: Points = UNDEFINED
+    """The best test accuracy minus that at the end."""
+    gap: Points = UNDEFINED
+    """Largest train - test accuracy up to the valley, minus ``SMALL_GAP`` of that at the end."""
+    learned: Points = UNDEFINED
+    """Test accuracy at the valley, minus that ``LEARNED`` of the way from W_0's to the best."""
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.fitted >= FITTED
 
 
-def course(points: pd.DataFrame) -> Course:
+def course(points: pd.DataFrame, split: HeldOut) -> Course:
     """One trial's course from its measuring points, W_0 at step 0 among them."""
     start = 100 * numbers(points[points["step"] == 0], TEST).max()
     known = points.assign(v=numbers(points, DISPERSION))
     known = known[np.isfinite(known["v"])]  # no step, and so no V, before W_0
+    if not len(known):
+        return Course(0, math.nan, math.nan, None, Excluded())
     epochs = known["epoch"].to_numpy(np.float64)
     dispersion = running_median(known["v"])
     train, test = (running_median(100 * numbers(known, name)) for name in (TRAIN, TEST))
-    valley = find_valley(epochs, known["v"])
-    if not len(known) or np.isnan(test).any():
-        nan = math.nan
-        return Course(len(known), nan, valley, nan, nan, nan, nan, nan, nan)
-    best, gaps = test.max(), train - test
-    below_best = gap = learned = math.nan
-    if valley is not None:
-        at = int(np.flatnonzero(epochs == valley.epoch)[0])
-        below_best = best - test[at]
-        gap = gaps[: at + 1].max() / gaps[-1] if gaps[-1] > 0 else math.nan
-        learned = (test[at] - start) / (best - start) if best > start else math.nan
-    return Course(
+    seen = Course(
         points=len(known),
+        fitted=float(train.max()),
         falls=float(dispersion[-1] / dispersion[0]),
-        valley=valley,
-        best_epoch=float(epochs[_middle(test, int(test.argmax()))]),
-        below_best=float(below_best),
-        lost=float(best - test[-1]),
-        as_good=float((test >= best - TOLERANCE).mean()),
-        gap=float(gap),
-        learned=float(learned),
+        valley=find_valley(epochs, known["v"]),
+        excluded=excluded(known["v"]),
+    )
+    if np.isnan(test).any() or np.isnan(train).any():
+        return seen
+    best = float(test.max())
+    as_good = [
+        best - each <= Z * split.difference_error(best, each) + split.resolution for each in test
+    ]
+    seen = replace(
+        seen,
+        best_epoch=float(epochs[middle_of_equals(test, int(test.argmax()))]),
+        plateau=_ends(epochs[as_good]),
+        as_good=float(np.mean(as_good)) if any(as_good) else math.nan,
+        lost=split.difference(best, float(test[-1])),
+    )
+    if seen.valley is None:
+        return seen
+    at = int(np.flatnonzero(epochs == seen.valley.epoch)[0])
+    return _up_to(at, seen, train=train, test=test, start=start, split=split)
+
+
+def _up_to(
+    at: int, seen: Course, *, train: Array, test: Array, start: float, split: HeldOut
+) -> Course:
+    """The course with the accuracies at the valley against those before and after it.
+
+    Their errors are sums of those of differences: the part of a split's error that all accuracies
+    share falls out of them. A gap has the error of its test accuracy; that of training is known.
+    """
+    best, here, last = float(test.max()), float(test[at]), float(test[-1])
+    gaps = train - test
+    widest = int(gaps[: at + 1].argmax())
+    before = float(test[widest])
+    gap_error = SMALL_GAP * split.difference_error(before, last)
+    gap_error += (1 - SMALL_GAP) * split.error(before)
+    way_error = (1 - LEARNED) * split.difference_error(here, start)
+    way_error += LEARNED * split.difference_error(here, best)
+    return replace(
+        seen,
+        below_best=split.difference(best, here),
+        gap=Points(float(gaps[widest] - SMALL_GAP * gaps[-1]), gap_error),
+        learned=Points(here - (1 - LEARNED) * start - LEARNED * best, way_error),
     )
 
 
+def _ends(epochs: Array) -> tuple[float, float]:
+    return (float(epochs[0]), float(epochs[-1])) if len(epochs) else (math.nan, math.nan)
+
+
 def courses(tables: ResultTables, trials: pd.DataFrame) -> list[Course]:
-    """The courses of these trials along which V was measured."""
+    """The courses of these trials of one panel along which V was measured."""
     history = tables.history
     mine = history[history["trial_id"].isin(trials["trial_id"])].sort_values("step")
-    found = [course(points) for _, points in mine.groupby("trial_id")]
+    split = held_out(trials)
+    found = [course(points, split) for _, points in mine.groupby("trial_id")]
     return [each for each in found if each.points]
 
 
@@ -198,26 +180,44 @@ def claims(tables: ResultTables) -> list[Claim]:
     for where, levels in figure_panels(finished(tables)).items():
         for noise, trials in levels.items():
             there = f"{where}, {setting_text(NOISE, noise)}"
-            seen = courses(tables, trials)
+            seen, split = courses(tables, trials), held_out(trials)
             if noise == 0:
                 decays = trials["model.name"].iloc[0] in ONLY_DECAYS_CLEAN
                 shape = _only_decays(seen, there) if decays else _descends_twice(seen, there)
-                found += [shape, _nothing_lost(seen, there)]
+                found += [shape, _nothing_lost(seen, split, there)]
             else:
                 found += [
                     _descends_twice(seen, there),
-                    _valley_marks_best(seen, there),
-                    _small_gap_before(seen, there),
+                    _valley_marks_best(seen, split, there),
+                    _small_gap_before(seen, split, there),
                 ]
-    return found
+    return corrected_together(found)
+
+
+def shape_test(shown: Sequence[bool], denied: Sequence[bool]) -> PValues:
+    """Whether runs have a shape that each shows, or denies, with chance LEVEL at most if not so.
+
+    Of n runs that do not have it, k or more show it with the chance of a binomial distribution.
+    Where some show it and some deny it, neither is established of them all.
+    """
+    n = len(shown)
+    if n == 1:
+        return PValues(float(not shown[0]), float(not denied[0]), 1)
+    for_it, against = (float(stats.binom.sf(sum(k) - 1, n, LEVEL)) for k in (shown, denied))
+    return PValues(1.0 if any(denied) else for_it, 1.0 if any(shown) else against, n)
+
+
+CHANCE = f"of each run with a false-alarm rate of {LEVEL * 100:g} %, of all by the binomial chance"
+IF_FITTED = f"a training accuracy of {FITTED:g} % counts as labels fitted"
 
 
 def _descends_twice(seen: list[Course], where: str) -> Claim:
-    """Statistic: count of trials. n: trials of at least WINDOW points."""
+    """Statistic: how many trials show it, and how many exclude it. n: trials of WINDOW points."""
     long = [each for each in seen if each.points >= WINDOW]
     valleys = [each.valley for each in long if each.valley is not None]
-    twice = sum(valley.descends_again for valley in valleys)
-    evidence = _counted(twice, long, seen)
+    twice = [each.valley is not None and each.valley.descends_again for each in long]
+    excludes = [each.is_fitted and (each.excluded.rise or each.excluded.last_fall) for each in long]
+    evidence = _counted(seen, long, f"descends twice in {sum(twice)}, excluded in {sum(excludes)}")
     if valleys:
         evidence += (
             f"; valley at epoch {_span(v.epoch for v in valleys)}, peak at epoch "
@@ -228,112 +228,154 @@ def _descends_twice(seen: list[Course], where: str) -> Claim:
         text=f"The gradient dispersion V descends twice: to a valley and, after a peak, again "
         f"({where}).",
         test=f"V, as a running median over {WINDOW} points, falls, rises and falls again by a "
-        f"factor of at least {FACTOR:g} each; in every trial, a count",
+        f"factor of {FACTOR:g} and more than its scatter makes a curve do that only falls; against "
+        f"it, with the labels fitted: a rise by {FACTOR:g} to a peak of at least {PEAK:g} of the "
+        f"first V, or the last fall, is excluded; {CHANCE}; {IF_FITTED}",
         evidence=evidence,
-        verdict=count_verdict(Count(twice, len(long), 0, math.nan)),
+        p_values=shape_test(twice, excludes) if long else None,
     )
 
 
 def _only_decays(seen: list[Course], where: str) -> Claim:
-    """Statistic: count of trials. n: trials of at least WINDOW points."""
+    """Statistic: how many trials show it, and how many exclude it. n: trials of WINDOW points."""
     long = [each for each in seen if each.points >= WINDOW]
-    decays = sum(each.valley is None and each.falls < 0.5 for each in long)
-    evidence = _counted(decays, long, seen)
+    decays = [
+        each.is_fitted and each.valley is None and each.excluded.rise and each.falls < 0.5
+        for each in long
+    ]
+    excludes = [
+        each.valley is not None or (each.is_fitted and each.excluded.halving) for each in long
+    ]
+    evidence = _counted(seen, long, f"only decays in {sum(decays)}, excluded in {sum(excludes)}")
     if long:
         evidence += f"; V at the end is {_span(each.falls for each in long)} of V at the start"
     return Claim(
         text=f"Without label noise the gradient dispersion V only decays ({where}).",
-        test=f"V, as a running median over {WINDOW} points, never rises by a factor of {FACTOR:g} "
-        "after a fall, and ends below half of where it started; in every trial, a count",
+        test=f"V, as a running median over {WINDOW} points, ends below half of where it started, "
+        f"and a rise by {FACTOR:g} to a peak of at least {PEAK:g} of the first V is excluded, with "
+        "the labels fitted; against it: a fall and a rise by more than its scatter makes a curve "
+        f"do that only falls, or an end surely above half; {CHANCE}; {IF_FITTED}",
         evidence=evidence,
-        verdict=count_verdict(Count(decays, len(long), 0, math.nan)),
+        p_values=shape_test(decays, excludes) if long else None,
     )
 
 
-def _nothing_lost(seen: list[Course], where: str) -> Claim:
-    """Statistic: mean over seeds of best - last test accuracy. n: trials."""
-    lost = mean_interval(each.lost for each in seen)
+def _nothing_lost(seen: list[Course], split: HeldOut, where: str) -> Claim:
+    """Statistic: mean over seeds of best - last test accuracy. n: trials that fitted the labels."""
+    lost = accuracy_interval([each.lost for each in seen if each.is_fitted], split)
     return Claim(
         text=f"Without label noise test accuracy does not fall in the end ({where}).",
         test=f"test accuracy at the end below the best of the run, both running medians over "
-        f"{WINDOW} points: less than {TOLERANCE:g} percentage point, with several seeds the whole "
-        "95 % interval",
-        evidence=f"{lost} percentage points below" if lost.n else str(lost),
-        verdict=interval_verdict(lost, TOLERANCE, side="below"),
+        f"{WINDOW} points: less than {TOLERANCE:g} percentage points, in the mean over seeds; "
+        f"{split.in_words}; {IF_FITTED}",
+        evidence=f"{lost} percentage points below{_unfitted(seen)}" if lost.n else _absent(seen),
+        p_values=accuracy_test(lost, TOLERANCE, side="below"),
     )
 
 
-def _valley_marks_best(seen: list[Course], where: str) -> Claim:
+def _valley_marks_best(seen: list[Course], split: HeldOut, where: str) -> Claim:
     """Statistics: means over seeds of best - test accuracy at the valley and at the end."""
-    below = mean_interval(each.below_best for each in seen)
-    lost = mean_interval(each.lost for each in seen)
-    evidence = _no_valley(seen)
+    found = _with_valley(seen)
+    below = accuracy_interval([each.below_best for each, _ in found], split)
+    lost = accuracy_interval([each.lost for each, _ in found], split)
+    evidence = _absent(seen)
     if below.n:
-        with_valley = [(each, each.valley) for each in seen if each.valley is not None]
         evidence = (
             f"below the best at the valley by {below} percentage points, at the end by {lost}; "
-            f"valley at epoch {_span(v.epoch for _, v in with_valley)}, best at epoch "
-            f"{_span(each.best_epoch for each, _ in with_valley)}, "
-            f"{_span(abs(each.best_epoch - v.epoch) for each, v in with_valley)} epochs apart; "
-            f"within {TOLERANCE:g} point of the best are "
-            f"{_span(100 * each.as_good for each, _ in with_valley)} % of all points"
+            f"valley at epoch {_span(v.epoch for _, v in found)}, best at epoch "
+            f"{_span(each.best_epoch for each, _ in found)}, "
+            f"{_span(abs(each.best_epoch - v.epoch) for each, v in found)} epochs apart"
+            f"{_plateaus(found)}{_without_valley(seen)}{_unfitted(seen)}"
         )
     return Claim(
         text=f"The valley of V marks where test accuracy peaks ({where}).",
-        test=f"test accuracy at the valley less than {TOLERANCE:g} percentage point below the best "
-        "of the run, and at the end more than that (so that there is a peak to mark); running "
-        f"medians over {WINDOW} points; with several seeds the whole 95 % intervals, and a valley "
-        "in every trial",
+        test=f"test accuracy at the valley less than {TOLERANCE:g} percentage points below the "
+        "best of the run, and at the end more than that (so that there is a peak to mark), in the "
+        f"mean over seeds with a valley; running medians over {WINDOW} points; {split.in_words}; "
+        f"{IF_FITTED}",
         evidence=evidence,
-        verdict=_unless_missing(
-            below.missing,
-            interval_verdict(below, TOLERANCE, side="below"),
-            interval_verdict(lost, TOLERANCE, side="above"),
+        p_values=all_of(
+            accuracy_test(below, TOLERANCE, side="below"),
+            accuracy_test(lost, TOLERANCE, side="above"),
         ),
     )
 
 
-def _small_gap_before(seen: list[Course], where: str) -> Claim:
-    """Statistics: means over seeds of the two shares. n: trials with a valley."""
-    gap = mean_interval(each.gap for each in seen)
-    learned = mean_interval(each.learned for each in seen)
-    evidence = _no_valley(seen)
+def _small_gap_before(seen: list[Course], split: HeldOut, where: str) -> Claim:
+    """Statistics: means over seeds of how far either is on its side. n: trials with a valley."""
+    found = _with_valley(seen)
+    gap = accuracy_interval([each.gap for each, _ in found], split)
+    learned = accuracy_interval([each.learned for each, _ in found], split)
+    evidence = _absent(seen)
     if gap.n:
         evidence = (
-            f"largest gap up to the valley / gap at the end {gap}; share of the rise of test "
-            f"accuracy by then {learned}"
+            f"largest gap up to the valley minus {SMALL_GAP:g} of that at the end {gap}; test "
+            f"accuracy there minus that {LEARNED:g} of the way from W_0’s to its best {learned}"
+            f"{_without_valley(seen)}{_unfitted(seen)}"
         )
     return Claim(
         text=f"Up to the valley both accuracies rise with a small gap between them, which opens "
         f"after it ({where}).",
         test=f"largest train − test accuracy up to the valley below {SMALL_GAP:g} of that at the "
         f"end, and more than {LEARNED:g} of the rise of test accuracy (from W_0 to its best) done; "
-        "with several seeds the whole 95 % intervals, and a valley in every trial",
+        f"as differences in percentage points, in the mean over seeds with a valley; "
+        f"{split.in_words}; {IF_FITTED}",
         evidence=evidence,
-        verdict=_unless_missing(
-            gap.missing,
-            interval_verdict(gap, SMALL_GAP, side="below"),
-            interval_verdict(learned, LEARNED, side="above"),
+        p_values=all_of(
+            accuracy_test(gap, 0.0, side="below"),
+            accuracy_test(learned, 0.0, side="above"),
         ),
     )
 
 
-def _unless_missing(missing: int, *verdicts: Verdict) -> Verdict:
-    """Nothing holds of the valley that is not there in every trial."""
-    joint = joint_verdict(*verdicts)
-    return "undecided" if missing and joint == "holds" else joint
+def _with_valley(seen: list[Course]) -> list[tuple[Course, Valley]]:
+    return [(each, each.valley) for each in seen if each.valley is not None and each.is_fitted]
 
 
-def _no_valley(seen: list[Course]) -> str:
-    return f"no valley in {len(seen)} of {len(seen)} trials (n = 0)" if seen else NOT_MEASURED
+def _absent(seen: list[Course]) -> str:
+    """Why there is nothing to count."""
+    if not seen or all(math.isnan(each.lost.value) for each in seen):
+        return NOT_MEASURED
+    if not any(each.is_fitted for each in seen):
+        return _unfitted(seen).removeprefix("; ")
+    return "no valley in any trial that fitted the labels (n = 0)"
 
 
-def _counted(k: int, long: list[Course], seen: list[Course]) -> str:
+def _plateaus(found: list[tuple[Course, Valley]]) -> str:
+    """How wide the best test accuracy is: what its sampling error does not tell from it."""
+    known = [(each, v) for each, v in found if not math.isnan(each.as_good)]
+    if not known:
+        return ""
+    inside = sum(each.plateau[0] <= v.epoch <= each.plateau[1] for each, v in known)
+    first, last = (_span(each.plateau[i] for each, _ in known) for i in (0, 1))
+    return (
+        f"; the test samples do not tell epochs {first} to {last} from the best, "
+        f"{_span(100 * each.as_good for each, _ in known)} % of all points, the valley among them "
+        f"in {inside} of {len(known)} trials"
+    )
+
+
+def _without_valley(seen: list[Course]) -> str:
+    without = sum(each.valley is None for each in seen)
+    return f"; no valley found in {without} of {len(seen)} trials" if without else ""
+
+
+def _unfitted(seen: list[Course]) -> str:
+    reached = [each.fitted for each in seen if each.fitted < FITTED]
+    if not reached:
+        return ""
+    return (
+        f"; {len(reached)} of {len(seen)} trials stopped before the labels were fitted, at a "
+        f"training accuracy of {_span(reached)} %"
+    )
+
+
+def _counted(seen: list[Course], long: list[Course], counts: str) -> str:
     if not seen:
         return NOT_MEASURED
     if not long:
         return f"measured at fewer than {WINDOW} points of each trial (n = 0)"
-    return f"{k} of {len(long)} trials"
+    return f"{counts} of {len(long)} trials{_unfitted(long)}"
 
 
 def _span(values: Iterable[float]) -> str:
