@@ -168,6 +168,15 @@ def test_diverged_trials_are_listed_with_their_reason(tmp_path: Path) -> None:
     assert "learning_rate=0.05 batch_size=20: batch loss 2e+06 at step 7" in Document(text).text
 
 
+def test_a_remark_on_a_bound_is_told(tmp_path: Path) -> None:
+    remark = "the dispersion is <0>, at every step"
+    rows = [finished("a", seed=1, **{"bound/remark": remark}), finished("b", seed=2)]
+    text = write(tmp_path, rows, swept=["seed"])
+    told = " ".join(Document(text).text.split())
+    assert f"Bounds that say nothing seed=1: {remark}" in told
+    assert "Bounds that say nothing" not in write(tmp_path, rows[1:], swept=["seed"])
+
+
 def test_an_absent_neu_bound_is_told_and_a_present_one_defined(tmp_path: Path) -> None:
     absent = "No trial has Lemma 2’s trajectory term beside ours."
     assert absent in Document(write(tmp_path, [finished("a")])).text
