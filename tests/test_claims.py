@@ -21,7 +21,6 @@ from gisgd_ray.claims import (
     all_of,
     corrected_together,
     holm,
-    joint_verdict,
     mean_interval,
     opposite,
     ratio_interval,
@@ -288,10 +287,3 @@ def test_any_wrong_verdict_is_as_rare_as_said(effects: int) -> None:
         wrong += any(c.verdict != "undecided" for c in found[effects:])
     assert wrong <= stats.binom.ppf(0.999, 800, LEVEL)
     assert wrong > 5  # nor is it too shy to say anything
-
-
-def test_joint_verdict() -> None:
-    kinds: tuple[Verdict, ...] = ("holds", "single run", "undecided", "fails")  # from best to worst
-    for several in itertools.product(kinds, repeat=3):
-        assert joint_verdict(*several) == max(several, key=kinds.index)
-    assert joint_verdict("holds") == "holds"

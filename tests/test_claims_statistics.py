@@ -14,7 +14,6 @@ from gisgd_ray.claims import (
     Verdict,
     count_below,
     count_verdict,
-    interval_verdict,
     mean_interval,
     ratio_interval,
 )
@@ -167,29 +166,3 @@ def test_interval_in_words(interval: Interval, text: str) -> None:
 )
 def test_short_numbers(value: float, text: str) -> None:
     assert short_number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "above", "below"),
-    [
-        (2.0, 3.0, "holds", "fails"),
-        (0.5, 0.9, "fails", "holds"),
-        (0.9, 1.1, "undecided", "undecided"),
-        (NAN, NAN, "undecided", "undecided"),
-    ],
-)
-def test_an_interval_against_a_threshold(
-    low: float, high: float, above: Verdict, below: Verdict
-) -> None:
-    interval = Interval((low + high) / 2, (high - low) / 2 / T4, 5)
-    assert interval_verdict(interval, 1.0, side="above") == above
-    assert interval_verdict(interval, 1.0, side="below") == below
-
-
-@pytest.mark.parametrize("value", [1.01, 0.99, 1.0, INF])
-def test_one_seed_is_a_single_run_whichever_side_it_is_on(value: float) -> None:
-    one = mean_interval([value, NAN])
-    assert interval_verdict(one, 1.0, side="above") == "single run"
-    assert interval_verdict(one, 1.0, side="below") == "single run"
-    for nothing in ([], [NAN]):
-        assert interval_verdict(mean_interval(nothing), 1.0, side="above") == "undecided"

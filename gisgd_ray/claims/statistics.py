@@ -287,26 +287,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def interval_verdict(interval: Interval, threshold: float, *, side: Side) -> Verdict:
-    """Whether the mean lies on one side of a threshold.
-
-    Holds when the whole interval is on that side, fails when it is on the other, undecided when it
-    holds the threshold or there is no interval; of one seed, whichever side it is on, a single run.
-    """
-    low, high = interval.low, interval.high
-    if interval.n == 1:
-        return "single run"
-    if math.isnan(low) or math.isnan(high) or low <= threshold <= high:
-        return "undecided"
-    return "holds" if (low > threshold) == (side == "above") else "fails"
-
-
-def joint_verdict(*verdicts: Verdict) -> Verdict:
-    """The worst of several: one that fails fails them all, and all must hold."""
-    from_worst: tuple[Verdict, ...] = ("fails", "undecided", "single run", "holds")
-    return min(verdicts, key=from_worst.index)
-
-
 def short_number(value: float) -> str:
     """About two significant digits, more where a number is compared with 1.
 
