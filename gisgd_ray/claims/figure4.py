@@ -3,6 +3,7 @@
 From the history of each trial, per seed (accuracies are fractions):
 
     best     largest test accuracy of any measured epoch
+    lasting  the same of the running median over 5 epochs
     final    test (or train) accuracy, the mean over the last tenth of the measured epochs
     reached  first measured epoch at which the test accuracy is 95 % of the best without clipping
     begun    last measured epoch before any gradient was clipped; infinite if none ever was
@@ -29,6 +30,7 @@ from gisgd_ray.claims.accuracies import (
     sign_test,
 )
 from gisgd_ray.claims.points import TEST, TRAIN, finished, numbers, points_after_start
+from gisgd_ray.claims.valley import running_median
 from gisgd_ray.panels import panels, told_apart
 from gisgd_ray.results import ResultTables
 
@@ -125,12 +127,13 @@ def pairs(tables: ResultTables, with_clipping: Variant, without: Variant) -> Fac
         row = {"seed": seed, "begun": begun(both["with"]), "near": _last_near(both["without"])}
         for name, points in both.items():
             row[f"best_{name}"] = points[TEST].max()
+            row[f"lasting_{name}"] = float(running_median(points[TEST]).max())
             row[f"final_{name}"] = _final(points[TEST])
             row[f"gap_{name}"] = _final(points[TRAIN]) - _final(points[TEST])
             row[f"reached_{name}"] = _first_at(points, level)
         rows.append(row)
     columns = ["seed", "begun", "near"]
-    columns += [f"{c}_{n}" for c in ("best", "final", "gap", "reached") for n in runs]
+    columns += [f"{c}_{n}" for c in ("best", "lasting", "final", "gap", "reached") for n in runs]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -186,21 +189,24 @@ def _holds_accuracy(facts: Facts | None, split: HeldOut, where: str) -> Claim:
     """Statistic: best minus final test accuracy, with and without clipping. n: seeds.
 
     Both are asked for: where plain SGD loses nothing there is nothing to hold. The best is one
-    epoch's, chosen for being largest, which makes every drop look larger than it is.
+    epoch's, chosen for being largest, which makes every drop look larger than it is; a running
+    median has less of that, and may miss a short peak. What is not so of both is left open.
     """
 
     def statistic(facts: Facts) -> tuple[str, PValues]:
-        best = facts[["best_with", "best_without"]].max(axis=1)
-        held = _differences(best, facts["final_with"], split)
-        lost = _differences(facts["best_without"], facts["final_without"], split)
+        near, drops = [], []
+        for kind in ("lasting", "best"):
+            best = facts[[f"{kind}_with", f"{kind}_without"]].max(axis=1)
+            held = _differences(best, facts["final_with"], split)
+            lost = _differences(facts[f"{kind}_without"], facts["final_without"], split)
+            near.append(accuracy_test(held, TOLERANCE, side="below"))
+            drops.append(accuracy_test(lost, TOLERANCE, side="above"))
         evidence = (
             f"points below the best at the end: with clipping {held}, without {lost}; test "
             f"accuracy {_percent(facts['final_with'])} with, {_percent(facts['final_without'])} "
             f"without, best {_percent(best)}"
         )
-        near = accuracy_test(held, TOLERANCE, side="below")
-        drops = accuracy_test(lost, TOLERANCE, side="above")
-        return evidence, all_of(near, drops)
+        return evidence, all_of(_less_sure(*near), _less_sure(*drops))
 
     return _claim(
         facts,
@@ -209,7 +215,8 @@ def _holds_accuracy(facts: Facts | None, split: HeldOut, where: str) -> Claim:
         f"drops ({where}).",
         test=f"mean test accuracy of the last tenth of the epochs: with clipping under "
         f"{TOLERANCE:g} percentage points below the best epoch of either run of the seed, without "
-        f"over {TOLERANCE:g} below its own best; in the mean over seeds, {split.in_words}",
+        f"over {TOLERANCE:g} below its own best, and the same of the best running median; in the "
+        f"mean over seeds, {split.in_words}",
     )
 
 
@@ -297,6 +304,15 @@ def _starts_in_time(facts: Facts | None, where: str) -> Claim:
         test=f"the start lies between the epoch at which SGD reaches {100 * CONVERGED:g} % of its "
         f"best test accuracy and the last at which it is within {TOLERANCE:g} percentage points "
         "of its best, with most seeds, by a sign test",
+    )
+
+
+def _less_sure(first: PValues, second: PValues) -> PValues:
+    """Of two ways to measure the same, whichever says less."""
+    return PValues(
+        max(first.p_holds, second.p_holds),
+        max(first.p_fails, second.p_fails),
+        min(first.n, second.n),
     )
 
 
