@@ -142,4 +142,4 @@ def test_pinned_id_with_every_field_of_the_tables_of_schemes() -> None:
             "measurement": {"dispersion_of": "applied", "dispersion_groups": 5},
         }
     )
-    assert config.trial_id == "2a99e23efcad"
+    assert config.trial_id == "2cee9d1fa5c5"

@@ -62,10 +62,8 @@ def gram(stacks: Tensors) -> Tensor:
 def alike(stacks: Tensors) -> Array:
     """Which rows of (R, *shape) are equal in all entries, as 0 and 1: (R, R)."""
     flat = [stack.flatten(1) for stack in stacks.values()]
-    rows = range(len(flat[0]))
-    return np.array(
-        [[all(torch.equal(f[r], f[q]) for f in flat) for q in rows] for r in rows], float
-    )
+    same = [torch.stack([(rows == row).all(dim=1) for row in rows]) for rows in flat]
+    return torch.stack(same).all(dim=0).double().cpu().numpy()
 
 
 def squared_distances(gram: Array) -> Array:

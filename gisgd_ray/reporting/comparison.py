@@ -82,6 +82,7 @@ COLUMNS = (
     ComparedColumn("bound/theorem2", BOUND, f"Eq.{NBSP}2", "ours", OURS),
     ComparedColumn("bound/lemma2_neu", BOUND, f"Lemma{NBSP}2", "Neu et al.", NEU),
     ComparedColumn("bound/lemma2_neu_population", BOUND, f"Lemma{NBSP}2", "Ṽ about μ"),
+    ComparedColumn("bound/lemma2_neu_population", BOUND, f"Lemma{NBSP}2", "Ṽ about μ"),
     ComparedColumn("bound/theorem1", BOUND, f"Thm.{NBSP}1"),
     ComparedColumn("bound/corollary1", BOUND, f"Cor.{NBSP}1"),
     ComparedColumn("bound/corollary2", BOUND, f"Cor.{NBSP}2"),
@@ -90,6 +91,8 @@ COLUMNS = (
     ComparedColumn(f"bound/lemma2_neu{PERTURBED_R}", PERTURBED, f"Lemma{NBSP}2", "Neu et al.", NEU),
     ComparedColumn(SENSITIVITY, MEASURED, "Ψ", "mean over t"),
 )
+
+PAPERS = frozenset(column.name for column in COLUMNS)
 
 _OF_THEOREM2 = (THEOREM2, "bound/theorem2")
 """With one draw of W Theorem 1's as well."""
@@ -202,14 +205,13 @@ def compare(
 
 def _other_bounds(trials: pd.DataFrame) -> list[ComparedColumn]:
     """Bounds at a noise std that the paper does not have, by their raw names."""
-    ours = {column.name for column in COLUMNS}
     names = dict.fromkeys(
         name.partition("@")[0] for name in map(str, trials.columns) if "@" in name
     )
     return [
         ComparedColumn(name, BOUND, name.removeprefix("bound/"))
         for name in names
-        if name.startswith("bound/") and name not in ours
+        if name.startswith("bound/") and name not in PAPERS
     ]
 
 
@@ -284,7 +286,7 @@ def _cell(column: ComparedColumn, rows: Sequence[Mapping[str, Any]], at: str) ->
         if (width := mean_half_width(measured, at)) is not None:
             text = format_mean_std(mean.number, width)
         mark = MAY_BE_ZERO if any(gap_may_be_zero(row, at) for row in rows) else ""
-    if column.group == BOUND and column in COLUMNS and any(is_exceeded(row, at) for row in rows):
+    if column.group == BOUND and name in PAPERS and any(is_exceeded(row, at) for row in rows):
         mark = EXCEEDED
     return _marked(_counted(f"≥{NBSP}{text}" if mean.at_least else text, values, rows), mark)
 
