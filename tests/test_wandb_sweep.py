@@ -105,7 +105,12 @@ def test_cuts_and_lost_trials_leave_every_point_once(tmp_path: Path) -> None:
         assert "W&B: online, in tester/gisgd-ray." in err
         assert server.unknown == []
         tables = ResultTables(folder)
-        assert set(tables.trials["wandb/status"]) == {"online"}
+        statuses = set(tables.trials["wandb/status"])
+        # An end that the server does not take within a minute, as a busy machine has shown once,
+        # is told, with the command that completes it.
+        assert all(s == "online" or s.endswith("; make sync uploads the rest") for s in statuses)
+        if statuses != {"online"}:
+            sync(tmp_path, environment=online(server, tmp_path))
         assert "a trial was lost" in out
         assert_told_as_in(tables, server.runs)
         steps = {a.name: a for a in server.artifacts if a.type == "steps"}
@@ -140,15 +145,7 @@ def test_runs_kept_offline_are_uploaded_later_under_the_same_ids(tmp_path: Path)
         assert f"`make sync ARGS={folder}`" in refused.stderr
         assert server.reports == []
         for _ in range(2):  # the second time nothing is new
-            make = ["make", "-o", ".venv/installed", f"BIN={Path(sys.executable).parent}"]
-            subprocess.run(
-                [*make, "sync", f"ARGS={tmp_path}"],
-                cwd=ROOT,
-                env=told,
-                check=True,
-                capture_output=True,
-                timeout=120,
-            )
+            sync(tmp_path, environment=told)
             assert_told_as_in(ResultTables(tmp_path / "lr_batch"), server.runs)
         assert len([a for a in server.artifacts if a.type == "steps"]) == 4
         made = report_of(folder, told)
@@ -161,6 +158,18 @@ def test_runs_kept_offline_are_uploaded_later_under_the_same_ids(tmp_path: Path)
         del server.state.runs[next(iter(server.state.runs))]
         assert "(with 3 of 4 runs: the others are not in tester/" in report_of(folder, told).stdout
         assert server.unknown == []
+
+
+def sync(folder: Path, environment: dict[str, str]) -> None:
+    make = ["make", "-o", ".venv/installed", f"BIN={Path(sys.executable).parent}", "sync"]
+    subprocess.run(
+        [*make, f"ARGS={folder}"],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
 
 
 def report_of(folder: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
@@ -204,9 +213,7 @@ def test_what_is_kept_offline_of_a_run_begun_online_is_a_run_beside_it(tmp_path:
     with Server() as server:
         assert one(server, tmp_path, "online", "sgd", "3") == "online"
         assert one(server, tmp_path, "offline", "sgd", "6") == "offline"
-        make = ["make", "-o", ".venv/installed", f"BIN={Path(sys.executable).parent}", "sync"]
-        command = [*make, f"ARGS={tmp_path}"]
-        subprocess.run(command, cwd=ROOT, env=online(server, tmp_path), check=True, timeout=90)
+        sync(tmp_path, environment=online(server, tmp_path))
         told = {run.id: [point["step"] for point in run.history] for run in server.runs}
         assert told == {"abc": [0, 1, 2], "abc-offline": [0, 1, 2, 3, 4, 5]}
 
