@@ -34,12 +34,13 @@ test-cluster: setup  ## ray up, a sweep and a lost host on three hosts of namesp
 	$(BIN)/python -m pytest -m cluster -s tests/hosts $(ARGS)
 
 sync: setup  ## upload the W&B runs that were kept offline, of results/ or ARGS=FOLDER
-	@$(BIN)/python -m gisgd_ray.reporting.wandb_sync "$(or $(ARGS),results)"
+	@$(BIN)/python -m gisgd_ray.tracking.sync "$(or $(ARGS),results)"
 
 lint: setup  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: setup  ## mend style and format
 	$(BIN)/ruff check --fix .

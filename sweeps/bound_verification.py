@@ -6,7 +6,7 @@
 Against the network's size ((a) MLP width, (b) AlexNet filters) and the fraction of train and test
 labels redrawn at random ((c), (d)), on a log axis (Wang & Mao, ICLR 2022, Figure 2):
 
-    bound  Eq. 3                     gisgd_ray.bounds.theorem2_closed_form
+    bound  Eq. 3                     gisgd_ray.theory.bounds.theorem2_closed_form
     gap    test loss - training loss
 
 With label noise, training goes on to 100 % training accuracy; without, until the loss is small.
@@ -20,10 +20,11 @@ import pandas as pd
 
 from gisgd_ray.claims.figure2 import AXES, claims, panel_axis
 from gisgd_ray.claims.points import finished
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.space import SearchSpace
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.panels import printed
-from gisgd_ray.reporting.figures import (
+from gisgd_ray.figures.run_panels import RunPanel
+from gisgd_ray.figures.style import (
     Axes,
     Figure,
     curve,
@@ -32,10 +33,10 @@ from gisgd_ray.reporting.figures import (
     panel_grid,
     style,
 )
-from gisgd_ray.reporting.run_panels import RunPanel
-from gisgd_ray.results import ResultTables
-from gisgd_ray.search_space import SearchSpace
-from gisgd_ray.sweep import Sweep, main
+from gisgd_ray.results.panels import printed
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner.main import main
+from gisgd_ray.sweep import Sweep
 
 MLP = {"model.name": "mlp", "model.width": 512}
 ALEXNET = {"model.name": "alexnet", "model.filters": 64}

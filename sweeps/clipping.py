@@ -26,15 +26,16 @@ import pandas as pd
 
 from gisgd_ray.claims.figure4 import FACTOR, Variant, begun, claims, figure_panels
 from gisgd_ray.claims.points import TEST, TRAIN, finished, points_after_start
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.space import UNMEASURED, SearchSpace
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.panels import printed
-from gisgd_ray.reporting.figures import COLOURS, Axes, Figure, Line2D, curve, panel_grid, style
-from gisgd_ray.reporting.numbers import format_setting
-from gisgd_ray.reporting.run_panels import RunPanel
-from gisgd_ray.results import ResultTables
-from gisgd_ray.search_space import UNMEASURED, SearchSpace
-from gisgd_ray.sweep import Sweep, main
+from gisgd_ray.figures.run_panels import RunPanel
+from gisgd_ray.figures.style import COLOURS, Axes, Figure, Line2D, curve, panel_grid, style
+from gisgd_ray.numbers import format_setting
+from gisgd_ray.results.panels import printed
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner.main import main
+from gisgd_ray.sweep import Sweep
 
 COMMON = {
     "data.label_noise": [0.2, 0.4],

@@ -7,7 +7,7 @@ A panel per model and label noise (0, 0.2, 0.4, 0.6 of the train and of the test
 epoch by epoch until all training labels are fitted (Wang & Mao, ICLR 2022, Figure 3):
 
     dispersion       V_t, mean over the steps of an epoch   gisgd_ray.measures.dispersion
-    train, test      accuracy on the whole split            gisgd_ray.evaluation
+    train, test      accuracy on the whole split            gisgd_ray.training.evaluation
     valley           lowest V between the two descents      gisgd_ray.claims.valley.find_valley
 
 Weights and biases start as in the authors' code at both scales (Xavier-normal, N(0,1)): from
@@ -23,14 +23,15 @@ import pandas as pd
 
 from gisgd_ray.claims.figure3 import DISPERSION, NOISE, claims, courses, figure_panels
 from gisgd_ray.claims.points import TEST, TRAIN, finished
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.space import SearchSpace
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.panels import printed, setting_text
-from gisgd_ray.reporting.figures import COLOURS, Axes, Figure, curve, panel_grid, style
-from gisgd_ray.reporting.run_panels import RunPanel
-from gisgd_ray.results import ResultTables
-from gisgd_ray.search_space import SearchSpace
-from gisgd_ray.sweep import Sweep, main
+from gisgd_ray.figures.run_panels import RunPanel
+from gisgd_ray.figures.style import COLOURS, Axes, Figure, curve, panel_grid, style
+from gisgd_ray.results.panels import printed, setting_text
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner.main import main
+from gisgd_ray.sweep import Sweep
 
 # To 100 % training accuracy at every noise level, 0 included.
 COMMON = {

@@ -17,10 +17,11 @@ import pandas as pd
 
 from gisgd_ray.claims.figures7_8 import claims
 from gisgd_ray.claims.points import finished, points_after_start
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.space import SearchSpace
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.panels import panels, printed
-from gisgd_ray.reporting.figures import (
+from gisgd_ray.figures.run_panels import RunPanel
+from gisgd_ray.figures.style import (
     COLOURS,
     Axes,
     Figure,
@@ -30,10 +31,10 @@ from gisgd_ray.reporting.figures import (
     new_figure,
     style,
 )
-from gisgd_ray.reporting.run_panels import RunPanel
-from gisgd_ray.results import ResultTables
-from gisgd_ray.search_space import SearchSpace
-from gisgd_ray.sweep import Sweep, main
+from gisgd_ray.results.panels import panels, printed
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner.main import main
+from gisgd_ray.sweep import Sweep
 
 COMMON = {
     "data.dataset": "teacher",

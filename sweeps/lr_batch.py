@@ -6,8 +6,8 @@
 Every trial trains until its mean training loss is below the threshold. Plotted against batch size,
 one curve per learning rate (Wang & Mao, ICLR 2022, Figure 6):
 
-    trajectory factor  (R^2 T / n) sum_t lambda_t^2 V_t     gisgd_ray.bounds.trajectory_factor
-    flatness factor    Tr E_Z[H_{W_T}(Z)]                   gisgd_ray.measures.curvature
+    trajectory factor  (R^2 T / n) sum_t lambda_t^2 V_t   gisgd_ray.theory.bounds.trajectory_factor
+    flatness factor    Tr E_Z[H_{W_T}(Z)]                 gisgd_ray.measures.curvature
 
 whose product is cubed-rooted by Eq. 3: gen <= (3/2) (trajectory * flatness)^(1/3).
 """
@@ -19,12 +19,13 @@ import pandas as pd
 from gisgd_ray.claims import figure6
 from gisgd_ray.claims.figure6 import BATCH, FLATNESS, RATE, TRAJECTORY
 from gisgd_ray.claims.points import finished
-from gisgd_ray.panels import panels, printed
-from gisgd_ray.reporting.figures import COLOURS, MARKERS, Axes, Figure, log_scale, new_figure, style
-from gisgd_ray.reporting.run_panels import RunPanel
-from gisgd_ray.results import ResultTables
-from gisgd_ray.search_space import SearchSpace
-from gisgd_ray.sweep import Sweep, main
+from gisgd_ray.config.space import SearchSpace
+from gisgd_ray.figures.run_panels import RunPanel
+from gisgd_ray.figures.style import COLOURS, MARKERS, Axes, Figure, log_scale, new_figure, style
+from gisgd_ray.results.panels import panels, printed
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner.main import main
+from gisgd_ray.sweep import Sweep
 
 LAPTOP = {
     # Larger steps and a higher threshold than the paper's: with plain SGD the number of steps

@@ -19,13 +19,14 @@ import pandas as pd
 from gisgd_ray.claims.paper_tables import TABLES, Accuracy
 from gisgd_ray.claims.points import finished
 from gisgd_ray.claims.tables1_3 import ERM, by_panel, claims, relative_time
-from gisgd_ray.panels import MODELS, printed
-from gisgd_ray.reporting.figures import COLOURS, Axes, Figure, panel_grid, style
-from gisgd_ray.reporting.run_panels import RunPanel
-from gisgd_ray.reporting.tables import Row, Table
-from gisgd_ray.results import ResultTables
-from gisgd_ray.search_space import UNMEASURED, SearchSpace
-from gisgd_ray.sweep import Sweep, main
+from gisgd_ray.config.space import UNMEASURED, SearchSpace
+from gisgd_ray.figures.run_panels import RunPanel
+from gisgd_ray.figures.style import COLOURS, Axes, Figure, panel_grid, style
+from gisgd_ray.figures.tables import Row, Table
+from gisgd_ray.results.panels import MODELS, printed
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner.main import main
+from gisgd_ray.sweep import Sweep
 
 ACCURACY_ONLY: dict[str, Any] = {
     "training.stop_loss": None,

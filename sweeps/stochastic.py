@@ -21,16 +21,17 @@ import pandas as pd
 
 from gisgd_ray.claims.figure5 import claims
 from gisgd_ray.claims.points import NOISE_STDS, finished, noise_stds, points_after_start
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.space import SearchSpace
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.panels import panels, printed
-from gisgd_ray.reporting.figures import Axes, Figure, curve, log_scale, new_figure, style
-from gisgd_ray.reporting.numbers import format_noise_std
-from gisgd_ray.reporting.run_panels import RunPanel
-from gisgd_ray.results import ResultTables
-from gisgd_ray.search_space import SearchSpace
-from gisgd_ray.sweep import Sweep, main
-from gisgd_ray.terms import at
+from gisgd_ray.figures.run_panels import RunPanel
+from gisgd_ray.figures.style import Axes, Figure, curve, log_scale, new_figure, style
+from gisgd_ray.numbers import format_noise_std
+from gisgd_ray.results.panels import panels, printed
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner.main import main
+from gisgd_ray.sweep import Sweep
+from gisgd_ray.training.terms import at
 
 COMMON = {
     "model.name": "mlp",

@@ -10,7 +10,7 @@ Deterministic setting: W_0 and the batching trajectory are fixed by the seed. As
     Neu et al. sqrt( 2 sum_t (Psi_t + V_t) )   Psi_t  gisgd_ray.measures.sensitivity
 
 Psi is the mean of 20 draws over the whole training set, after every epoch, linear in t in between.
-The bounds with all their constants are in every row and on the page (gisgd_ray.bounds).
+The bounds with all their constants are in every row and on the page (gisgd_ray.theory.bounds).
 """
 
 import sys
@@ -21,16 +21,17 @@ import pandas as pd
 from gisgd_ray.claims.figure1 import claims, figure_curves, ratio_at_end
 from gisgd_ray.claims.points import NOISE_STDS, finished, noise_stds, points_after_start
 from gisgd_ray.claims.statistics import short_number
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.space import SearchSpace
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.panels import panels, printed
-from gisgd_ray.reporting.figures import Axes, Figure, curve, log_scale, new_figure, style
-from gisgd_ray.reporting.numbers import format_noise_std
-from gisgd_ray.reporting.run_panels import RunPanel
-from gisgd_ray.results import ResultTables
-from gisgd_ray.search_space import SearchSpace
-from gisgd_ray.sweep import Sweep, main
-from gisgd_ray.terms import at
+from gisgd_ray.figures.run_panels import RunPanel
+from gisgd_ray.figures.style import Axes, Figure, curve, log_scale, new_figure, style
+from gisgd_ray.numbers import format_noise_std
+from gisgd_ray.results.panels import panels, printed
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner.main import main
+from gisgd_ray.sweep import Sweep
+from gisgd_ray.training.terms import at
 
 # The paper writes sigma = 1e-5 and 1e-6, and calls it both the std and "the variance parameter" of
 # the noise: both readings, the variances' stds first.

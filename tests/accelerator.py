@@ -18,7 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from gisgd_ray.data import Dataset
+from gisgd_ray.data.dataset import Dataset
 from gisgd_ray.measures.smoothness import smoothness
 
 DEVICE = torch.device("lazy:0")

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from gisgd_ray.journal import Journal
 from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.results.journal import Journal
 
 
 def add_point(journal: Journal, trial_id: str, point: dict[str, Any]) -> None:

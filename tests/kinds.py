@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from gisgd_ray import consistency, datasets
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config import checks as consistency
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data import stored as datasets
 from gisgd_ray.sweep import Sweep
 from tests import ondisk
 from tests.sweep_runs import plan_of

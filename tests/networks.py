@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.models import mlp
+from gisgd_ray.networks.models import mlp
 
 
 def small_mlp() -> nn.Sequential:

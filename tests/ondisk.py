@@ -21,8 +21,9 @@ import pytest
 import scipy.io
 import torchvision
 
-from gisgd_ray import consistency, datasets
-from gisgd_ray.downloads import LAYOUTS
+from gisgd_ray.config import checks as consistency
+from gisgd_ray.data import stored as datasets
+from gisgd_ray.data.downloads import LAYOUTS
 
 REAL_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from gisgd_ray.reporting import page
-from gisgd_ray.results import ResultTables
+from gisgd_ray.report import page
+from gisgd_ray.results.tables import ResultTables
 
 NAN = math.nan
 RATE, BATCH = "training.learning_rate", "training.batch_size"

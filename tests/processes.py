@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from gisgd_ray.notice import trial_processes
+from gisgd_ray.runner.notice import trial_processes
 
 
 def training_below(driver: int) -> list[int]:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from gisgd_ray import training
-from gisgd_ray.config import TrialConfig, unflatten
+from gisgd_ray.config.frozen import unflatten
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.training import loop as training
 
 SMALL: dict[str, Any] = {
     "data.train_fraction": 0.05,

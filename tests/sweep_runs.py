@@ -5,12 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from gisgd_ray import training
-from gisgd_ray.config import TrialConfig
-from gisgd_ray.plan import Plan
-from gisgd_ray.results import row_of
-from gisgd_ray.search_space import SearchSpace, validated
+from gisgd_ray.config.space import SearchSpace, validated
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.results.tables import row_of
+from gisgd_ray.runner.plan import Plan
 from gisgd_ray.sweep import Sweep
+from gisgd_ray.training import loop as training
 from tests import runs
 from tests.tables import Tables
 
@@ -69,8 +69,8 @@ def tables(sweep: Sweep, scale: str = "laptop") -> tuple[Tables, list[str]]:
 
 
 def plan_of(sweep: Sweep, scale: str) -> Plan:
-    from gisgd_ray import cli
-    from gisgd_ray.plan import make_plan
+    from gisgd_ray.runner import cli
+    from gisgd_ray.runner.plan import make_plan
 
     options = cli.parse(["--scale", scale], prog=sweep.name, description="")
     return make_plan(sweep.panels[scale], options, scale)

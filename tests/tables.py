@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.results import ResultTables
+from gisgd_ray.results.tables import ResultTables
 
 
 class Tables(ResultTables):

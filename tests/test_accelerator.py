@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from gisgd_ray import training
-from gisgd_ray.config import TrialConfig
-from gisgd_ray.data import load_dataset
-from gisgd_ray.packing import with_few_draws
-from gisgd_ray.search_space import validated
+from gisgd_ray.config.space import validated
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.dataset import load_dataset
+from gisgd_ray.runner.packing import with_few_draws
+from gisgd_ray.training import loop as training
 from tests import kinds
 from tests.accelerator import DEVICE, accelerator, dataset
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray import bounds
-from gisgd_ray.config import TrialConfig
-from gisgd_ray.data import Dataset
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.dataset import Dataset
 from gisgd_ray.measures.activation import ActiveUnits, hidden_layer, mean_active_units
 from gisgd_ray.measures.curvature import hessian_trace
-from gisgd_ray.models import linear, mlp, two_layer_relu
-from gisgd_ray.training import advance, start, summary
+from gisgd_ray.networks.models import linear, mlp, two_layer_relu
+from gisgd_ray.theory import bounds
+from gisgd_ray.training.loop import advance, start, summary
 from tests import reference
 
 

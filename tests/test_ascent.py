@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gisgd_ray.models import trainable
-from gisgd_ray.schemes import AMP, SAM, Batch, Step
+from gisgd_ray.networks.models import trainable
+from gisgd_ray.schemes.ascent import AMP, SAM
+from gisgd_ray.schemes.base import Batch, Step
 from gisgd_ray.schemes.perturbed import StandIns, folded
 from tests.networks import case, small_batchnorm, small_mlp
 

@@ -10,12 +10,13 @@ from scipy import stats
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from gisgd_ray import training
-from gisgd_ray.augmentation import Augmentation, crop_and_flip, pixel_range
-from gisgd_ray.config import DataConfig, TrialConfig
-from gisgd_ray.data import Dataset, epoch_batches, normalized
-from gisgd_ray.datasets import RawDataset
-from gisgd_ray.stepping import SingleRun
+from gisgd_ray.config.data import DataConfig
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.augmentation import Augmentation, crop_and_flip, pixel_range
+from gisgd_ray.data.dataset import Dataset, epoch_batches, normalized
+from gisgd_ray.data.stored import RawDataset
+from gisgd_ray.training import loop as training
+from gisgd_ray.training.stepping import SingleRun
 from tests import reference, reference_networks
 from tests.runs import config, finish, run, weight_bits
 

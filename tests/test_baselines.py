@@ -14,20 +14,14 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
 
-from gisgd_ray import training
-from gisgd_ray.models import alexnet
-from gisgd_ray.residual import preactresnet18
-from gisgd_ray.schemes import (
-    Adversarial,
-    Batch,
-    Dropout,
-    LabelSmoothing,
-    MixUp,
-    Scheme,
-    Setting,
-    Step,
-)
-from gisgd_ray.schemes.dropout import dropped_inputs
+from gisgd_ray.networks.models import alexnet
+from gisgd_ray.networks.residual import preactresnet18
+from gisgd_ray.schemes.adversarial import Adversarial
+from gisgd_ray.schemes.base import Batch, Scheme, Setting, Step
+from gisgd_ray.schemes.dropout import Dropout, dropped_inputs
+from gisgd_ray.schemes.label_smoothing import LabelSmoothing
+from gisgd_ray.schemes.mixup import MixUp
+from gisgd_ray.training import loop as training
 from tests import reference
 from tests.networks import case, small_batchnorm, small_conv, small_mlp
 from tests.runs import config, run

@@ -11,25 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gisgd_ray import training
-from gisgd_ray.batchnorm import frozen_statistics, mixes_samples
-from gisgd_ray.config import (
-    ModelConfig,
-    PreActResNet18Config,
-    TrialConfig,
-    VGG16Config,
-    unflatten,
-)
-from gisgd_ray.data import load_dataset
+from gisgd_ray.config.frozen import unflatten
+from gisgd_ray.config.model import ModelConfig, PreActResNet18Config, VGG16Config
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.dataset import load_dataset
 from gisgd_ray.errors import UserError
-from gisgd_ray.losses import LossName, per_sample_loss
-from gisgd_ray.measures import per_sample
 from gisgd_ray.measures.curvature import hessian_trace
 from gisgd_ray.measures.flatness import flatness_gap
 from gisgd_ray.measures.sensitivity import local_gradient_sensitivity
 from gisgd_ray.measures.smoothness import smoothness
-from gisgd_ray.models import build_model, is_piecewise_linear, num_parameters
-from gisgd_ray.residual import PreActBlock
+from gisgd_ray.networks import per_sample
+from gisgd_ray.networks.batchnorm import frozen_statistics, mixes_samples
+from gisgd_ray.networks.losses import LossName, per_sample_loss
+from gisgd_ray.networks.models import build_model, is_piecewise_linear, num_parameters
+from gisgd_ray.networks.residual import PreActBlock
+from gisgd_ray.training import loop as training
 from tests import reference, reference_networks, reference_sensitivity
 from tests.runs import Finished, finish
 from tests.test_invisible import nothing_changes

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gisgd_ray import bounds
+from gisgd_ray.theory import bounds
 
 SIGNATURES = {
     "lemma2_trajectory": "subgaussian_constant num_samples learning_rates noise_stds "

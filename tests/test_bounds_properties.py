@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gisgd_ray import bounds
+from gisgd_ray.theory import bounds
 from tests.test_bounds import (
     CUBE_ROOTS,
     ENERGIES,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gisgd_ray.reporting import bounds_table
+from gisgd_ray.report import bounds_table
 from tests.pages import EQ3, NAN, Document, bounds_table_of, cell, failed, finished, write
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from gisgd_ray import training
-from gisgd_ray.checkpoints import Checkpoints
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.journal import Journal
-from gisgd_ray.mirror import OWNER, Mirror
-from gisgd_ray.place import Place
-from gisgd_ray.results import ResultTables, row_of, write_tables
-from gisgd_ray.storage import Storage, joined
+from gisgd_ray.results.journal import Journal
+from gisgd_ray.results.storage import Storage, joined
+from gisgd_ray.results.tables import ResultTables, row_of, write_tables
+from gisgd_ray.runner.checkpoints import Checkpoints
+from gisgd_ray.runner.mirror import OWNER, Mirror
+from gisgd_ray.runner.place import Place
+from gisgd_ray.training import loop as training
 from tests.journals import add_point, add_steps, series
 from tests.runs import config, finish, run, weight_bits
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gisgd_ray.results import ResultTables
+from gisgd_ray.results.tables import ResultTables
 from tests.test_bucket import Server, moto
 from tests.test_faults import Running
 from tests.test_launch import assert_same_tables, wait_until

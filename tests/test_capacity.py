@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from gisgd_ray import capacity, cli, cluster
-from gisgd_ray.capacity import Probed, chosen_resources, told_cost
-from gisgd_ray.cluster import run_on_a_gpu
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import DataError, UserError
-from gisgd_ray.estimate import Cost, Estimate
-from gisgd_ray.packing import PROBED, Resources, dearest
+from gisgd_ray.runner import capacity, cli, cluster
+from gisgd_ray.runner.capacity import Probed, chosen_resources, told_cost
+from gisgd_ray.runner.cluster import run_on_a_gpu
+from gisgd_ray.runner.estimate import Cost, Estimate
+from gisgd_ray.runner.packing import PROBED, Resources, dearest
 from tests.runs import config
 
 pytestmark = pytest.mark.ray

@@ -10,9 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from gisgd_ray.reporting import charts_text
-from gisgd_ray.reporting.charts import Chart, convert
-from gisgd_ray.reporting.charts_lines import UnsupportedError
+from gisgd_ray.figures import charts_text
+from gisgd_ray.figures.charts import Chart, convert
+from gisgd_ray.figures.charts_lines import UnsupportedError
 
 NAN = math.nan
 X = [1.0, 2.5, 4.0]
@@ -260,7 +260,7 @@ def test_docstring_examples() -> None:
 
 
 def test_ticks_of_a_log_axis_are_whole_numbers() -> None:
-    from gisgd_ray.reporting.charts import _log_ticks
+    from gisgd_ray.figures.charts import _log_ticks
 
     assert _log_ticks(0.15, 1.2, 0.9) == [0.2, 0.5, 1.0]
     assert _log_ticks(2.0, 6.0, 0.48) == [2.0, 3.0, 4.0, 5.0, 6.0]

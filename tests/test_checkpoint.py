@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from gisgd_ray import checkpoint, training
 from gisgd_ray.errors import UserError
 from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.training import checkpoint
+from gisgd_ray.training import loop as training
 from tests.runs import (
     Finished,
     config,

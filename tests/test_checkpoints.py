@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from gisgd_ray import checkpoint, training
-from gisgd_ray import checkpoints as kept_ones
-from gisgd_ray.checkpoint import CheckpointError
-from gisgd_ray.checkpoints import Checkpoints, clear_all, step_of
-from gisgd_ray.storage import Storage
+from gisgd_ray.results.storage import Storage
+from gisgd_ray.runner import checkpoints as kept_ones
+from gisgd_ray.runner.checkpoints import Checkpoints, clear_all, step_of
+from gisgd_ray.training import checkpoint
+from gisgd_ray.training import loop as training
+from gisgd_ray.training.checkpoint import CheckpointError
 from tests.runs import config, finish, run
 from tests.test_checkpoint import assert_same
 
@@ -66,7 +67,7 @@ class TestCheckpoints:
         def full(_: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("gisgd_ray.whole_files.os.fsync", full)
+        monkeypatch.setattr("gisgd_ray.results.whole_files.os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
             kept.save(state)
         monkeypatch.undo()

@@ -11,15 +11,15 @@ import pytest
 from scipy import stats
 from scipy.stats import rankdata, spearmanr
 
-from gisgd_ray.claims import (
+from gisgd_ray.claims.claim import Claim, corrected_together
+from gisgd_ray.claims.statistics import (
     LEVEL,
-    Claim,
     Interval,
     PValues,
     RatioInterval,
+    Side,
     Verdict,
     all_of,
-    corrected_together,
     holm,
     mean_interval,
     opposite,
@@ -28,7 +28,6 @@ from gisgd_ray.claims import (
     t_test,
     trend_ratio,
 )
-from gisgd_ray.claims.statistics import Side
 
 NAN, INF = math.nan, math.inf
 

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gisgd_ray.claims import LEVEL, mean_interval, t_test
 from gisgd_ray.claims.accuracies import (
     HeldOut,
     Points,
@@ -18,6 +17,7 @@ from gisgd_ray.claims.accuracies import (
     held_out,
     sign_test,
 )
+from gisgd_ray.claims.statistics import LEVEL, mean_interval, t_test
 from tests.tables import trial
 
 NAN = math.nan

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gisgd_ray.claims import Claim, Verdict, figure1
-from gisgd_ray.claims.statistics import short_number
+from gisgd_ray.claims import figure1
+from gisgd_ray.claims.claim import Claim
+from gisgd_ray.claims.statistics import Verdict, short_number
 from tests.tables import NO_TRIALS, Tables, history, trial
 
 NAN = math.nan

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gisgd_ray.claims import Claim, Verdict, figure2
+from gisgd_ray.claims import figure2
+from gisgd_ray.claims.claim import Claim
+from gisgd_ray.claims.statistics import Verdict
 from tests.tables import NO_TRIALS, Tables, trial
 
 WIDTHS, FILTERS = (100, 200, 300, 400, 500, 512), (10, 20, 30, 40, 50, 60)

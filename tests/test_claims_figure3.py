@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gisgd_ray.claims import Claim, figure3
+from gisgd_ray.claims import figure3
 from gisgd_ray.claims.accuracies import HeldOut
+from gisgd_ray.claims.claim import Claim
 from gisgd_ray.claims.figure3 import FITTED, Course, course, shape_test
 from gisgd_ray.claims.statistics import LEVEL
 from gisgd_ray.claims.valley import WINDOW

@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gisgd_ray.claims import LEVEL, Claim, figure4
+from gisgd_ray.claims import figure4
+from gisgd_ray.claims.claim import Claim
+from gisgd_ray.claims.statistics import LEVEL
 from tests.tables import NO_TRIALS, Tables, history, trial
 
 EPOCHS = 20

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gisgd_ray.claims import Claim, Verdict, figure5
+from gisgd_ray.claims import figure5
+from gisgd_ray.claims.claim import Claim
+from gisgd_ray.claims.statistics import Verdict
 from tests.tables import NO_TRIALS, Tables, history, trial
 
 NAN = math.nan

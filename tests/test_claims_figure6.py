@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gisgd_ray.claims import Claim, Verdict, figure6
+from gisgd_ray.claims import figure6
+from gisgd_ray.claims.claim import Claim
 from gisgd_ray.claims.figure6 import BATCH, FLATNESS, RATE, TRAJECTORY
+from gisgd_ray.claims.statistics import Verdict
 from tests.tables import NO_TRIALS, Tables
 
 

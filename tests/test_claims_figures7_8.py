@@ -6,7 +6,8 @@ from collections.abc import Iterable
 import pandas as pd
 import pytest
 
-from gisgd_ray.claims import Claim, figures7_8
+from gisgd_ray.claims import figures7_8
+from gisgd_ray.claims.claim import Claim
 from tests.tables import NO_TRIALS, Tables, history, trial
 
 NAN = math.nan

@@ -16,16 +16,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from gisgd_ray.claims import (
-    LEVEL,
-    Claim,
-    PValues,
-    corrected_together,
-    figure1,
-    figure2,
-    figure5,
-    figure6,
-)
+from gisgd_ray.claims import figure1, figure2, figure5, figure6
+from gisgd_ray.claims.claim import Claim, corrected_together
+from gisgd_ray.claims.statistics import LEVEL, PValues
 from tests.tables import Tables, history, trial
 
 PANELS = 120

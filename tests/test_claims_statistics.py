@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gisgd_ray.claims import (
+from gisgd_ray.claims.statistics import (
     Count,
     Interval,
     RatioInterval,
@@ -16,8 +16,8 @@ from gisgd_ray.claims import (
     count_verdict,
     mean_interval,
     ratio_interval,
+    short_number,
 )
-from gisgd_ray.claims.statistics import short_number
 
 NAN, INF = math.nan, math.inf
 LOG2, T4 = math.log(2), float(stats.t.ppf(0.975, 4))

@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gisgd_ray.claims import LEVEL, Claim, PValues, tables1_3
+from gisgd_ray.claims import tables1_3
+from gisgd_ray.claims.claim import Claim
 from gisgd_ray.claims.paper_tables import TABLES
+from gisgd_ray.claims.statistics import LEVEL, PValues
 from gisgd_ray.claims.tables1_3 import TOP
-from gisgd_ray.reporting.tables import Row, Table, as_markdown, save_tables
+from gisgd_ray.figures.tables import Row, Table, as_markdown, save_tables
 from sweeps import regularizers
 from tests.tables import NO_TRIALS, Tables, trial
 

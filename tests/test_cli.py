@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gisgd_ray import cli
+from gisgd_ray.config.space import SearchSpace, field_paths, make_space
 from gisgd_ray.errors import UserError
-from gisgd_ray.search_space import SearchSpace, field_paths, make_space
+from gisgd_ray.runner import cli
 
 RATE, BATCH = "training.learning_rate", "training.batch_size"
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from gisgd_ray import training
-from gisgd_ray.data import epoch_batches
-from gisgd_ray.schemes import Batch, Clipping, Step
+from gisgd_ray.data.dataset import epoch_batches
+from gisgd_ray.schemes.base import Batch, Step
+from gisgd_ray.schemes.clipping import Clipping
+from gisgd_ray.training import loop as training
 from tests import reference
 from tests.networks import case, small_batchnorm, small_mlp
 from tests.runs import Finished, config, finish, optimizer_bits, series_bits, weight_bits

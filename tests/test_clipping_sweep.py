@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from gisgd_ray.claims.figure4 import FACTOR, TEST, TRAIN, begun, figure_panels
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.space import SearchSpace
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.search_space import SearchSpace
 from sweeps import clipping
 from tests.runs import config, run
 from tests.tables import Tables

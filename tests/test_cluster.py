@@ -11,10 +11,10 @@ import pytest
 import ray
 import yaml
 
-from gisgd_ray import cluster
-from gisgd_ray.cluster import startable_gpus
 from gisgd_ray.errors import UserError
-from gisgd_ray.running_cluster import CannotJoinError
+from gisgd_ray.runner import cluster
+from gisgd_ray.runner.cluster import startable_gpus
+from gisgd_ray.runner.running_cluster import CannotJoinError
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,7 +73,7 @@ def test_only_a_cluster_that_answers_is_joined(monkeypatch: pytest.MonkeyPatch) 
 
 UV = """
 import os, sys
-from gisgd_ray.cluster import connect
+from gisgd_ray.runner.cluster import connect
 connect()
 import ray
 executable, path = ray.get(ray.remote(lambda: (sys.executable, sys.path)).remote())

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gisgd_ray.reporting import comparison
-from gisgd_ray.reporting.comparison import Comparison, compare
+from gisgd_ray.report import comparison
+from gisgd_ray.report.comparison import Comparison, compare
 from tests.pages import (
     BATCH,
     EQ3,

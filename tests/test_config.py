@@ -10,18 +10,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from gisgd_ray.config import (
-    FloodingConfig,
-    LinearConfig,
-    MLPConfig,
-    SAMConfig,
-    TrialConfig,
-    TwoLayerReLUConfig,
-    VGG16Config,
-    flatten,
-    unflatten,
-)
-from gisgd_ray.search_space import field_paths
+from gisgd_ray.config.frozen import flatten, unflatten
+from gisgd_ray.config.model import LinearConfig, MLPConfig, TwoLayerReLUConfig, VGG16Config
+from gisgd_ray.config.scheme import FloodingConfig, SAMConfig
+from gisgd_ray.config.space import field_paths
+from gisgd_ray.config.trial import TrialConfig
 
 DATASETS = ["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "teacher"]
 TINY = 5e-324  # the smallest positive float

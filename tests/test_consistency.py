@@ -4,11 +4,14 @@ from typing import Any, get_args
 
 import pytest
 
-from gisgd_ray import cli
-from gisgd_ray.config import DataConfig, DatasetName, Schedule, TrialConfig
-from gisgd_ray.consistency import NETWORK_THEOREMS, TRAIN_SIZES, num_train_samples
+from gisgd_ray.config.catalogue import NETWORK_THEOREMS, TRAIN_SIZES
+from gisgd_ray.config.checks import num_train_samples
+from gisgd_ray.config.data import DataConfig, DatasetName
+from gisgd_ray.config.frozen import Schedule
+from gisgd_ray.config.space import SearchSpace, validated
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.search_space import SearchSpace, validated
+from gisgd_ray.runner import cli
 
 TEACHER = {"data.dataset": "teacher", "training.loss": "squared"}
 LINEAR = {"model.name": "linear", **TEACHER}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gisgd_ray.cpus import usable_cpus
+from gisgd_ray.runner.cpus import usable_cpus
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_a_process_bound_to_one_cpu_counts_one() -> None:
             sys.executable,
             "-c",
             "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
-            "from gisgd_ray.cpus import usable_cpus; print(usable_cpus())",
+            "from gisgd_ray.runner.cpus import usable_cpus; print(usable_cpus())",
         ],
         capture_output=True,
         text=True,

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.losses import LossName, per_sample_loss
 from gisgd_ray.measures import curvature
 from gisgd_ray.measures.curvature import hessian_trace
-from gisgd_ray.models import alexnet
+from gisgd_ray.networks.losses import LossName, per_sample_loss
+from gisgd_ray.networks.models import alexnet
 from tests import reference
 from tests.networks import (
     case,

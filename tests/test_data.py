@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from gisgd_ray import data
-from gisgd_ray.config import DataConfig
-from gisgd_ray.consistency import num_train_samples
-from gisgd_ray.data import (
+from gisgd_ray.config.checks import num_train_samples
+from gisgd_ray.config.data import DataConfig
+from gisgd_ray.data import dataset as data
+from gisgd_ray.data.dataset import (
     Dataset,
     epoch_batches,
     load_dataset,
@@ -21,7 +21,7 @@ from gisgd_ray.data import (
     steps_per_epoch,
     with_label_noise,
 )
-from gisgd_ray.datasets import RawDataset, load_raw
+from gisgd_ray.data.stored import RawDataset, load_raw
 from tests import ondisk
 
 
@@ -362,8 +362,8 @@ def test_a_dataset_cannot_be_changed():
 def test_loading_imports_neither_ray_nor_wandb_nor_torchvision():
     """The last costs every worker a second and 170 MB."""
     code = (
-        "import sys; from gisgd_ray.data import load_dataset; "
-        "from gisgd_ray.config import DataConfig; load_dataset(DataConfig(), seed=0); "
+        "import sys; from gisgd_ray.data.dataset import load_dataset; "
+        "from gisgd_ray.config.trial import DataConfig; load_dataset(DataConfig(), seed=0); "
         "print({'ray', 'wandb', 'torchvision'} & set(sys.modules))"
     )
     result = subprocess.run(

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torchvision
 
-from gisgd_ray import consistency, datasets
-from gisgd_ray.config import DataConfig
-from gisgd_ray.data import load_dataset
-from gisgd_ray.datasets import load_raw
-from gisgd_ray.downloads import LAYOUTS
+from gisgd_ray.config import checks as consistency
+from gisgd_ray.config.data import DataConfig
+from gisgd_ray.data import stored as datasets
+from gisgd_ray.data.dataset import load_dataset
+from gisgd_ray.data.downloads import LAYOUTS
+from gisgd_ray.data.stored import load_raw
 from gisgd_ray.errors import DataError
 from tests import ondisk
 

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from gisgd_ray import training
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.space import validated
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.device import GPU, STAND_IN, Device, device_of, gpu, started_gpus
 from gisgd_ray.errors import UserError
-from gisgd_ray.packing import with_few_draws
-from gisgd_ray.search_space import validated
+from gisgd_ray.runner.packing import with_few_draws
+from gisgd_ray.training import loop as training
 from tests import kinds
 from tests.runs import config, finish, series_bits, untimed
 
-PACKAGE = Path(training.__file__).parent
+PACKAGE = Path(training.__file__).parents[1]
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 
 

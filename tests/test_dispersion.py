@@ -7,15 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.losses import LossName
 from gisgd_ray.measures.dispersion import (
     ILL_CONDITIONED,
     StepMeter,
     StepSeries,
     subgaussian_constant,
 )
-from gisgd_ray.models import alexnet, mlp
-from gisgd_ray.schemes import SGD, Batch, Flooding, Scheme, Step
+from gisgd_ray.networks.losses import LossName
+from gisgd_ray.networks.models import alexnet, mlp
+from gisgd_ray.schemes.base import Batch, Scheme, Step
+from gisgd_ray.schemes.flooding import Flooding
+from gisgd_ray.schemes.sgd import SGD
 from tests import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
-from gisgd_ray import sweep
 from gisgd_ray.claims.figure3 import DISPERSION, TEST, TRAIN
+from gisgd_ray.runner import main as sweep
 from sweeps import double_descent
 from sweeps.double_descent import LEGEND, SWEEP
 from tests.tables import NO_TRIALS, Tables, history, trial

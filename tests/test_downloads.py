@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gisgd_ray import downloads
-from gisgd_ray.consistency import TRAIN_SIZES
-from gisgd_ray.datasets import load_raw
-from gisgd_ray.downloads import LAYOUTS, data_folder, ensure_files, not_here
+from gisgd_ray.config.catalogue import TRAIN_SIZES
+from gisgd_ray.data import downloads
+from gisgd_ray.data.downloads import LAYOUTS, data_folder, ensure_files, not_here
+from gisgd_ray.data.stored import load_raw
 from gisgd_ray.errors import DataError
 from tests import ondisk
 
@@ -269,7 +269,7 @@ def start_fetching(name: str, folder: Path, server: ondisk.Server) -> subprocess
     code = f"""
         from pathlib import Path
         from types import SimpleNamespace
-        from gisgd_ray import downloads
+        from gisgd_ray.data import downloads
 
         source = SimpleNamespace(mirrors=[{server.address!r}], resources={resources!r})
         downloads.torchvision_class = lambda name: source

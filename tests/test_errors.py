@@ -9,10 +9,10 @@ from torch import nn
 
 from gisgd_ray import errors
 from gisgd_ray.errors import UserError
-from gisgd_ray.lockstep import _refuse_unsupported
 from gisgd_ray.measures.curvature import exact_trace
-from gisgd_ray.measures.per_sample import LayerNorms
+from gisgd_ray.networks.per_sample import LayerNorms
 from gisgd_ray.schemes.preactivation_noise import check_layers
+from gisgd_ray.training.lockstep import _refuse_unsupported
 
 
 class MyNet(nn.Module):

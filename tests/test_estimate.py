@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gisgd_ray import estimate as estimating
-from gisgd_ray.config import AlexNetConfig, Schedule, TrialConfig
-from gisgd_ray.consistency import planned_epoch_steps, planned_steps
+from gisgd_ray.config.checks import planned_epoch_steps, planned_steps
+from gisgd_ray.config.frozen import Schedule
+from gisgd_ray.config.model import AlexNetConfig
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import DataError
-from gisgd_ray.estimate import (
+from gisgd_ray.runner import estimate as estimating
+from gisgd_ray.runner.estimate import (
     ACTOR_S,
     MEMORISED,
     TRIED,

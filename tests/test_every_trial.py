@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from gisgd_ray import checkpoint, training
-from gisgd_ray.packing import PROBE_STEPS, with_few_draws
-from gisgd_ray.results import row_of
+from gisgd_ray.results.tables import row_of
+from gisgd_ray.runner.packing import PROBE_STEPS, with_few_draws
+from gisgd_ray.training import checkpoint
+from gisgd_ray.training import loop as training
 from tests import kinds
 from tests.runs import untimed, weight_bits
 

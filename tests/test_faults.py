@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gisgd_ray.journal import Journal
-from gisgd_ray.results import ResultTables
+from gisgd_ray.results.journal import Journal
+from gisgd_ray.results.tables import ResultTables
 from tests.processes import training_below
 from tests.test_launch import ROOT, assert_same_tables, environment, wait_until
 
@@ -256,8 +256,10 @@ def test_a_folder_that_becomes_read_only(
 
 OUT_OF_MEMORY = """
 import sys
-from gisgd_ray import launch, trainable, training
-from gisgd_ray.sweep import main
+from gisgd_ray.runner import launch
+from gisgd_ray.runner import trainable
+from gisgd_ray.training import loop as training
+from gisgd_ray.runner.main import main
 from sweeps.lr_batch import SWEEP
 
 class Small(trainable.TrialTrainable):
@@ -288,9 +290,10 @@ def test_out_of_memory_in_one_trial_gives_it_more_room(undisturbed: Path, tmp_pa
 
 FAILING = """
 import os, sys
-from gisgd_ray import trainable, training
+from gisgd_ray.runner import trainable
+from gisgd_ray.training import loop as training
 from gisgd_ray.errors import UserError
-from gisgd_ray.sweep import main
+from gisgd_ray.runner.main import main
 from sweeps.lr_batch import SWEEP
 
 class Failing(trainable.TrialTrainable):

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from gisgd_ray.claims.statistics import short_number
-from gisgd_ray.reporting.figures import log_scale, new_figure, save_figures, style
-from gisgd_ray.results import row_of
+from gisgd_ray.figures.style import log_scale, new_figure, save_figures, style
+from gisgd_ray.results.tables import row_of
 from gisgd_ray.sweep import Sweep
-from gisgd_ray.terms import at
+from gisgd_ray.training.terms import at
 from sweeps.trajectory import READINGS
 from tests import sweep_runs
 from tests.tables import Tables

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.losses import LossName
 from gisgd_ray.measures import flatness
 from gisgd_ray.measures.flatness import FlatnessGap, combined, flatness_gap
+from gisgd_ray.networks.losses import LossName
 from gisgd_ray.randomness import derived_seed
 from tests import reference_sensitivity as reference
 from tests.networks import case, small_batchnorm, small_conv, small_in_place, small_mlp, small_tanh

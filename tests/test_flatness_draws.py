@@ -20,7 +20,7 @@ from gisgd_ray.measures.flatness import (
     half_widths,
     pairs_due,
 )
-from gisgd_ray.terms import at
+from gisgd_ray.training.terms import at
 from tests.runs import run
 from tests.test_flatness import SEED, deltas
 

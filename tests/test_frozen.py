@@ -9,9 +9,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from gisgd_ray.config import TrainingConfig, TrialConfig
+from gisgd_ray.config.space import Choice, SearchSpace, Uniform, make_space, validated
+from gisgd_ray.config.training import TrainingConfig
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.search_space import Choice, SearchSpace, Uniform, make_space, validated
 
 RATE, BATCH = "training.learning_rate", "training.batch_size"
 STDS, MILESTONES = "measurement.noise_stds", "training.lr_milestones"

@@ -12,13 +12,14 @@ from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from gisgd_ray.config.model import AlexNetConfig, MLPConfig, PreActResNet18Config, VGG16Config
+from gisgd_ray.config.scheme import GMPConfig
 from gisgd_ray.device import Precision
-from gisgd_ray.losses import LossName
-from gisgd_ray.model_config import AlexNetConfig, MLPConfig, PreActResNet18Config, VGG16Config
-from gisgd_ray.models import build_model, mlp, num_parameters, preactresnet18
-from gisgd_ray.scheme_config import GMPConfig
-from gisgd_ray.schemes import GMP, SGD, Batch, Scheme, Setting, Step
-from gisgd_ray.schemes.gmp import noise_std_at
+from gisgd_ray.networks.losses import LossName
+from gisgd_ray.networks.models import build_model, mlp, num_parameters, preactresnet18
+from gisgd_ray.schemes.base import Batch, Scheme, Setting, Step
+from gisgd_ray.schemes.gmp import GMP, noise_std_at
+from gisgd_ray.schemes.sgd import SGD
 from tests.networks import Builder, case, small_batchnorm, small_conv, small_mlp, small_tanh
 from tests.reference_schemes import gmp_deltas, gmp_gradient
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray import checkpoint, training
-from gisgd_ray.augmentation import Augmentation
-from gisgd_ray.config import (
+from gisgd_ray.config.frozen import unflatten
+from gisgd_ray.config.model import VGG16Config
+from gisgd_ray.config.scheme import (
     AdversarialConfig,
     AMPConfig,
     ClippingConfig,
@@ -21,17 +21,21 @@ from gisgd_ray.config import (
     SAMConfig,
     SchemeConfig,
     SGDConfig,
-    TrialConfig,
-    VGG16Config,
-    unflatten,
 )
-from gisgd_ray.data import Dataset
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.augmentation import Augmentation
+from gisgd_ray.data.dataset import Dataset
 from gisgd_ray.device import GPU
 from gisgd_ray.measures.groups import GroupDispersion
-from gisgd_ray.models import build_model, trainable
-from gisgd_ray.schemes import SGD, Batch, Clipping, Setting, Step, build_scheme
-from gisgd_ray.state import TrainState
-from gisgd_ray.stepping import SingleRun
+from gisgd_ray.networks.models import build_model, trainable
+from gisgd_ray.schemes.base import Batch, Setting, Step
+from gisgd_ray.schemes.builders import build_scheme
+from gisgd_ray.schemes.clipping import Clipping
+from gisgd_ray.schemes.sgd import SGD
+from gisgd_ray.training import checkpoint
+from gisgd_ray.training import loop as training
+from gisgd_ray.training.state import TrainState
+from gisgd_ray.training.stepping import SingleRun
 from tests.runs import SMALL, Finished, finish
 
 DEVICE = "cuda"

@@ -13,14 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gisgd_ray import training
-from gisgd_ray.config import GMPConfig
-from gisgd_ray.data import epoch_batches
-from gisgd_ray.losses import LossName
+from gisgd_ray.config.scheme import GMPConfig
+from gisgd_ray.data.dataset import epoch_batches
 from gisgd_ray.measures.groups import GroupDispersion
-from gisgd_ray.models import linear, trainable
+from gisgd_ray.networks.losses import LossName
+from gisgd_ray.networks.models import linear, trainable
 from gisgd_ray.randomness import derived_seed
-from gisgd_ray.schemes import GMP, SGD, Batch, Clipping, LabelSmoothing, Scheme, Setting, Step
+from gisgd_ray.schemes.base import Batch, Scheme, Setting, Step
+from gisgd_ray.schemes.clipping import Clipping
+from gisgd_ray.schemes.gmp import GMP
+from gisgd_ray.schemes.label_smoothing import LabelSmoothing
+from gisgd_ray.schemes.sgd import SGD
+from gisgd_ray.training import loop as training
 from tests import reference, reference_networks
 from tests.networks import Builder, case, small_batchnorm, small_conv, small_mlp, small_tanh
 from tests.runs import run, weight_bits

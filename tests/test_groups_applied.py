@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from gisgd_ray.config.scheme import DropoutConfig, GMPConfig, MixUpConfig, SchemeConfig
 from gisgd_ray.measures.groups import GroupDispersion
-from gisgd_ray.models import mlp, trainable
-from gisgd_ray.scheme_config import DropoutConfig, GMPConfig, MixUpConfig, SchemeConfig
-from gisgd_ray.schemes import Batch, Setting, Step, build_scheme
+from gisgd_ray.networks.models import mlp, trainable
+from gisgd_ray.schemes.base import Batch, Setting, Step
+from gisgd_ray.schemes.builders import build_scheme
 
 COPIES = 16
 STEPS = 300

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gisgd_ray.handover import account, put_on
+from gisgd_ray.runner.handover import account, put_on
 
 
 def test_account_and_settings_cross_and_no_run_of_another_process(
@@ -30,7 +30,7 @@ def test_account_and_settings_cross_and_no_run_of_another_process(
 @pytest.mark.parametrize("given", ["--out=s3://KEY:SECRET@bucket/x?a=b", "--out=results"])
 def test_keys_are_taken_out_of_the_command_line(given: str) -> None:
     program = (
-        "from gisgd_ray.handover import hide_keys; hide_keys()\n"
+        "from gisgd_ray.runner.handover import hide_keys; hide_keys()\n"
         "print(open('/proc/self/cmdline').read())"
     )
     shown = subprocess.run(

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gisgd_ray.launch_record import LaunchRecord, keep
-from gisgd_ray.reporting.__main__ import main
-from gisgd_ray.results import row_of
+from gisgd_ray.results.launch_record import LaunchRecord, keep
+from gisgd_ray.results.tables import row_of
+from gisgd_ray.runner.report import main
 from sweeps.lr_batch import SWEEP
 from tests.pages import Document
 from tests.sweep_runs import measured, plan_of
@@ -24,7 +24,7 @@ TAGS = {"script", "img", "iframe", "object", "embed", "link", "form", "base"}
 def _small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # Plotly's four megabytes are of no interest here.
-        patch.setattr("gisgd_ray.reporting.page.get_plotlyjs", lambda: "")
+        patch.setattr("gisgd_ray.report.page.get_plotlyjs", lambda: "")
         yield
 
 

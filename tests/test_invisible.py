@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.evaluation import evaluate
-from gisgd_ray.losses import per_sample_loss
 from gisgd_ray.measures import curvature
 from gisgd_ray.measures.curvature import hessian_trace
 from gisgd_ray.measures.dispersion import StepMeter
+from gisgd_ray.networks.losses import per_sample_loss
+from gisgd_ray.training.evaluation import evaluate
 from tests import reference
 from tests.networks import Builder, case, small_batchnorm, small_conv, small_mlp
 

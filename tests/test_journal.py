@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.journal import MOST_STEPS, Journal, told
-from gisgd_ray.results import ResultTables, reuse, row_of, write_steps, write_tables
+from gisgd_ray.results.journal import MOST_STEPS, Journal, told
+from gisgd_ray.results.tables import ResultTables, reuse, row_of, write_steps, write_tables
 from tests.journals import add_point, add_steps, series
 
 METRICS = {"status": "finished", "steps": 4}
@@ -348,7 +348,7 @@ class TestUnpacking:
     def test_a_long_stretch_is_told_in_several_lines(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("gisgd_ray.journal.MOST_STEPS", 3)
+        monkeypatch.setattr("gisgd_ray.results.journal.MOST_STEPS", 3)
         journal = Journal(tmp_path)
         for whole in (False, True):
             journal.add_report("a", first_step=0, steps=series(8), points=[], whole=whole)

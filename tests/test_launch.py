@@ -14,12 +14,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gisgd_ray import cli
-from gisgd_ray.journal import Journal
-from gisgd_ray.plan import make_plan
-from gisgd_ray.results import ResultTables
-from gisgd_ray.training import advance, summary
-from gisgd_ray.training import start as start_run
+from gisgd_ray.results.journal import Journal
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner import cli
+from gisgd_ray.runner.plan import make_plan
+from gisgd_ray.training.loop import advance, summary
+from gisgd_ray.training.loop import start as start_run
 from sweeps.lr_batch import SWEEP
 
 pytestmark = pytest.mark.ray
@@ -253,8 +253,8 @@ def test_stopped_in_mid_sweep_and_resumed_equals_undisturbed(
 FULL_DISK = """
 import errno, os, sys
 from types import SimpleNamespace
-from gisgd_ray import journal
-from gisgd_ray.sweep import main
+from gisgd_ray.results import journal
+from gisgd_ray.runner.main import main
 from sweeps.lr_batch import SWEEP
 calls = []
 def fsync(fd):

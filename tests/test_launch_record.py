@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.launch_record import (
+from gisgd_ray.results.launch_record import (
     FILE,
     PACKAGES,
     LaunchRecord,

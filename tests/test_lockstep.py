@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray import training
-from gisgd_ray.data import epoch_batches
+from gisgd_ray.data.dataset import epoch_batches
 from gisgd_ray.errors import UserError
-from gisgd_ray.lockstep import Lockstep
-from gisgd_ray.losses import LossName
 from gisgd_ray.measures.dispersion import StepMeter, StepSeries
-from gisgd_ray.models import alexnet, mlp
+from gisgd_ray.networks.losses import LossName
+from gisgd_ray.networks.models import alexnet, mlp
+from gisgd_ray.training import loop as training
+from gisgd_ray.training.lockstep import Lockstep
 from tests import reference, runs
 from tests.networks import small_batchnorm, small_conv, small_mlp, small_tanh
 from tests.reference_lockstep import about_the_sample, replica_moments

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gisgd_ray.results import ResultTables
+from gisgd_ray.results.tables import ResultTables
 from tests.processes import left_of, own, private_folder_of
 from tests.test_faults import SMALL, Running, assert_undisturbed
 from tests.test_launch import ROOT, environment, wait_until

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from gisgd_ray.claims import figure6
-from gisgd_ray.search_space import make_space
+from gisgd_ray.config.space import make_space
 from sweeps import lr_batch
 from sweeps.lr_batch import BATCH, FLATNESS, RATE, TRAJECTORY
 from tests.tables import Tables

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray import bounds
-from gisgd_ray.interpolated import InterpolatedSum
 from gisgd_ray.measures.mean_gradient_gap import MeanGradientGap, block_products, combined
+from gisgd_ray.theory import bounds
+from gisgd_ray.training.interpolated import InterpolatedSum
 from tests import reference_sensitivity as reference
 from tests.networks import case, small_batchnorm, small_conv, small_groupnorm, small_mlp
 from tests.runs import run, untimed

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray import training
 from gisgd_ray.measures.flatness import flatness_gap
 from gisgd_ray.measures.smoothness import smoothness
 from gisgd_ray.randomness import derived_seed
+from gisgd_ray.training import loop as training
 from tests import reference_sensitivity as reference
 from tests.runs import Finished, config, run, series_bits, untimed, weight_bits
 from tests.test_sensitivity import drawn_halves

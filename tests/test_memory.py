@@ -2,17 +2,17 @@
 
 import pytest
 
-from gisgd_ray.config import TrialConfig
-from gisgd_ray.consistency import INPUTS_AND_OUTPUTS
+from gisgd_ray.config.catalogue import INPUTS_AND_OUTPUTS
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.memory import (
+from gisgd_ray.runner.memory import (
     count_parameters,
     draws_bytes,
     machine_memory,
     replicas_bytes,
     require_memory,
 )
-from gisgd_ray.training import start
+from gisgd_ray.training.loop import start
 
 MLP = 784 * 512 + 512 + 512 * 10 + 10
 

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.journal import Journal
-from gisgd_ray.mirror import OWNER, Mirror
-from gisgd_ray.results import ResultTables, row_of, write_tables
-from gisgd_ray.storage import Storage
+from gisgd_ray.results.journal import Journal
+from gisgd_ray.results.storage import Storage
+from gisgd_ray.results.tables import ResultTables, row_of, write_tables
+from gisgd_ray.runner.mirror import OWNER, Mirror
 from tests.journals import add_point, add_steps, series
 
 TRIALS = sorted((TrialConfig(seed=seed) for seed in range(2)), key=lambda t: t.trial_id)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.mirror import OWNER, Mirror
-from gisgd_ray.storage import Storage
+from gisgd_ray.results.storage import Storage
+from gisgd_ray.runner.mirror import OWNER, Mirror
 from tests.test_mirror import files, put
 
 
@@ -85,7 +85,7 @@ def test_of_two_drivers_that_begin_at_once_at_most_one_has_the_place(
 
 
 def test_drivers_that_stood_back_try_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gisgd_ray.mirror.PAUSE_S", 0.05)
+    monkeypatch.setattr("gisgd_ray.runner.mirror.PAUSE_S", 0.05)
     told: list[str] = []
 
     def drive(i: int) -> None:
@@ -109,7 +109,7 @@ def test_drivers_that_stood_back_try_again(tmp_path: Path, monkeypatch: pytest.M
 def test_a_claim_of_a_driver_that_is_gone_is_told_and_taken_over(
     mirror: Mirror, bucket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gisgd_ray.mirror.PAUSE_S", 0.0)
+    monkeypatch.setattr("gisgd_ray.runner.mirror.PAUSE_S", 0.0)
     put(bucket, {f"{OWNER}-1": b"host-1 4711 x"})
     with pytest.raises(UserError, match=r"driver on host-1 \(process 4711\) is writing to .*over"):
         mirror.owned(take_over=False).__enter__()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.config import (
+from gisgd_ray.config.model import (
     AlexNetConfig,
     LinearConfig,
     MLPConfig,
@@ -14,7 +14,7 @@ from gisgd_ray.config import (
     TwoLayerReLUConfig,
 )
 from gisgd_ray.errors import UserError
-from gisgd_ray.models import (
+from gisgd_ray.networks.models import (
     alexnet,
     build_model,
     is_piecewise_linear,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vgg
 
-from gisgd_ray.config import (
+from gisgd_ray.config.model import (
     AlexNetConfig,
     LinearConfig,
     MLPConfig,
@@ -19,7 +19,7 @@ from gisgd_ray.config import (
     VGG16Config,
 )
 from gisgd_ray.errors import UserError
-from gisgd_ray.models import build_model, num_parameters, vgg16
+from gisgd_ray.networks.models import build_model, num_parameters, vgg16
 from tests import reference_networks as reference
 
 SMALL_VGG16 = VGG16Config(filters=3, hidden=7)

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from gisgd_ray import cli, data, training
-from gisgd_ray.config import DataConfig, TrialConfig
-from gisgd_ray.data import load_dataset, normalized
-from gisgd_ray.datasets import RawDataset, load_raw
+from gisgd_ray.config.data import DataConfig
+from gisgd_ray.config.space import SearchSpace, validated
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data import dataset as data
+from gisgd_ray.data.dataset import load_dataset, normalized
+from gisgd_ray.data.stored import RawDataset, load_raw
 from gisgd_ray.errors import UserError
-from gisgd_ray.search_space import SearchSpace, validated
+from gisgd_ray.runner import cli
+from gisgd_ray.training import loop as training
 from tests import ondisk
 from tests.runs import config
 

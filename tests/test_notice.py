@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from gisgd_ray import notice
+from gisgd_ray.runner import notice
 
 
 class Metadata(BaseHTTPRequestHandler):

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gisgd_ray.reporting import numbers
-from gisgd_ray.reporting.numbers import (
+from gisgd_ray import numbers
+from gisgd_ray.numbers import (
     format_mean_std,
     format_noise_std,
     format_number,

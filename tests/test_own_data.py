@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from gisgd_ray import checkpoint, training
-from gisgd_ray.checkpoint import CheckpointError
-from gisgd_ray.config import TrialConfig, unflatten
-from gisgd_ray.data import Dataset, with_label_noise
+from gisgd_ray.config.frozen import unflatten
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.dataset import Dataset, with_label_noise
 from gisgd_ray.errors import UserError
-from gisgd_ray.models import mlp
+from gisgd_ray.networks.models import mlp
+from gisgd_ray.training import checkpoint
+from gisgd_ray.training import loop as training
+from gisgd_ray.training.checkpoint import CheckpointError
 from tests import reference
 from tests.runs import Finished, config, finish, run, untimed, weight_bits
 

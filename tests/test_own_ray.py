@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gisgd_ray.private_folder import TOKEN
-from gisgd_ray.results import ResultTables
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner.private_folder import TOKEN
 from tests.processes import own, private_folder_of
 from tests.test_launch import command, environment, wait_until
 

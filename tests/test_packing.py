@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from gisgd_ray.config import TrialConfig, unflatten
+from gisgd_ray.config.frozen import unflatten
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.device import GPU
 from gisgd_ray.errors import UserError
-from gisgd_ray.memory import WEIGHT, count_parameters
-from gisgd_ray.packing import (
+from gisgd_ray.runner.memory import WEIGHT, count_parameters
+from gisgd_ray.runner.packing import (
     MARGIN,
     PROBED,
     Resources,
@@ -246,7 +247,7 @@ def _measured(queue: Any, given: TrialConfig) -> None:
 
 
 def _trained(queue: Any, barrier: Any, given: TrialConfig, share: float) -> None:
-    from gisgd_ray import training
+    from gisgd_ray.training import loop as training
 
     torch.cuda.set_per_process_memory_fraction(share)
     state = training.start(given, device="cuda")

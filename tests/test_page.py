@@ -8,9 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gisgd_ray import launch_record
-from gisgd_ray.claims import Claim
-from gisgd_ray.reporting import (
+from gisgd_ray.claims.claim import Claim
+from gisgd_ray.report import (
     page,
     page_cautions,
     page_cost,
@@ -18,8 +17,9 @@ from gisgd_ray.reporting import (
     page_facts,
     page_json,
 )
-from gisgd_ray.reporting.page_cost import cost_facts
-from gisgd_ray.results import ResultTables
+from gisgd_ray.report.page_cost import cost_facts
+from gisgd_ray.results import launch_record
+from gisgd_ray.results.tables import ResultTables
 from tests.pages import BATCH, EQ3, NAN, RATE, Document, cell, failed, finished, with_bounds, write
 
 

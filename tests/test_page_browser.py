@@ -14,7 +14,7 @@ import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
 
-from gisgd_ray.reporting.figures import save_figures
+from gisgd_ray.figures.style import save_figures
 from tests.pages import EQ3, NAN, RATE, failed, finished, with_bounds, write
 
 BROWSER = next(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gisgd_ray import launch_record
+from gisgd_ray.results import launch_record
 from tests.pages import Document, finished, write
 
 
@@ -36,7 +36,8 @@ def test_commit_is_that_of_the_checkout_the_code_is_tracked_in(
     package = tmp_path / "gisgd_ray"
     package.mkdir()
     (package / "__init__.py").touch()
-    monkeypatch.setattr(launch_record, "__file__", str(package / "launch_record.py"))
+    inside = package / "results/launch_record.py"
+    monkeypatch.setattr(launch_record, "__file__", str(inside))
 
     def git(*arguments: str) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from gisgd_ray.panels import panels, setting_text
+from gisgd_ray.results.panels import panels, setting_text
 from tests.tables import trial
 
 RATE = "training.learning_rate"

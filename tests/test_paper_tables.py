@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from gisgd_ray import cli
-from gisgd_ray.plan import make_plan
-from gisgd_ray.reporting.tables import Row, Table, for_terminal
+from gisgd_ray.figures.tables import Row, Table, for_terminal
+from gisgd_ray.runner import cli
+from gisgd_ray.runner.plan import make_plan
 from sweeps import clipping, double_descent, lr_batch, regularizers
 from tests import pages
 

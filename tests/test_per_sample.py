@@ -1,5 +1,5 @@
 """Which layers per-sample gradient norms are right for, and which are refused; the rest of
-:mod:`gisgd_ray.measures.per_sample` is tested through its users in test_dispersion.py."""
+:mod:`gisgd_ray.networks.per_sample` is tested through its users in test_dispersion.py."""
 
 import copy
 
@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.measures import per_sample
 from gisgd_ray.measures.dispersion import StepMeter
+from gisgd_ray.networks import per_sample
 from tests.test_dispersion import assert_equals_brute_force, data
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.mirror import Mirror
-from gisgd_ray.place import Place
-from gisgd_ray.storage import Storage
+from gisgd_ray.results.storage import Storage
+from gisgd_ray.runner.mirror import Mirror
+from gisgd_ray.runner.place import Place
 
 S3 = "s3://KEY:SECRET@bucket/prefix"
 OPTIONS = "?endpoint_override=127.0.0.1:9&scheme=http"

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from gisgd_ray import cli
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.space import SearchSpace, make_space
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.estimate import Estimate
-from gisgd_ray.journal import Journal
-from gisgd_ray.packing import Resources
-from gisgd_ray.place import Place
-from gisgd_ray.plan import SHOWN, Plan, cost_lines, make_plan, plan_lines
-from gisgd_ray.results import row_of
-from gisgd_ray.search_space import SearchSpace, make_space
+from gisgd_ray.results.journal import Journal
+from gisgd_ray.results.tables import row_of
+from gisgd_ray.runner import cli
+from gisgd_ray.runner.estimate import Estimate
+from gisgd_ray.runner.packing import Resources
+from gisgd_ray.runner.place import Place
+from gisgd_ray.runner.plan import SHOWN, Plan, cost_lines, make_plan, plan_lines
 from tests.journals import add_point
 
 RATE, BATCH = "training.learning_rate", "training.batch_size"
@@ -243,7 +243,7 @@ def test_the_panels_of_a_sweep_count_together() -> None:
 def test_planning_that_takes_a_while_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gisgd_ray.plan.TOLD", 3)
+    monkeypatch.setattr("gisgd_ray.runner.plan.TOLD", 3)
     planned({"one": make_space({RATE: 0.1}, seeds=3)})
     assert capsys.readouterr().err == ""
     planned({"one": make_space({RATE: 0.1}, seeds=4)})

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.lockstep import Lockstep
 from gisgd_ray.measures import posterior
 from gisgd_ray.measures.posterior import (
     conditional_dispersions,
@@ -18,6 +17,7 @@ from gisgd_ray.measures.posterior import (
     projected_normals,
 )
 from gisgd_ray.randomness import generator
+from gisgd_ray.training.lockstep import Lockstep
 from tests import reference
 from tests.networks import small_conv, small_mlp
 from tests.reference_lockstep import conditional_dispersion

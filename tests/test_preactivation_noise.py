@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from gisgd_ray.config.scheme import GMPConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.scheme_config import GMPConfig
-from gisgd_ray.schemes import SGD, Setting, build_scheme
+from gisgd_ray.schemes.base import Setting
+from gisgd_ray.schemes.builders import build_scheme
 from gisgd_ray.schemes.gmp import check_layers
 from gisgd_ray.schemes.preactivation_noise import noisy_preactivations, variance
+from gisgd_ray.schemes.sgd import SGD
 from tests.networks import case, small_batchnorm, small_conv, small_tanh
 from tests.reference import sample_loss
 from tests.test_gmp import difference, gmp, gradient

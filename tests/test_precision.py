@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray import training
-from gisgd_ray.data import epoch_batches
-from gisgd_ray.losses import LossName, per_sample_loss
+from gisgd_ray.data.dataset import epoch_batches
 from gisgd_ray.measures.dispersion import StepMeter
-from gisgd_ray.models import trainable
-from gisgd_ray.schemes import SGD, Batch, Step
+from gisgd_ray.networks.losses import LossName, per_sample_loss
+from gisgd_ray.networks.models import trainable
+from gisgd_ray.schemes.base import Batch, Step
 from gisgd_ray.schemes.label_smoothing import smoothed_loss
+from gisgd_ray.schemes.sgd import SGD
+from gisgd_ray.training import loop as training
 from tests.networks import Builder, case, small_batchnorm, small_conv, small_mlp
 from tests.runs import config, finish, run, series_bits, untimed, weight_bits
 

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gisgd_ray.reporting import premises
-from gisgd_ray.reporting.bounds_table import exceeded
-from gisgd_ray.reporting.report_text import comparison_markdown
+from gisgd_ray.report import premises
+from gisgd_ray.report.bounds_table import exceeded
+from gisgd_ray.tracking.report_text import comparison_markdown
 from tests.pages import Document, bounds_table_of, cell, compared, finished, with_bounds, write
 from tests.test_comparison import cells, table
 

@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.private_folder import LONGEST, TOKEN, make_private_folder, remove_private_folder
+from gisgd_ray.runner.private_folder import (
+    LONGEST,
+    TOKEN,
+    make_private_folder,
+    remove_private_folder,
+)
 
 MINE = f"gisgd-{os.geteuid()}"
 
@@ -52,7 +57,7 @@ def test_it_is_open_to_this_user_alone_and_holds_a_token_of_its_own(tmpdir_: Pat
 
 def test_what_a_killed_process_has_left_is_removed_and_a_living_ones_kept(tmpdir_: Path) -> None:
     program = (
-        "import sys, time\nfrom gisgd_ray.private_folder import make_private_folder\n"
+        "import sys, time\nfrom gisgd_ray.runner.private_folder import make_private_folder\n"
         "print(make_private_folder(), flush=True)\ntime.sleep(600)"
     )
     others = [

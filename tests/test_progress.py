@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gisgd_ray.config import TrialConfig
-from gisgd_ray.reporting.progress import MAX_RUNNING_SHOWN, Progress, trial_label
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.runner.progress import MAX_RUNNING_SHOWN, Progress, trial_label
 
 LABELS = {
     f"id{i}": f"dataset=mnist5k name=mlp learning_rate=0.{i:02} batch_size={20 * i + 20} "
@@ -32,7 +32,7 @@ FAILED = {"status": "failed", "error": "Traceback:\n  here\nRuntimeError: CUDA o
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Sets the time that the display sees, in seconds since its begin."""
     now = [1000.0]
-    monkeypatch.setattr("gisgd_ray.reporting.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gisgd_ray.runner.progress.time.monotonic", lambda: now[0])
 
     def at(seconds: float) -> None:
         now[0] = 1000.0 + seconds

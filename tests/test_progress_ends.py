@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from gisgd_ray.launch import Outcome
-from gisgd_ray.reporting import progress
-from gisgd_ray.reporting.progress import LONGEST
-from gisgd_ray.results import ResultTables
-from gisgd_ray.sweep import FAILURES_TOLD, _print_closing
+from gisgd_ray.errors import LONGEST
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner import progress
+from gisgd_ray.runner.launch import Outcome
+from gisgd_ray.runner.main import FAILURES_TOLD, _print_closing
 from tests.test_progress import DIVERGED, FINISHED, LABELS, POINT, display, written
 
 PAGE = Path("results/my sweeps/lr_batch/report.html")

@@ -10,23 +10,27 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gisgd_ray import consistency, datasets, schemes
-from gisgd_ray.config import DataConfig, GMPConfig, TrialConfig
-from gisgd_ray.data import normalized
-from gisgd_ray.datasets import RawDataset, load_raw
+from gisgd_ray.config import catalogue
+from gisgd_ray.config.data import DataConfig
+from gisgd_ray.config.scheme import GMPConfig
+from gisgd_ray.config.space import make_space, validated
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data import stored as datasets
+from gisgd_ray.data.dataset import normalized
+from gisgd_ray.data.stored import RawDataset, load_raw
 from gisgd_ray.errors import DataError, UserError
-from gisgd_ray.models import build_model
-from gisgd_ray.plan import make_plan
-from gisgd_ray.search_space import make_space, validated
+from gisgd_ray.networks.models import build_model
+from gisgd_ray.runner.plan import make_plan
+from gisgd_ray.schemes import builders
 from tests.test_plan import options
 
 ROOT = Path(__file__).parents[1]
 
 PATCHES = {
-    "data_config.py": [
+    "config/data.py": [
         ('DatasetName = Literal["mnist5k", ', 'DatasetName = Literal["spots", "rows", "mnist5k", ')
     ],
-    "consistency.py": [
+    "config/catalogue.py": [
         ('    "mnist5k": 4_000,\n', '    "mnist5k": 4_000,\n    "spots": 60,\n    "rows": 60,\n'),
         (
             '    "mnist5k": ((1, 28, 28), 10),\n',
@@ -34,7 +38,7 @@ PATCHES = {
             '    "rows": ((5,), 3),\n',
         ),
     ],
-    "datasets.py": [
+    "data/stored.py": [
         (
             "LOADERS: dict",
             "def _read_mine(name, _folder):\n"
@@ -52,7 +56,7 @@ PATCHES = {
             '    "mnist5k": _read_mnist5k,\n    "spots": _read_mine,\n    "rows": _read_mine,\n',
         ),
     ],
-    "model_config.py": [
+    "config/model.py": [
         (
             "ModelConfig = Annotated[\n    MLPConfig\n",
             "class DeepConfig(Frozen):\n"
@@ -61,7 +65,7 @@ PATCHES = {
             "ModelConfig = Annotated[\n    MLPConfig\n    | DeepConfig\n",
         )
     ],
-    "models.py": [
+    "networks/models.py": [
         ("    MLPConfig,\n", "    DeepConfig,\n    MLPConfig,\n"),
         (
             "            case AlexNetConfig():\n",
@@ -72,7 +76,7 @@ PATCHES = {
             "            case AlexNetConfig():\n",
         ),
     ],
-    "scheme_config.py": [
+    "config/scheme.py": [
         (
             "SchemeConfig = Annotated[\n    SGDConfig\n",
             "class HalfConfig(Frozen):\n"
@@ -81,7 +85,7 @@ PATCHES = {
             "SchemeConfig = Annotated[\n    SGDConfig\n    | HalfConfig\n",
         )
     ],
-    "schemes/__init__.py": [
+    "schemes/builders.py": [
         ("    SGDConfig,\n", "    HalfConfig,\n    SGDConfig,\n"),
         (
             "from gisgd_ray.schemes.sgd",
@@ -109,10 +113,11 @@ class Half(Stateless):
 
 RUN = """
 import gisgd_ray, sys
-from gisgd_ray import cli, training
-from gisgd_ray.config import TrialConfig
-from gisgd_ray.plan import make_plan
-from gisgd_ray.search_space import make_space
+from gisgd_ray.runner import cli
+from gisgd_ray.training import loop as training
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.runner.plan import make_plan
+from gisgd_ray.config.space import make_space
 assert gisgd_ray.__file__.startswith(sys.argv[1])
 space = make_space({"data.dataset": ["spots", "rows"], "model.name": "deep", "scheme.name": "half",
     "scheme.factor": 0.7, "training.batch_size": 20, "training.max_epochs": 4,
@@ -150,15 +155,15 @@ def test_a_dataset_a_network_and_a_scheme_of_ones_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("table", ["TRAIN_SIZES", "INPUTS_AND_OUTPUTS"])
 def test_a_dataset_that_a_table_lacks(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(getattr(consistency, table), "svhn")
-    said = f"data.dataset = 'svhn' has no entry in {table} of gisgd_ray/consistency.py; add its "
+    monkeypatch.delitem(getattr(catalogue, table), "svhn")
+    said = f"'svhn' has no entry in {table} of gisgd_ray/config/catalogue.py; add its "
     with pytest.raises(UserError, match=said):
         validated({"data.dataset": "svhn"})
 
 
 def test_a_dataset_without_a_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(datasets.LOADERS, "svhn")
-    said = "data.dataset = 'svhn' has no entry in LOADERS of gisgd_ray/datasets.py; add the "
+    said = "data.dataset = 'svhn' has no entry in LOADERS of gisgd_ray/data/stored.py; add the "
     with pytest.raises(UserError, match=said):
         load_raw("svhn", tmp_path)
     with pytest.raises(UserError, match=said):
@@ -166,9 +171,9 @@ def test_a_dataset_without_a_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_scheme_without_a_builder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(schemes.BUILDERS, GMPConfig)
+    monkeypatch.delitem(builders.BUILDERS, GMPConfig)
     said = (
-        "scheme.name = 'gmp' has no entry in BUILDERS of gisgd_ray/schemes/__init__.py; add "
+        "scheme.name = 'gmp' has no entry in BUILDERS of gisgd_ray/schemes/builders.py; add "
         "GMPConfig and what builds it there"
     )
     with pytest.raises(UserError, match=said):
@@ -177,17 +182,17 @@ def test_a_scheme_without_a_builder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_network_without_a_case() -> None:
     other = SimpleNamespace(name="mine")
-    said = r"model.name = 'mine' has no case in build_model of gisgd_ray/models.py; add"
+    said = r"model.name = 'mine' has no case in build_model of gisgd_ray/networks/models.py; add"
     with pytest.raises(UserError, match=said):
         build_model(other, (3,), 2, seed=0)  # type: ignore[arg-type]
 
 
 def test_every_name_has_all_that_the_recipes_ask_for() -> None:
     names = DataConfig.model_fields["dataset"].annotation.__args__  # type: ignore[union-attr]
-    assert set(names) == consistency.TRAIN_SIZES.keys() == consistency.INPUTS_AND_OUTPUTS.keys()
+    assert set(names) == catalogue.TRAIN_SIZES.keys() == catalogue.INPUTS_AND_OUTPUTS.keys()
     assert set(names) == {*datasets.LOADERS, "teacher"}
     schemes_known = TrialConfig.model_fields["scheme"].annotation.__args__  # type: ignore[union-attr]
-    assert set(schemes_known) == set(schemes.BUILDERS)
+    assert set(schemes_known) == set(builders.BUILDERS)
 
 
 # ---------------------------------------------------------------- what a loader may give
@@ -245,7 +250,7 @@ def test_inputs_that_are_no_numbers_are_refused() -> None:
     [
         (
             raw(VECTORS[:40]),
-            "gives 40 training samples, and TRAIN_SIZES in gisgd_ray/consistency.py has 250; "
+            "gives 40 training samples, and TRAIN_SIZES in gisgd_ray/config/catalogue.py has 250; "
             "correct one of them",
         ),
         (raw(VECTORS[:249], np.zeros(250, int)), "249 training inputs, and their labels are 250"),
@@ -258,8 +263,8 @@ def test_inputs_that_are_no_numbers_are_refused() -> None:
 def test_a_loader_that_does_not_give_what_the_tables_say(
     given: RawDataset, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(consistency.TRAIN_SIZES, "mine", 250)
-    monkeypatch.setitem(consistency.INPUTS_AND_OUTPUTS, "mine", ((4,), 10))
+    monkeypatch.setitem(catalogue.TRAIN_SIZES, "mine", 250)
+    monkeypatch.setitem(catalogue.INPUTS_AND_OUTPUTS, "mine", ((4,), 10))
     monkeypatch.setitem(datasets.LOADERS, "mine", lambda *_: given)
     with pytest.raises(DataError, match=said):
         load_raw("mine", tmp_path)

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gisgd_ray import recorder
-from gisgd_ray.checkpoints import Checkpoints
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.journal import Journal
 from gisgd_ray.measures.dispersion import StepSeries
-from gisgd_ray.recorder import TABLES_EVERY_S, TABLES_SHARE, Recorder
-from gisgd_ray.reporting.progress import Progress
-from gisgd_ray.results import ResultTables, row_of
-from gisgd_ray.trainable import Payload
+from gisgd_ray.results.journal import Journal
+from gisgd_ray.results.tables import ResultTables, row_of
+from gisgd_ray.runner import recorder
+from gisgd_ray.runner.checkpoints import Checkpoints
+from gisgd_ray.runner.progress import Progress
+from gisgd_ray.runner.recorder import TABLES_EVERY_S, TABLES_SHARE, Recorder
+from gisgd_ray.runner.trainable import Payload
 from tests.journals import series
 from tests.runs import config
 
@@ -243,7 +243,7 @@ def test_what_cannot_be_written_is_raised_and_kept(
 ) -> None:
     made = make(tmp_path)
     assert made.fault is None
-    monkeypatch.setattr(f"gisgd_ray.recorder.{where}", full)
+    monkeypatch.setattr(f"gisgd_ray.runner.recorder.{where}", full)
     with pytest.raises(OSError, match="No space left") as caught:
         made.report(ID, result(5, **given))
     assert made.fault is caught.value
@@ -258,7 +258,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, taken: float):
         self.now, self.taken = 1000.0, taken
         self.written: list[float] = []
-        monkeypatch.setattr("gisgd_ray.recorder.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("gisgd_ray.runner.recorder.time.monotonic", lambda: self.now)
         monkeypatch.setattr(recorder, "write_tables", self._write)
 
     def _write(self, *_: Any) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gisgd_ray import cluster, training
-from gisgd_ray.config import TrialConfig
-from gisgd_ray.results import ResultTables
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner import cluster
+from gisgd_ray.training import loop as training
 from tests import kinds, stand_in
 from tests.processes import training_below
 from tests.runs import finish
@@ -157,8 +158,8 @@ def equal_to_runs_without_ray(folder: Path, trials: pd.DataFrame) -> None:
 
 
 def planned() -> list[TrialConfig]:
-    from gisgd_ray import cli
-    from gisgd_ray.plan import make_plan
+    from gisgd_ray.runner import cli
+    from gisgd_ray.runner.plan import make_plan
 
     options = cli.parse(["--scale", "paper", *SMALL], prog="", description="")
     return make_plan(kinds.SWEEPS["lr_batch"].panels["paper"], options, "paper").trials

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray import checkpoint, training
-from gisgd_ray.config import TrialConfig
-from gisgd_ray.data import epoch_batches, load_dataset
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.dataset import epoch_batches, load_dataset
 from gisgd_ray.errors import UserError
 from gisgd_ray.measures.flatness import combined, flatness_gap
 from gisgd_ray.measures.sensitivity import local_gradient_sensitivity
 from gisgd_ray.measures.smoothness import smoothness
+from gisgd_ray.training import checkpoint
+from gisgd_ray.training import loop as training
 from tests import reference, reference_lockstep
 from tests.runs import Finished, config, finish, run, series_bits, untimed, weight_bits
 

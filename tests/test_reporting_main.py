@@ -1,4 +1,4 @@
-"""``python -m gisgd_ray.reporting``: pages made again, of one folder or several, and bad input."""
+"""``python -m gisgd_ray.runner.report``: pages made again, of one folder or several; bad input."""
 
 import json
 import os
@@ -14,21 +14,21 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gisgd_ray import sweep as sweeps
-from gisgd_ray.cluster import Connection
-from gisgd_ray.launch import Outcome
-from gisgd_ray.launch_record import FILE, keep, last_record
-from gisgd_ray.packing import Resources
-from gisgd_ray.reporting import sweep_report
-from gisgd_ray.reporting.__main__ import _declared, main
-from gisgd_ray.results import ResultTables, row_of
+from gisgd_ray.report import sweep_report
+from gisgd_ray.results.launch_record import FILE, keep, last_record
+from gisgd_ray.results.tables import ResultTables, row_of
+from gisgd_ray.runner import main as sweeps
+from gisgd_ray.runner.cluster import Connection
+from gisgd_ray.runner.launch import Outcome
+from gisgd_ray.runner.packing import Resources
+from gisgd_ray.runner.report import _declared, main
 from sweeps.lr_batch import SWEEP
 from tests.pages import RATE, Document
 from tests.sweep_runs import measured
 
 SCRIPT = Path(__file__).parents[1] / "sweeps" / "lr_batch.py"
 MINE = """import dataclasses
-from gisgd_ray.reporting.tables import Row, Table
+from gisgd_ray.figures.tables import Row, Table
 from sweeps.lr_batch import SWEEP
 
 @dataclasses.dataclass
@@ -60,7 +60,7 @@ def _no_ray() -> Iterator[None]:
         patch.setattr(sweeps, "chosen_resources", lambda *_: (Resources(cpus=1, gpus=0), ""))
         patch.setattr(sweeps, "launch", launch)
         # Plotly's four megabytes are of no interest here.
-        patch.setattr("gisgd_ray.reporting.page.get_plotlyjs", lambda: "")
+        patch.setattr("gisgd_ray.report.page.get_plotlyjs", lambda: "")
         yield
 
 
@@ -274,7 +274,7 @@ def test_a_sweep_of_the_packages_name_is_the_packages(folder: Path, tmp_path: Pa
     assert record is not None
     keep(folder, replace(record, script=str(evil)))
     done = subprocess.run(  # from a folder with a package of the same name
-        [sys.executable, "-m", "gisgd_ray.reporting", str(folder)],
+        [sys.executable, "-m", "gisgd_ray.runner.report", str(folder)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
         capture_output=True,

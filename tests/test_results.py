@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gisgd_ray import results
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.journal import Journal
 from gisgd_ray.measures.dispersion import StepSeries
-from gisgd_ray.results import ResultTables, results_folder, row_of, write_tables
+from gisgd_ray.results import tables as results
+from gisgd_ray.results.journal import Journal
+from gisgd_ray.results.tables import ResultTables, results_folder, row_of, write_tables
 from tests.journals import add_point, add_steps, series
 from tests.runs import config
 
@@ -199,7 +199,7 @@ def test_a_full_disk_is_told_and_costs_at_most_the_line(
         if where == "fsync":
             full.setattr(os, "fsync", no_space)
         else:
-            full.setattr("gisgd_ray.journal.open", open_on_a_full_disk, raising=False)
+            full.setattr("gisgd_ray.results.journal.open", open_on_a_full_disk, raising=False)
         with pytest.raises(OSError, match="No space left"):
             add_point(journal, "a", {"step": 6, "loss": 0.6})
     assert told(journal)[0] == (3, 0.3)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gisgd_ray import bounds
+from gisgd_ray.theory import bounds
 from tests.runs import Finished, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")

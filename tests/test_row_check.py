@@ -8,10 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gisgd_ray.config import TrialConfig, id_of, unflatten
+from gisgd_ray.config.frozen import id_of, unflatten
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.journal import Journal
-from gisgd_ray.results import (
+from gisgd_ray.results.journal import Journal
+from gisgd_ray.results.row_check import TEXTS, _is_numeric, is_of_this_version, require_numbers
+from gisgd_ray.results.tables import (
     ResultTables,
     finished_ids,
     require_own_rows,
@@ -19,7 +21,6 @@ from gisgd_ray.results import (
     row_of,
     write_tables,
 )
-from gisgd_ray.row_check import TEXTS, _is_numeric, is_of_this_version, require_numbers
 from tests.journals import add_point
 from tests.sweep_runs import measured
 from tests.test_journal import OLD

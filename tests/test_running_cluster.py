@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from gisgd_ray import running_cluster
-from gisgd_ray.results import ResultTables
-from gisgd_ray.running_cluster import CannotJoinError, ask
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner import running_cluster
+from gisgd_ray.runner.running_cluster import CannotJoinError, ask
 from tests.test_bucket import KEY, SECRET, Server, moto
 from tests.test_launch import sweep
 

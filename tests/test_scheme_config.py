@@ -6,7 +6,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from gisgd_ray.config import ModelConfig, SchemeConfig, TrialConfig
+from gisgd_ray.config.model import ModelConfig
+from gisgd_ray.config.scheme import SchemeConfig
+from gisgd_ray.config.trial import TrialConfig
 from tests.test_config import ABOVE_ONE, BELOW_ONE, BIGGEST, MODELS, NEEDS, SCHEMES, TINY, trial
 
 Edges = tuple[Any, list[Any], list[Any]]

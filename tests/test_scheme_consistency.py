@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from gisgd_ray.augmentation import crop_and_flip
-from gisgd_ray.consistency import INPUTS_AND_OUTPUTS
+from gisgd_ray.config.catalogue import INPUTS_AND_OUTPUTS
+from gisgd_ray.config.space import validated
+from gisgd_ray.data.augmentation import crop_and_flip
 from gisgd_ray.errors import UserError
-from gisgd_ray.models import vgg16
-from gisgd_ray.search_space import validated
+from gisgd_ray.networks.models import vgg16
 from tests.test_config import SCHEMES
 from tests.test_consistency import CLASSES, LINEAR, RELU, TEACHER, said, said_of_options
 

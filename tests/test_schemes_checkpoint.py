@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from gisgd_ray import checkpoint, training
-from gisgd_ray.config import TrialConfig, unflatten
-from gisgd_ray.data import Dataset
-from gisgd_ray.schemes import MixUp
+from gisgd_ray.config.frozen import unflatten
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.dataset import Dataset
+from gisgd_ray.schemes.mixup import MixUp
+from gisgd_ray.training import checkpoint
+from gisgd_ray.training import loop as training
 from tests.runs import Finished, finish, optimizer_bits, series_bits, untimed, weight_bits
 
 SHORT: dict[str, Any] = {

@@ -13,10 +13,10 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 import pytest
 
-from gisgd_ray.claims import Claim
-from gisgd_ray.reporting.scoreboard import ITEMS, Entry, write_scoreboard
-from gisgd_ray.reporting.sweep_report import Report
-from gisgd_ray.reporting.tables import Row, Table
+from gisgd_ray.claims.claim import Claim
+from gisgd_ray.figures.tables import Row, Table
+from gisgd_ray.report.scoreboard import ITEMS, Entry, write_scoreboard
+from gisgd_ray.report.sweep_report import Report
 from tests.pages import Document, failed, finished
 from tests.test_page_browser import BROWSER, COMMAND
 

@@ -11,18 +11,18 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from gisgd_ray.config import TrialConfig
-from gisgd_ray.errors import UserError
-from gisgd_ray.search_space import (
+from gisgd_ray.config.space import (
     Choice,
     LogUniform,
     SearchSpace,
     Uniform,
     field_paths,
     make_space,
-    param_space,
     validated,
 )
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.errors import UserError
+from gisgd_ray.runner.tuning import param_space
 from sweeps import lr_batch
 
 RATE, BATCH = "training.learning_rate", "training.batch_size"

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.losses import LossName, per_sample_loss
 from gisgd_ray.measures import sensitivity
 from gisgd_ray.measures.sensitivity import Sensitivity, local_gradient_sensitivity
+from gisgd_ray.networks.losses import LossName, per_sample_loss
 from gisgd_ray.randomness import derived_seed
 from tests import reference_sensitivity as reference
 from tests.networks import (

@@ -6,10 +6,10 @@ from statistics import fmean, stdev
 import numpy as np
 import pytest
 
-from gisgd_ray import bounds
 from gisgd_ray.measures.dispersion import StepSeries
-from gisgd_ray.sensitivity_terms import SensitivityTerms
-from gisgd_ray.terms import TrajectoryTerms
+from gisgd_ray.theory import bounds
+from gisgd_ray.training.sensitivity_terms import SensitivityTerms
+from gisgd_ray.training.terms import TrajectoryTerms
 from tests.test_terms import piece, series
 
 STDS = (0.05, 1e-6)

@@ -7,9 +7,9 @@ import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
-from gisgd_ray.losses import LossName
 from gisgd_ray.measures import smoothness as module
 from gisgd_ray.measures.smoothness import Smoothness, smoothness
+from gisgd_ray.networks.losses import LossName
 from gisgd_ray.randomness import derived_seed
 from tests import reference_sensitivity as reference
 from tests.networks import case, small_batchnorm, small_conv, small_in_place, small_mlp, small_tanh

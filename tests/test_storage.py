@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.storage import Storage, is_uri, joined, without_keys
+from gisgd_ray.results.storage import Storage, is_uri, joined, without_keys
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def storage(tmp_path: Path) -> Storage:
 
 def during_a_write(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
     """Have something happen when the content is written and not yet in its place."""
-    monkeypatch.setattr("gisgd_ray.whole_files.os.fsync", lambda _: do())
+    monkeypatch.setattr("gisgd_ray.results.whole_files.os.fsync", lambda _: do())
 
 
 def full() -> None:
@@ -81,7 +81,7 @@ def test_two_processes_may_write_the_same_file_at_once(
 ) -> None:
     def another_writes() -> None:
         monkeypatch.undo()
-        monkeypatch.setattr("gisgd_ray.whole_files.os.getpid", lambda: 4_999_999)
+        monkeypatch.setattr("gisgd_ray.results.whole_files.os.getpid", lambda: 4_999_999)
         storage.write("a", b"theirs")
 
     during_a_write(monkeypatch, another_writes)

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gisgd_ray import measuring, training
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.measures.curvature import HessianTrace
-from gisgd_ray.models import num_parameters
+from gisgd_ray.networks.models import num_parameters
+from gisgd_ray.training import loop as training
+from gisgd_ray.training import measuring
 from tests import reference
 from tests.runs import Finished, config, run
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from gisgd_ray import cli, sweep
-from gisgd_ray.cluster import Connection
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.journal import Journal
-from gisgd_ray.plan import make_plan
-from gisgd_ray.results import row_of
+from gisgd_ray.results.journal import Journal
+from gisgd_ray.results.tables import row_of
+from gisgd_ray.runner import cli
+from gisgd_ray.runner import main as sweep
+from gisgd_ray.runner.cluster import Connection
+from gisgd_ray.runner.plan import make_plan
 from sweeps.lr_batch import SWEEP
 
 RATE, BATCH = "training.learning_rate", "training.batch_size"

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
-from gisgd_ray import data, teacher
-from gisgd_ray.config import DataConfig
-from gisgd_ray.data import Dataset, load_dataset
+from gisgd_ray.config.data import DataConfig
+from gisgd_ray.data import dataset as data
+from gisgd_ray.data import teacher
+from gisgd_ray.data.dataset import Dataset, load_dataset
+from gisgd_ray.data.teacher import HIDDEN, INPUTS, teacher_samples
 from gisgd_ray.randomness import generator
-from gisgd_ray.teacher import HIDDEN, INPUTS, teacher_samples
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from gisgd_ray import terminal
-from gisgd_ray.reporting import __main__ as reporting
-from gisgd_ray.reporting import wandb_sync
-from gisgd_ray.reporting.tables import Row, Table, for_terminal
-from gisgd_ray.sweep import main
+from gisgd_ray.figures.tables import Row, Table, for_terminal
+from gisgd_ray.runner import report as reporting
+from gisgd_ray.runner.main import main
+from gisgd_ray.tracking import sync as wandb_sync
 from sweeps.lr_batch import SWEEP
 
 TABLE = Table("Σ over σ", ["γ", "±"], [Row("naïve", ["1 ± 2", "≤ 3"])])

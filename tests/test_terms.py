@@ -5,9 +5,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from gisgd_ray import bounds
 from gisgd_ray.measures.dispersion import StepSeries
-from gisgd_ray.terms import THEOREM2, TrajectoryTerms, at
+from gisgd_ray.theory import bounds
+from gisgd_ray.training.terms import THEOREM2, TrajectoryTerms, at
 
 STDS = (0.05, 1e-6)
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gisgd_ray import bounds, training
+from gisgd_ray.theory import bounds
+from gisgd_ray.training import loop as training
 from tests.runs import Finished, config, run
 from tests.test_posterior import by_brute_force
 from tests.test_replicas import SEEDS, batches

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from gisgd_ray import trainable
 from gisgd_ray.errors import DataError, UserError
-from gisgd_ray.handover import Handover
-from gisgd_ray.trainable import Payload, RunSettings, TrialTrainable, fault_of
+from gisgd_ray.runner import trainable
+from gisgd_ray.runner.handover import Handover
+from gisgd_ray.runner.trainable import Payload, RunSettings, TrialTrainable, fault_of
 from tests.runs import config
 
 

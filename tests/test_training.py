@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gisgd_ray import evaluation, training
-from gisgd_ray.data import epoch_batches
+from gisgd_ray.data.dataset import epoch_batches
 from gisgd_ray.measures.curvature import hessian_trace
+from gisgd_ray.training import evaluation
+from gisgd_ray.training import loop as training
 from tests import reference
 from tests.runs import config, finish, run, series_bits, untimed, weight_bits
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from gisgd_ray.cluster import connect
-from gisgd_ray.launch import launch
-from gisgd_ray.packing import Resources
-from gisgd_ray.place import Place
-from gisgd_ray.results import ResultTables
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner.cluster import connect
+from gisgd_ray.runner.launch import launch
+from gisgd_ray.runner.packing import Resources
+from gisgd_ray.runner.place import Place
 from tests.runs import config
 
 pytestmark = pytest.mark.ray

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from gisgd_ray.reporting import wandb_access
+from gisgd_ray.tracking import access as wandb_access
 from tests.test_launch import ROOT
 from tests.wandb_server import Server, environment
 
-ASK = "from gisgd_ray.reporting.wandb_access import access; print(access())"
+ASK = "from gisgd_ray.tracking.access import access; print(access())"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gisgd_ray.reporting.wandb_access import IDENTITY
+from gisgd_ray.tracking.access import IDENTITY
 from tests.test_launch import ROOT
 from tests.test_wandb_sync import ALL, losses, results, sync
 from tests.wandb_server import Server, environment, run_script
@@ -28,8 +28,8 @@ INHERITED = {
 
 TRIALS = """
 import sys
-from gisgd_ray.config import TrialConfig
-from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.tracking.run import WandbRun, WandbSettings
 folder, mode, name, *ids = sys.argv[1:]
 settings = WandbSettings(mode, folder, group="g", project="p", every_s=5)
 config = {**TrialConfig().flat(), **({"data.dataset": "d" * 90} if len(name) > 99 else {})}
@@ -72,7 +72,7 @@ def test_nothing_of_another_run_is_inherited(server: Server, tmp_path: Path, mod
 
 
 def test_a_service_that_is_gone_keeps_no_sweep_offline(server: Server, tmp_path: Path) -> None:
-    ask = "from gisgd_ray.reporting.wandb_access import access; print(access())"
+    ask = "from gisgd_ray.tracking.access import access; print(access())"
     done = subprocess.run(
         [sys.executable, "-c", ask],
         env={**environment(server, tmp_path), "PYTHONPATH": str(ROOT), **INHERITED},
@@ -114,7 +114,7 @@ def test_a_run_that_was_kept_under_too_long_a_name_is_uploaded(
     """By an earlier version: ``wandb sync`` can upload its record never."""
     folder = tmp_path / "lr_batch"
     name = results(folder)
-    code = f"import gisgd_ray.reporting.wandb_runs as w; w.LONGEST_NAME = 999\n{TRIALS}"
+    code = f"import gisgd_ray.tracking.run as w; w.LONGEST_NAME = 999\n{TRIALS}"
     for trial_id in (name, "stranger"):
         run_script(server, tmp_path, ["-c", code, str(folder), "offline", LONG[:200], trial_id],
                    PYTHONPATH=str(ROOT))  # fmt: skip

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from gisgd_ray.reporting.wandb_runs import BEST
+from gisgd_ray.tracking.run import BEST
 from tests.test_launch import ROOT
 from tests.wandb_server import Run, Server, run_script
 
 TRIAL = """
 import math, sys
-from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings
+from gisgd_ray.tracking.run import WandbRun, WandbSettings
 settings = WandbSettings("online", sys.argv[1], group="g", project="p", every_s=5)
 run = WandbRun(settings, trial_id="abc", name="x", config={"scheme.name": "sgd"})
 run.log({"step": 0, "train/loss": 1.0, "test/loss": math.nan, "gap/loss": 0.5})

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from gisgd_ray.reporting.wandb_runs import LEAST_EVERY_S, MOST_EVERY_S
+from gisgd_ray.tracking.run import LEAST_EVERY_S, MOST_EVERY_S
 from tests.test_launch import ROOT
 from tests.wandb_server import Server, environment
 
 SECONDS = 31
 TRIAL = f"""
 import sys, time
-from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings
+from gisgd_ray.tracking.run import WandbRun, WandbSettings
 every_s, folder = float(sys.argv[1]), sys.argv[2]
 settings = WandbSettings("online", folder, group="g", project="p", every_s=every_s)
 run = WandbRun(settings, trial_id="abc", name="abc", config={{}})

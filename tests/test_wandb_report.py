@@ -11,14 +11,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gisgd_ray.claims import Claim
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.claims.claim import Claim
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.reporting.report_text import FORMULAS, MOST_ROWS, escaped, markdown_table
-from gisgd_ray.reporting.run_panels import RunPanel, expanded, shown_trials
-from gisgd_ray.reporting.tables import Row, Table
-from gisgd_ray.reporting.wandb_report import build_report, entity_and_project, marker, sentence
+from gisgd_ray.figures.run_panels import RunPanel, expanded, shown_trials
+from gisgd_ray.figures.tables import Row, Table
 from gisgd_ray.sweep import Sweep
+from gisgd_ray.tracking.report import build_report, entity_and_project, marker, sentence
+from gisgd_ray.tracking.report_text import FORMULAS, MOST_ROWS, escaped, markdown_table
 from tests import sweep_runs
 from tests.tables import NO_TRIALS, Tables, history, trial
 from tests.wandb_server import Server
@@ -134,7 +134,7 @@ def test_the_panels_suit_the_papers_scale(name: str) -> None:
 
 
 def test_fields_of_the_panels_are_settings() -> None:
-    known = set(importlib.import_module("gisgd_ray.search_space").field_paths())
+    known = set(importlib.import_module("gisgd_ray.config.space").field_paths())
     for name in SWEEPS.split():
         for panel in sweep_named(name).run_panels:
             fields = {*panel.only, *panel.without, *(panel.grouped_by or [])}
@@ -261,8 +261,8 @@ SAVE = """
 import sys
 from pathlib import Path
 from gisgd_ray.errors import UserError
-from gisgd_ray.reporting.run_panels import RunPanel
-from gisgd_ray.reporting.wandb_report import build_report, entity_and_project, save_report
+from gisgd_ray.figures.run_panels import RunPanel
+from gisgd_ray.tracking.report import build_report, entity_and_project, save_report
 from tests.tables import Tables, history, trial
 import pandas as pd
 folder, where, *titles = sys.argv[1:]

@@ -13,9 +13,9 @@ import pytest
 import wandb
 from wandb.errors import CommError
 
-from gisgd_ray.reporting import wandb_runs
-from gisgd_ray.reporting.wandb_access import chosen_mode
-from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings
+from gisgd_ray.tracking import run as wandb_runs
+from gisgd_ray.tracking.access import chosen_mode
+from gisgd_ray.tracking.run import WandbRun, WandbSettings
 
 CONFIG = {"training.learning_rate": 0.1, "scheme.name": "sgd"}
 
@@ -102,7 +102,8 @@ def test_a_folder_that_cannot_be_made_is_survived(tmp_path: Path) -> None:
 UNREACHABLE = """
 import sys
 import wandb
-from gisgd_ray.reporting import wandb_access, wandb_runs
+from gisgd_ray.tracking import access as wandb_access
+from gisgd_ray.tracking import run as wandb_runs
 wandb_runs.INIT_TIMEOUT_S = 2.0
 modes, real = [], wandb.init
 def spied(**arguments):
@@ -151,9 +152,7 @@ def test_an_unreachable_server_means_offline_and_is_asked_once(tmp_path: Path) -
 
 
 def test_a_malformed_key_is_told() -> None:
-    code = (
-        "from gisgd_ray.reporting.wandb_access import chosen_mode; print(*chosen_mode(), sep='|')"
-    )
+    code = "from gisgd_ray.tracking.access import chosen_mode; print(*chosen_mode(), sep='|')"
     (line,) = in_fresh_process(code, WANDB_API_KEY="short")
     assert line.startswith("offline|the login does not work: WANDB_API_KEY invalid")
 

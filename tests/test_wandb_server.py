@@ -169,7 +169,7 @@ def test_an_offline_run_is_synced_under_its_id(server: Server, tmp_path: Path) -
 
 ARTIFACT = """
 import sys, wandb
-from gisgd_ray.reporting import wandb_runs
+from gisgd_ray.tracking import run as wandb_runs
 for name in ("first", "second"):
     with wandb.init(project="p", id=name, settings=wandb_runs._slim()) as run:
         artifact = wandb.Artifact("rows", type="table", metadata={"trials": 2})

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gisgd_ray.config import TrialConfig, unflatten
-from gisgd_ray.reporting.wandb_runs import BEST
-from gisgd_ray.results import ResultTables
+from gisgd_ray.config.frozen import unflatten
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.tracking.run import BEST
 from tests.processes import training_below
 from tests.test_faults import SMALL
 from tests.test_launch import ROOT, wait_until
@@ -173,7 +174,7 @@ def sync(folder: Path, environment: dict[str, str]) -> None:
 
 
 def report_of(folder: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "gisgd_ray.reporting", str(folder), "--wandb"]
+    command = [sys.executable, "-m", "gisgd_ray.runner.report", str(folder), "--wandb"]
     return subprocess.run(
         [*command, "tester/gisgd-ray"],
         cwd=ROOT,
@@ -186,8 +187,9 @@ def report_of(folder: Path, environment: dict[str, str]) -> "subprocess.Complete
 
 ONE_AFTER_ANOTHER = """
 import os, sys
-from gisgd_ray.config import TrialConfig, unflatten
-from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.config.frozen import unflatten
+from gisgd_ray.tracking.run import WandbRun, WandbSettings
 config = {"training.learning_rate": 0.1, "scheme.name": sys.argv[3]}
 settings = WandbSettings(mode=sys.argv[1], folder=sys.argv[2], group="g", project="p", every_s=5)
 run = WandbRun(settings, trial_id="abc", name="x", config=config)

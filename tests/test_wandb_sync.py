@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gisgd_ray.config import TrialConfig
-from gisgd_ray.journal import Journal
-from gisgd_ray.reporting.wandb_there import note_told
-from gisgd_ray.results import ResultTables, row_of, write_tables
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.results.journal import Journal
+from gisgd_ray.results.tables import ResultTables, row_of, write_tables
+from gisgd_ray.tracking.existing import note_told
 from tests.journals import series
 from tests.test_launch import ROOT
 from tests.wandb_server import Server, environment, run_script
@@ -22,8 +22,8 @@ ALL = [1.0, 1 / 2, 1 / 3, 1 / 4]
 
 TRIAL = """
 import os, sys, time
-from gisgd_ray.config import TrialConfig
-from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.tracking.run import WandbRun, WandbSettings
 folder, name, end = sys.argv[1:]
 settings = WandbSettings("offline", folder, group="g", project="p", every_s=5)
 run = WandbRun(settings, trial_id=name, name=name, config=TrialConfig().flat())
@@ -58,7 +58,7 @@ def trial(server: Server, folder: Path, name: str, end: str = "finished") -> Non
 
 def sync(server: Server, folder: Path, **changed: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "gisgd_ray.reporting.wandb_sync", str(folder)],
+        [sys.executable, "-m", "gisgd_ray.tracking.sync", str(folder)],
         env={**environment(server, folder.parent), "PYTHONPATH": str(ROOT), **changed},
         cwd=folder.parent,
         capture_output=True,
@@ -184,7 +184,7 @@ def test_a_run_that_went_on_after_its_upload_has_every_point_once(
 
 
 ONLINE = TRIAL.replace('"offline"', '"online"').replace(
-    "import os", "import gisgd_ray.reporting.wandb_runs as w\nw.FINISH_TIMEOUT_S = 4\nimport os"
+    "import os", "import gisgd_ray.tracking.run as w\nw.FINISH_TIMEOUT_S = 4\nimport os"
 )
 FAULTS = {"refused": (403, "online"), "away": (500, "off: TimeoutError")}
 
@@ -204,7 +204,7 @@ def test_an_online_run_that_did_not_come_through_is_completed(
     note_told(folder, "tester/p", [name])
     assert losses(server) == {name: []}
     server.heal()
-    ask = "from gisgd_ray.reporting.wandb_there import incomplete as i; print(i('tester/p', "
+    ask = "from gisgd_ray.tracking.existing import incomplete as i; print(i('tester/p', "
     ask += f"{{'{name}': 4, 'none': 0}}))"
     assert run_script(server, tmp_path, ["-c", ask], PYTHONPATH=str(ROOT)).strip() == (
         f"['{name}', 'none']"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gisgd_ray.reporting.wandb_there import note_told, told_ids
+from gisgd_ray.tracking.existing import note_told, told_ids
 from tests.test_launch import ROOT
 from tests.wandb_server import Server, environment
 from tests.wandb_server.state import Run
@@ -47,7 +47,7 @@ def put(server: Server, runs: dict[str, dict[str, Any]]) -> None:
 FOREIGN = """
 import json, sys
 from pathlib import Path
-from gisgd_ray.reporting.wandb_there import foreign_runs
+from gisgd_ray.tracking.existing import foreign_runs
 ours = {"seed": 1, "model.widths": (30, 20)}
 trials = {name: ours for name in ("theirs", "ours", "begun", "lost", "elsewhere", "new")}
 print(json.dumps(foreign_runs("tester/gisgd-ray", Path(sys.argv[1]), trials)))
@@ -96,7 +96,7 @@ def test_what_was_told_is_kept_and_a_damaged_note_is_none(tmp_path: Path) -> Non
 
 MARK = """
 import math
-from gisgd_ray.reporting.wandb_there import mark_failed
+from gisgd_ray.tracking.existing import mark_failed
 row = {"trial_id": "a", "status": "failed", "error": "Traceback: boom", "seed": 1, "x": math.nan}
 for _ in range(2):
     rows = {name: {**row, "trial_id": name} for name in "abc"}

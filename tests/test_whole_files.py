@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.journal import Journal
-from gisgd_ray.mirror import Mirror
-from gisgd_ray.place import Place
-from gisgd_ray.reporting.figures import new_figure, save_figures
-from gisgd_ray.results import require_writable, results_folder, row_of, write_tables
-from gisgd_ray.storage import Storage
-from gisgd_ray.whole_files import replace_file, require_no_links
+from gisgd_ray.figures.style import new_figure, save_figures
+from gisgd_ray.results.journal import Journal
+from gisgd_ray.results.storage import Storage
+from gisgd_ray.results.tables import require_writable, results_folder, row_of, write_tables
+from gisgd_ray.results.whole_files import replace_file, require_no_links
+from gisgd_ray.runner.mirror import Mirror
+from gisgd_ray.runner.place import Place
 from tests.journals import add_point
 
 LINKS = [

@@ -2,8 +2,9 @@
 
 import pandas as pd
 
-from gisgd_ray.claims import Claim, count_below, count_verdict
+from gisgd_ray.claims.claim import Claim
 from gisgd_ray.claims.points import numbers
+from gisgd_ray.claims.statistics import count_below, count_verdict
 
 GAP = "gap/loss"
 

@@ -15,20 +15,19 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from gisgd_ray.claims import (
+from gisgd_ray.claims.claim import Claim, corrected_together
+from gisgd_ray.claims.points import finished, noise_stds, numbers, points_after_start
+from gisgd_ray.claims.statistics import (
     NOT_MEASURED,
-    Claim,
     RatioInterval,
-    corrected_together,
+    Side,
     ratio_interval,
     stratified_rho,
     t_test,
 )
-from gisgd_ray.claims.points import finished, noise_stds, numbers, points_after_start
-from gisgd_ray.claims.statistics import Side
-from gisgd_ray.panels import panels
-from gisgd_ray.results import ResultTables
-from gisgd_ray.terms import at
+from gisgd_ray.results.panels import panels
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.training.terms import at
 
 SUM_DISPERSION, DISPERSION = "sum/dispersion", "measure/gradient_dispersion"
 SUM_SENSITIVITY, SENSITIVITY = "sum/sensitivity", "measure/local_gradient_sensitivity"

@@ -2,19 +2,18 @@
 
 import pandas as pd
 
-from gisgd_ray.claims import (
+from gisgd_ray.claims.bound_and_gap import GAP, bound_above_gap
+from gisgd_ray.claims.claim import Claim, corrected_together
+from gisgd_ray.claims.points import finished, numbers
+from gisgd_ray.claims.statistics import (
     NOT_MEASURED,
-    Claim,
     RatioInterval,
-    corrected_together,
     stratified_rho,
     t_test,
     trend_ratio,
 )
-from gisgd_ray.claims.bound_and_gap import GAP, bound_above_gap
-from gisgd_ray.claims.points import finished, numbers
-from gisgd_ray.panels import model_and_dataset, panels, setting_text
-from gisgd_ray.results import ResultTables
+from gisgd_ray.results.panels import model_and_dataset, panels, setting_text
+from gisgd_ray.results.tables import ResultTables
 
 BOUND = "bound/theorem2_closed_form"
 AXES = {

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from gisgd_ray.claims import LEVEL, NOT_MEASURED, Claim, PValues, all_of, corrected_together
 from gisgd_ray.claims.accuracies import (
     UNDEFINED,
     HeldOut,
@@ -25,8 +24,9 @@ from gisgd_ray.claims.accuracies import (
     accuracy_test,
     held_out,
 )
+from gisgd_ray.claims.claim import Claim, corrected_together
 from gisgd_ray.claims.points import TEST, TRAIN, finished, numbers
-from gisgd_ray.claims.statistics import short_number
+from gisgd_ray.claims.statistics import LEVEL, NOT_MEASURED, PValues, all_of, short_number
 from gisgd_ray.claims.valley import (
     FACTOR,
     PEAK,
@@ -39,8 +39,8 @@ from gisgd_ray.claims.valley import (
     middle_of_equals,
     running_median,
 )
-from gisgd_ray.panels import panels, setting_text
-from gisgd_ray.results import ResultTables
+from gisgd_ray.results.panels import panels, setting_text
+from gisgd_ray.results.tables import ResultTables
 
 NOISE = "data.label_noise"
 DISPERSION = "measure/gradient_dispersion"

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gisgd_ray.claims import Claim, PValues, all_of, corrected_together
 from gisgd_ray.claims.accuracies import (
     AccuracyInterval,
     HeldOut,
@@ -29,10 +28,12 @@ from gisgd_ray.claims.accuracies import (
     held_out,
     sign_test,
 )
+from gisgd_ray.claims.claim import Claim, corrected_together
 from gisgd_ray.claims.points import TEST, TRAIN, finished, numbers, points_after_start
+from gisgd_ray.claims.statistics import PValues, all_of
 from gisgd_ray.claims.valley import running_median
-from gisgd_ray.panels import panels, told_apart
-from gisgd_ray.results import ResultTables
+from gisgd_ray.results.panels import panels, told_apart
+from gisgd_ray.results.tables import ResultTables
 
 FACTOR = "measure/gradient_factor"
 TOLERANCE = 3.0

@@ -9,20 +9,13 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from gisgd_ray.claims import (
-    NOT_MEASURED,
-    Claim,
-    RatioInterval,
-    all_of,
-    corrected_together,
-    ratio_interval,
-    t_test,
-)
+from gisgd_ray.claims.claim import Claim, corrected_together
 from gisgd_ray.claims.points import finished, noise_stds, numbers, points_after_start
+from gisgd_ray.claims.statistics import NOT_MEASURED, RatioInterval, all_of, ratio_interval, t_test
 from gisgd_ray.errors import UserError
-from gisgd_ray.panels import panels
-from gisgd_ray.results import ResultTables
-from gisgd_ray.terms import LEMMA2, THEOREM2, at
+from gisgd_ray.results.panels import panels
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.training.terms import LEMMA2, THEOREM2, at
 
 DISPERSION, DISPERSION_NEU = "gradient_dispersion", "gradient_dispersion_neu"
 """Of the steps: V_t and V~_t."""

@@ -5,19 +5,18 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from gisgd_ray.claims import (
-    Claim,
+from gisgd_ray.claims.claim import Claim, corrected_together
+from gisgd_ray.claims.points import finished, numbers
+from gisgd_ray.claims.statistics import (
     RatioInterval,
     all_of,
-    corrected_together,
     opposite,
     stratified_rho,
     t_test,
     trend_ratio,
 )
-from gisgd_ray.claims.points import finished, numbers
-from gisgd_ray.panels import panels
-from gisgd_ray.results import ResultTables
+from gisgd_ray.results.panels import panels
+from gisgd_ray.results.tables import ResultTables
 
 RATE, BATCH = "training.learning_rate", "training.batch_size"
 TRAJECTORY, FLATNESS = "term/trajectory_factor", "term/flatness_factor"

@@ -2,11 +2,11 @@
 
 import pandas as pd
 
-from gisgd_ray.claims import Claim
 from gisgd_ray.claims.bound_and_gap import GAP, bound_above_gap
+from gisgd_ray.claims.claim import Claim
 from gisgd_ray.claims.points import finished, numbers, points_after_start
-from gisgd_ray.panels import panels
-from gisgd_ray.results import ResultTables
+from gisgd_ray.results.panels import panels
+from gisgd_ray.results.tables import ResultTables
 
 BOUNDS = {
     "linear": ("bound/theorem3", "Theorem 3"),

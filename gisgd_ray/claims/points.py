@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from gisgd_ray.results import ResultTables
+from gisgd_ray.results.tables import ResultTables
 
 TRAIN, TEST = "train/accuracy", "test/accuracy"
 NOISE_STDS = "measurement.noise_stds"

@@ -11,27 +11,18 @@ from typing import Any
 
 import pandas as pd
 
-from gisgd_ray.claims import (
-    LEVEL,
-    Claim,
-    Interval,
-    PValues,
-    all_of,
-    corrected_together,
-    ratio_interval,
-    t_test,
-)
 from gisgd_ray.claims.accuracies import (
     AccuracyInterval,
     accuracy_interval,
     accuracy_test,
     held_out,
 )
+from gisgd_ray.claims.claim import Claim, corrected_together
 from gisgd_ray.claims.paper_tables import GMP3_TIME
 from gisgd_ray.claims.points import finished, numbers
-from gisgd_ray.panels import panels, told_apart
-from gisgd_ray.reporting.bounds_table import records
-from gisgd_ray.results import ResultTables
+from gisgd_ray.claims.statistics import LEVEL, Interval, PValues, all_of, ratio_interval, t_test
+from gisgd_ray.results.panels import panels, told_apart
+from gisgd_ray.results.tables import ResultTables, records
 
 NAMES = {
     "sgd": "ERM",

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.models import FixedReadout
+from gisgd_ray.networks.models import FixedReadout
 
 
 def hidden_layer(model: nn.Module) -> nn.Linear:
-    """The layer of w_1, ..., w_m in :func:`gisgd_ray.models.two_layer_relu`.
+    """The layer of w_1, ..., w_m in :func:`gisgd_ray.networks.models.two_layer_relu`.
 
     Raises:
         ValueError: the model is another.

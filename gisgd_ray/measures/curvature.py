@@ -23,11 +23,11 @@ from pyhessian import hessian
 from torch import Tensor, nn
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.losses import LossName, MeanLoss
 from gisgd_ray.measures.displaced import default_chunk
 from gisgd_ray.measures.invisible import invisible
-from gisgd_ray.measures.per_sample import LayerNorms, uncovered_layer
-from gisgd_ray.models import is_piecewise_linear
+from gisgd_ray.networks.losses import LossName, MeanLoss
+from gisgd_ray.networks.models import is_piecewise_linear
+from gisgd_ray.networks.per_sample import LayerNorms, uncovered_layer
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gisgd_ray.measures.activation import ActiveUnits
-from gisgd_ray.measures.per_sample import gradient_norm_parts, num_norm_parts, per_sample_norms
-from gisgd_ray.models import trainable
+from gisgd_ray.networks.models import trainable
+from gisgd_ray.networks.per_sample import gradient_norm_parts, num_norm_parts, per_sample_norms
 
 Array = NDArray[np.float64]
 

@@ -37,7 +37,6 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
-from gisgd_ray.losses import LossName, per_sample_loss
 from gisgd_ray.measures.displaced import (
     DisplacedModel,
     check_stds,
@@ -45,6 +44,7 @@ from gisgd_ray.measures.displaced import (
     native_dtype,
 )
 from gisgd_ray.measures.invisible import invisible
+from gisgd_ray.networks.losses import LossName, per_sample_loss
 
 PRECISION_TOLERANCE = 1e-3
 """Largest relative error of the float32 differences, ||d32 - d64|| / ||d64|| over samples, at which

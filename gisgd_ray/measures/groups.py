@@ -17,8 +17,8 @@ groups of b/G samples.
 import torch
 from torch import Tensor
 
-from gisgd_ray.measures.per_sample import norm_parts
-from gisgd_ray.models import trainable
+from gisgd_ray.networks.models import trainable
+from gisgd_ray.networks.per_sample import norm_parts
 from gisgd_ray.schemes.base import Batch, Scheme, Step
 
 

@@ -32,10 +32,10 @@ from backpack import disable
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gisgd_ray.losses import LossName, per_sample_loss
 from gisgd_ray.measures.displaced import default_chunk
 from gisgd_ray.measures.invisible import invisible
-from gisgd_ray.models import trainable
+from gisgd_ray.networks.losses import LossName, per_sample_loss
+from gisgd_ray.networks.models import trainable
 from gisgd_ray.randomness import generator
 
 BLOCKS = 10

@@ -33,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gisgd_ray.measures.taps import Tensors
+from gisgd_ray.networks.taps import Tensors
 from gisgd_ray.randomness import generator
 
 Array = NDArray[np.float64]

@@ -38,7 +38,6 @@ import torch
 from backpack import disable
 from torch import Tensor, nn
 
-from gisgd_ray.losses import LossName, per_sample_loss
 from gisgd_ray.measures.displaced import (
     DisplacedModel,
     check_stds,
@@ -46,6 +45,7 @@ from gisgd_ray.measures.displaced import (
     native_dtype,
 )
 from gisgd_ray.measures.invisible import invisible
+from gisgd_ray.networks.losses import LossName, per_sample_loss
 from gisgd_ray.randomness import generator
 
 PRECISION_TOLERANCE = 1e-4
@@ -101,7 +101,7 @@ def local_gradient_sensitivity(
     Args:
         model: any network; in evaluation mode while measured.
         inputs: (n, ...), the samples that stand for Z.
-        targets: (n,), as :func:`gisgd_ray.losses.per_sample_loss` takes them.
+        targets: (n,), as :func:`gisgd_ray.networks.losses.per_sample_loss` takes them.
         loss: which.
         perturbation_stds: the values of tau, non-negative.
         draws: k, at least 2; the paper's experiments use 20.

@@ -32,9 +32,9 @@ import torch
 from backpack import disable
 from torch import Tensor, nn
 
-from gisgd_ray.losses import LossName, per_sample_loss
 from gisgd_ray.measures.invisible import invisible
-from gisgd_ray.models import trainable
+from gisgd_ray.networks.losses import LossName, per_sample_loss
+from gisgd_ray.networks.models import trainable
 from gisgd_ray.randomness import derived_seed
 
 BASIS = 8
@@ -78,7 +78,7 @@ def smoothness(
     Args:
         model: any network; in evaluation mode while measured. Frozen parameters are left out.
         inputs: (n, ...).
-        targets: (n,), as :func:`gisgd_ray.losses.per_sample_loss` takes them.
+        targets: (n,), as :func:`gisgd_ray.networks.losses.per_sample_loss` takes them.
         loss: which.
         seed: of the start vector, which is drawn on the model's device.
         tolerance: of the residual, relative to |theta|; float32 may not reach less than 1e-5.

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.batchnorm import frozen_statistics
 from gisgd_ray.device import Precision
-from gisgd_ray.losses import LossName, per_sample_loss
-from gisgd_ray.measures.per_sample import gradient_norm_parts
-from gisgd_ray.models import trainable
+from gisgd_ray.networks.batchnorm import frozen_statistics
+from gisgd_ray.networks.losses import LossName, per_sample_loss
+from gisgd_ray.networks.models import trainable
+from gisgd_ray.networks.per_sample import gradient_norm_parts
 from gisgd_ray.randomness import derived_seed
 
 

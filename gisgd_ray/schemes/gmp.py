@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gisgd_ray.models import trainable
-from gisgd_ray.scheme_config import GMPConfig
+from gisgd_ray.config.scheme import GMPConfig
+from gisgd_ray.networks.models import trainable
 from gisgd_ray.schemes.base import Draws, Setting, Step
 from gisgd_ray.schemes.perturbed import Fold, StandIns, folded
 from gisgd_ray.schemes.preactivation_noise import check_layers, noisy_preactivations

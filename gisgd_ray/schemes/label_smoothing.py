@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from gisgd_ray.losses import LossName
+from gisgd_ray.networks.losses import LossName
 from gisgd_ray.schemes.base import Objective, Stateless, Step
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gisgd_ray.losses import per_sample_loss
+from gisgd_ray.networks.losses import per_sample_loss
 from gisgd_ray.schemes.base import Draws, Objective, Setting, Step
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import datasets, transforms
 
-from gisgd_ray import training
-from gisgd_ray.config import TrialConfig
-from gisgd_ray.data import Dataset, epoch_batches
-from gisgd_ray.models import mlp
-from gisgd_ray.stepping import SingleRun
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.dataset import Dataset, epoch_batches
+from gisgd_ray.networks.models import mlp
+from gisgd_ray.training import loop as training
+from gisgd_ray.training.stepping import SingleRun
 from tests.benchmarks import idx
 from tests.benchmarks.timing import least_seconds, random_mnist, verdict
 

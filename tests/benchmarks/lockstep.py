@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from gisgd_ray import training
-from gisgd_ray.config import TrialConfig
-from gisgd_ray.data import Dataset
-from gisgd_ray.state import TrainState
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.dataset import Dataset
+from gisgd_ray.training import loop as training
+from gisgd_ray.training.state import TrainState
 from tests.benchmarks.timing import least_seconds, random_mnist, verdict
 
 REPLICAS = 20

@@ -16,9 +16,9 @@ from tests.benchmarks.timing import verdict
 TRIAL = """
 import resource
 import torch
-import gisgd_ray.trainable
-from gisgd_ray import training
-from gisgd_ray.config import TrialConfig
+import gisgd_ray.runner.trainable
+from gisgd_ray.training import loop as training
+from gisgd_ray.config.trial import TrialConfig
 torch.set_num_threads(1)
 state = training.start(TrialConfig.model_validate({
     "data": {"dataset": "mnist"}, "training": {"batch_size": 60, "max_epochs": 1}}))

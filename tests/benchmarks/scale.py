@@ -5,12 +5,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from gisgd_ray.cluster import connect
-from gisgd_ray.config import TrialConfig, unflatten
-from gisgd_ray.launch import launch
-from gisgd_ray.packing import Resources
-from gisgd_ray.place import Place
-from gisgd_ray.results import ResultTables
+from gisgd_ray.config.frozen import unflatten
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner.cluster import connect
+from gisgd_ray.runner.launch import launch
+from gisgd_ray.runner.packing import Resources
+from gisgd_ray.runner.place import Place
 from tests.benchmarks.timing import verdict
 
 TRIALS = 500

@@ -16,12 +16,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gisgd_ray import training
-from gisgd_ray.augmentation import Augmentation
-from gisgd_ray.config import TrialConfig
-from gisgd_ray.data import Dataset
-from gisgd_ray.state import TrainState
-from gisgd_ray.stepping import SingleRun
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.augmentation import Augmentation
+from gisgd_ray.data.dataset import Dataset
+from gisgd_ray.training import loop as training
+from gisgd_ray.training.state import TrainState
+from gisgd_ray.training.stepping import SingleRun
 from tests.benchmarks.timing import verdict
 
 RATE = 1e-4  # on random labels, for any number of steps

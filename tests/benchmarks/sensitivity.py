@@ -6,9 +6,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from gisgd_ray import training
-from gisgd_ray.config import TrialConfig
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.measures.sensitivity import local_gradient_sensitivity
+from gisgd_ray.training import loop as training
 from tests.benchmarks.timing import least_seconds, random_mnist, verdict
 
 DRAWS = 20

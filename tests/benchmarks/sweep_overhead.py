@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ray
 
-from gisgd_ray.results import ResultTables
+from gisgd_ray.results.tables import ResultTables
 from tests.benchmarks.timing import verdict
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from gisgd_ray.data import Dataset
+from gisgd_ray.data.dataset import Dataset
 
 
 def least_seconds(

@@ -2,10 +2,11 @@
 
 import torch
 
-from gisgd_ray.config import DataConfig, TrialConfig
-from gisgd_ray.data import load_dataset
+from gisgd_ray.config.data import DataConfig
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.dataset import load_dataset
 from gisgd_ray.measures.curvature import HessianTrace, hessian_trace
-from gisgd_ray.training import advance, start
+from gisgd_ray.training.loop import advance, start
 from tests.benchmarks.timing import least_seconds, verdict
 
 

@@ -12,8 +12,9 @@ from tests.wandb_server import Server, environment
 TRIAL = """
 import json, os, sys, time
 from pathlib import Path
-from gisgd_ray.config import TrialConfig, unflatten
-from gisgd_ray import training
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.config.frozen import unflatten
+from gisgd_ray.training import loop as training
 
 def resident(pid):
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -50,7 +51,7 @@ def run(mode, seed):
             "logging": logging, "closing": closing, "points": len(state.history)}
 
 before = resident(os.getpid())
-from gisgd_ray.reporting.wandb_runs import WandbRun, WandbSettings
+from gisgd_ray.tracking.run import WandbRun, WandbSettings
 settings = WandbSettings(mode="online", folder=sys.argv[1], group="g", project="p")
 first = WandbRun(settings, trial_id="first", name="x", config={})
 for step in range(100):

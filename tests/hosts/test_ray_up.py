@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gisgd_ray.results import ResultTables
+from gisgd_ray.results.tables import ResultTables
 from tests.hosts.namespaces import NETWORK, Hosts, what_is_missing
 from tests.test_faults import SMALL
 from tests.test_launch import assert_same_tables, wait_until

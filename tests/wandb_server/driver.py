@@ -7,7 +7,7 @@ from typing import Any
 
 import wandb
 
-from gisgd_ray.reporting import wandb_runs
+from gisgd_ray.tracking import run as wandb_runs
 
 
 def settings() -> wandb.Settings:

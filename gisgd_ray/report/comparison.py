@@ -1,0 +1,346 @@
+"""The table that sets the paper's bounds against Neu et al.'s, at every noise std.
+
+A block for every trial, or for every swept combination with means over its seeds; in it a line for
+every noise std. ``name@0.01`` is the column of ``name`` at that std.
+"""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from gisgd_ray.numbers import (
+    DASH,
+    format_mean_std,
+    format_number,
+    known,
+    suffixes,
+)
+from gisgd_ray.report.bounds_table import (
+    KeyColumn,
+    column_groups,
+    key_columns,
+    key_text,
+    row_flags,
+    row_reason,
+)
+from gisgd_ray.report.compared_values import (
+    EXCESS,
+    RATIO,
+    SENSITIVITY,
+    Value,
+    lemma2_trajectory,
+    plain,
+    ratio,
+    value_of,
+)
+from gisgd_ray.report.premises import (
+    AT_OPTIMUM,
+    EXCEEDED,
+    GAP,
+    MAY_BE_ZERO,
+    gap_may_be_zero,
+    is_exceeded,
+    marks_told,
+    mean_half_width,
+    premises_told,
+)
+from gisgd_ray.results.tables import records
+from gisgd_ray.training.terms import LEMMA2, PERTURBED_R, THEOREM1, THEOREM2
+
+OURS, NEU = "ours", "neu"
+TRAJECTORY, FLATNESS, BOUND = "Trajectory term", "Flatness", "Bound: trajectory + flatness"
+PERTURBED, MEASURED = "Bound with R at σ", "Measured"
+
+NBSP = "\N{NO-BREAK SPACE}"
+
+
+@dataclass(frozen=True)
+class ComparedColumn:
+    """One column: ``name`` without its noise std."""
+
+    name: str
+    group: str
+    heading: str
+    detail: str = ""
+    """Second line of the heading."""
+    side: str = ""
+    """:data:`OURS` or :data:`NEU`, of the two that are compared."""
+
+
+COLUMNS = (
+    ComparedColumn(THEOREM2, TRAJECTORY, f"Eq.{NBSP}2", "ours", OURS),
+    ComparedColumn(LEMMA2, TRAJECTORY, f"Lemma{NBSP}2", "Neu et al.", NEU),
+    ComparedColumn(RATIO, TRAJECTORY, "ratio", "Neu ÷ ours"),
+    ComparedColumn(THEOREM1, TRAJECTORY, f"Thm.{NBSP}1"),
+    ComparedColumn("term/corollary1_trajectory", TRAJECTORY, f"Cor.{NBSP}1"),
+    ComparedColumn(GAP, FLATNESS, f"flatness{NBSP}gap", "± 95 %"),
+    ComparedColumn("term/corollary2_flatness", FLATNESS, f"β{NBSP}d{NBSP}Σσ²", "Cor. 2"),
+    ComparedColumn("bound/theorem2", BOUND, f"Eq.{NBSP}2", "ours", OURS),
+    ComparedColumn("bound/lemma2_neu", BOUND, f"Lemma{NBSP}2", "Neu et al.", NEU),
+    ComparedColumn("bound/lemma2_neu_population", BOUND, f"Lemma{NBSP}2", "Ṽ about μ"),
+    ComparedColumn("bound/lemma2_neu_population", BOUND, f"Lemma{NBSP}2", "Ṽ about μ"),
+    ComparedColumn("bound/theorem1", BOUND, f"Thm.{NBSP}1"),
+    ComparedColumn("bound/corollary1", BOUND, f"Cor.{NBSP}1"),
+    ComparedColumn("bound/corollary2", BOUND, f"Cor.{NBSP}2"),
+    ComparedColumn(EXCESS, PERTURBED, f"R{NBSP}at{NBSP}σ", f"÷{NBSP}R"),
+    ComparedColumn(f"bound/theorem2{PERTURBED_R}", PERTURBED, f"Eq.{NBSP}2", "ours", OURS),
+    ComparedColumn(f"bound/lemma2_neu{PERTURBED_R}", PERTURBED, f"Lemma{NBSP}2", "Neu et al.", NEU),
+    ComparedColumn(SENSITIVITY, MEASURED, "Ψ", "mean over t"),
+)
+
+PAPERS = frozenset(column.name for column in COLUMNS)
+
+_OF_THEOREM2 = (THEOREM2, "bound/theorem2")
+"""With one draw of W Theorem 1's as well."""
+
+WITHOUT_NOISE_STD = {
+    "gap/loss": "true gap",
+    "bound/theorem2_closed_form": f"Eq.{NBSP}3",
+    "term/optimal_noise_std": "σ*",
+    "bound/lemma7": f"Lemma{NBSP}7",
+    "bound/theorem3": f"Theorem{NBSP}3",
+    "bound/theorem4": f"Theorem{NBSP}4",
+}
+"""What is shown once for a block, with its name there."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One noise std of a block."""
+
+    noise_std: str
+    cells: list[str]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One trial, or the seeds of one swept combination."""
+
+    settings: list[tuple[str, str]]
+    status: str
+    """"diverged" or "failed", or "2 of 3 seeds"; empty for a finished trial."""
+    ended: bool
+    """Whether a trial of it has finished."""
+    flags: list[str]
+    facts: list[tuple[str, str]]
+    """The true gap and the bounds without a noise std: name and value."""
+    lines: list[Line]
+    reason: str
+    """Why ours holds a dash in a trial that finished, as far as its row says."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table, and what is to be said above and below it."""
+
+    columns: list[ComparedColumn]
+    groups: list[tuple[str, int]]
+    blocks: list[Block]
+    summary: str
+    lower_bounds: bool
+    """Whether a cell of Lemma 2 holds a lower bound, Psi not being known there."""
+    decided: bool
+    """Whether ours lies below Neu et al.'s wherever that is only a lower bound."""
+    one_draw: bool
+    """Whether every trial is one draw of W, so that V = V~ and Theorem 1 is Eq. 2."""
+    premises: str
+    """Where R is exceeded and the flatness gap may be zero; empty where it is not known."""
+    notes: list[str]
+    """What the marks and the ± in the cells mean, as far as there are any."""
+
+
+def compare(
+    trials: pd.DataFrame, points: Sequence[str], *, over_seeds: bool = False
+) -> Comparison | None:
+    """The table of these trials, None where none of its columns has a value.
+
+    Args:
+        trials: one row each, however the trial ended.
+        points: the swept fields; without the seed where the table is of means over seeds.
+        over_seeds: a block is then the mean over a combination's finished seeds, not a trial.
+    """
+    noise_stds = suffixes(trials)
+    rows = list(records(trials))
+    done = [row for row in rows if row["status"] == "finished"]
+    columns = [
+        column
+        for column in [*COLUMNS, *_other_bounds(trials)]
+        if any(value_of(column.name, row, at) for row in done for at in noise_stds)
+    ]
+    if not columns:
+        return None
+    one_draw = all(known(row, "replicas") is None for row in done)
+    if one_draw:
+        columns = [
+            replace(c, heading=f"{c.heading} = Thm.{NBSP}1") if c.name in _OF_THEOREM2 else c
+            for c in columns
+        ]
+    keys = key_columns(trials, points)
+    facts = [name for name in WITHOUT_NOISE_STD if _numbers(name, done)]
+    members: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        named = tuple(key_text(row[path]) for path in points)
+        members.setdefault(named if over_seeds else (str(row["trial_id"]),), []).append(row)
+    blocks = [
+        _block(group, keys, columns, noise_stds, facts, over_seeds=over_seeds)
+        for group in members.values()
+    ]
+    pairs = list(_pairs(done, noise_stds))
+    return Comparison(
+        columns=columns,
+        groups=column_groups(columns),
+        blocks=blocks,
+        summary=_summary(pairs),
+        lower_bounds=any(neu.at_least for _, neu in pairs),
+        decided=all(ours < neu.number for ours, neu in pairs if neu.at_least),
+        one_draw=one_draw,
+        premises=premises_told(done, list(noise_stds)),
+        notes=marks_told(done, list(noise_stds), over_seeds=over_seeds),
+    )
+
+
+def _other_bounds(trials: pd.DataFrame) -> list[ComparedColumn]:
+    """Bounds at a noise std that the paper does not have, by their raw names."""
+    names = dict.fromkeys(
+        name.partition("@")[0] for name in map(str, trials.columns) if "@" in name
+    )
+    return [
+        ComparedColumn(name, BOUND, name.removeprefix("bound/"))
+        for name in names
+        if name.startswith("bound/") and name not in PAPERS
+    ]
+
+
+def _block(
+    rows: Sequence[dict[str, Any]],
+    keys: Sequence[KeyColumn],
+    columns: Sequence[ComparedColumn],
+    noise_stds: Mapping[str, str],
+    facts: Sequence[str],
+    *,
+    over_seeds: bool,
+) -> Block:
+    done = [row for row in rows if row["status"] == "finished"]
+    lines = []
+    for at, noise_std in noise_stds.items():
+        cells = [_cell(column, done, at) for column in columns]
+        if set(cells) != {DASH}:  # a std that only other trials have
+            lines.append(Line(noise_std, cells))
+    lines = lines or [Line(DASH, [DASH] * len(columns))]
+    if over_seeds:
+        of = "" if len(done) == len(rows) else f"{len(done)} of "
+        status = f"{of}{len(rows)} seed{'s' if len(rows) > 1 else ''}"
+    else:
+        status = "" if done else str(rows[0]["status"])
+    first = rows[0]
+    unmeasured = not any(plain(THEOREM2, first, at) for at in noise_stds)
+    return Block(
+        # A setting that the trial's model or scheme does not have is no setting of it.
+        settings=[
+            (key.heading, text) for key in keys if (text := key_text(first[key.path])) != DASH
+        ],
+        status=status,
+        ended=bool(done),
+        flags=list(dict.fromkeys(flag for row in done for flag in row_flags(row))),
+        facts=[(WITHOUT_NOISE_STD[name], _fact(name, done)) for name in facts],
+        lines=lines,
+        reason=row_reason(first) if done and unmeasured and not over_seeds else "",
+    )
+
+
+def _numbers(name: str, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [float(value) for row in rows if (value := known(row, name)) is not None]
+
+
+def _fact(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    numbers = _numbers(name, rows)
+    if not numbers:
+        return DASH
+    text = _counted(format_number(statistics.fmean(numbers)), numbers, rows)
+    exceeds = name.startswith("bound/") and any(is_exceeded(row, AT_OPTIMUM) for row in rows)
+    return _marked(text, EXCEEDED if exceeds else "")
+
+
+def _cell(column: ComparedColumn, rows: Sequence[Mapping[str, Any]], at: str) -> str:
+    """The mean over the rows; where only some have a value, with their number."""
+    name, digits = column.name, 4
+    if name == RATIO:  # of the two cells beside it, which a reader can check
+        both = [row for row in rows if ratio(row, at)]
+        ours, neu = _mean(THEOREM2, both, at), _mean(LEMMA2, both, at)
+        mean = ours and neu and Value(neu.number / ours.number, neu.at_least)
+    else:
+        mean = _mean(name, rows, at)
+    if mean is None:
+        return DASH
+    if name in (RATIO, EXCESS):
+        digits = 3
+    text = format_number(mean.number, digits=digits)
+    values = [value for row in rows if (value := value_of(name, row, at))]
+    mark = ""
+    if name == GAP:
+        measured = [row for row in rows if plain(GAP, row, at)]
+        if (width := mean_half_width(measured, at)) is not None:
+            text = format_mean_std(mean.number, width)
+        mark = MAY_BE_ZERO if any(gap_may_be_zero(row, at) for row in rows) else ""
+    if column.group == BOUND and name in PAPERS and any(is_exceeded(row, at) for row in rows):
+        mark = EXCEEDED
+    return _marked(_counted(f"≥{NBSP}{text}" if mean.at_least else text, values, rows), mark)
+
+
+def _marked(text: str, mark: str) -> str:
+    return f"{text}{NBSP}{mark}" if mark else text
+
+
+def _mean(name: str, rows: Sequence[Mapping[str, Any]], at: str) -> Value | None:
+    """Mean of the rows that have a value: at least that where one of them is at least."""
+    values = [value for row in rows if (value := value_of(name, row, at))]
+    if not values:
+        return None
+    mean = statistics.fmean(value.number for value in values)
+    return Value(mean, any(value.at_least for value in values))
+
+
+def _counted(text: str, values: Sequence[Any], rows: Sequence[Any]) -> str:
+    return text if len(values) == len(rows) else f"{text} (n = {len(values)})"
+
+
+def _pairs(
+    rows: Sequence[Mapping[str, Any]], noise_stds: Mapping[str, str]
+) -> Iterator[tuple[float, Value]]:
+    """The trajectory terms of every trial at every noise std: ours, and Neu et al.'s."""
+    for row in rows:
+        for at in noise_stds:
+            ours, neu = plain(THEOREM2, row, at), lemma2_trajectory(row, at)
+            if ours and neu:
+                yield ours.number, neu
+
+
+def _summary(pairs: Sequence[tuple[float, Value]]) -> str:
+    """In how many comparisons ours is the smaller trajectory term, and by how much."""
+    if not pairs:
+        return ""
+    below = [neu for ours, neu in pairs if ours < neu.number]
+    floors = sum(neu.at_least for neu in below)
+    open_ = sum(neu.at_least and ours >= neu.number for ours, neu in pairs)
+    text = "Theorem 2’s trajectory term lies below Lemma 2’s (Neu et al.)"
+    if floors and floors == len(below):
+        text += ", even without its sensitivity term,"
+    text += f" in {len(below)} of {len(pairs)} comparisons"
+    if 0 < floors < len(below):
+        text += f" ({floors} of them even without its sensitivity term)"
+    if open_:
+        text += f", {open_} being undecided while the sensitivity is not measured"
+    ratios = [neu.number / ours for ours, neu in pairs if ours > 0]
+    ratios = [each for each in ratios if math.isfinite(each)]
+    if ratios:
+        middle, least = statistics.median(ratios), any(neu.at_least for _, neu in pairs)
+        if middle >= 1:
+            times = format_number(middle, digits=2)
+            text += f"; at the median it is {'at least ' if least else ''}{times} times smaller"
+        elif not least:
+            text += f"; at the median it is {format_number(1 / middle, digits=2)} times larger"
+    return text + "."

@@ -1,0 +1,264 @@
+"""The sweep's HTML page: one self-contained file, to be put in front of a co-author.
+
+What the page says of this sweep is decided here and by the two tables of bounds, as plain strings;
+``page.html`` places and escapes them, ``page.css`` and ``page*.js`` are put into it. Figures are
+drawn by plotly, from what :mod:`gisgd_ray.figures.charts` makes of matplotlib's; the SVG files go
+in as ``<img>`` data URIs, for print and where no script runs.
+"""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+
+from gisgd_ray.claims.claim import HOW_JUDGED, Claim
+from gisgd_ray.claims.statistics import Verdict
+from gisgd_ray.figures.charts import Chart, convert
+from gisgd_ray.figures.charts_lines import UnsupportedError
+from gisgd_ray.figures.style import COLOURS
+from gisgd_ray.figures.tables import Table
+from gisgd_ray.report.bounds_table import (
+    column_groups,
+    coverage,
+    exceeded,
+    key_columns,
+    seed_rows,
+    table_columns,
+    trial_label,
+    trial_rows,
+)
+from gisgd_ray.report.comparison import compare
+from gisgd_ray.report.page_cautions import find_cautions, without_machine
+from gisgd_ray.report.page_cost import cost_facts
+from gisgd_ray.report.page_curves import Curves, listed_trials, read_curves
+from gisgd_ray.report.page_facts import (
+    configuration,
+    data_facts,
+    distinct,
+    first,
+    nowhere,
+    present,
+)
+from gisgd_ray.report.page_json import script_json
+from gisgd_ray.results import launch_record
+from gisgd_ray.results.tables import ResultTables, records
+from gisgd_ray.results.whole_files import replace_file
+
+HERE = Path(__file__).parent
+
+VERDICTS: dict[Verdict, tuple[str, str]] = {
+    "holds": ("hold", "✓"),
+    "undecided": ("undecided", "?"),
+    "single run": ("single runs", "•"),
+    "fails": ("fail", "✗"),
+}
+"""Each verdict, as it is said of several claims, and its mark."""
+
+
+def write_page(
+    tables: ResultTables,
+    *,
+    item: str,
+    name: str,
+    description: str,
+    facts: Mapping[str, str],
+    figures: Mapping[str, Path],
+    claims: Sequence[Claim],
+    swept: Sequence[str],
+    planned: int,
+    captions: Mapping[str, str] | None = None,
+    paper_tables: Sequence[Table] = (),
+    charts: Mapping[str, Figure] | None = None,
+    versions: Mapping[str, str] | None = None,
+    price_per_hour: float | None = None,
+) -> Path:
+    """Write ``report.html`` beside the tables, replacing it as a whole; returns its path.
+
+    Args:
+        tables: the sweep's results, trials that failed or diverged included.
+        item: what of the paper it is, e.g. "Figure 6".
+        name: the sweep's name.
+        description: one sentence; a leading "Figure 6: " is taken off.
+        facts: anything else about the launch, by name; ``scale`` and ``command`` are
+            known.
+        figures: SVG files by name.
+        claims: the paper's claims with this run's verdicts.
+        swept: dotted fields in which the trials differ, ``seed`` aside.
+        planned: how many trials the sweep has.
+        captions: what a figure shows, by its name.
+        paper_tables: tables as the paper prints them, shown before the figures.
+        charts: the figures themselves, by the same names: the page shows those interactively.
+        versions: what made the numbers; without it, what is installed here.
+        price_per_hour: of one trial's share of a machine, for every hour that the trial trains or
+            measures, in whatever money; without it the page tells no cost.
+    """
+    trials = tables.trials
+    lead = description.removeprefix(f"{item}:").strip()
+    lead = lead[:1].upper() + lead[1:]
+    points = [path for path in swept if path in trials.columns and path != "seed"]
+    seeds = trials["seed"].nunique() if "seed" in trials.columns else 0
+    paths = [*points, "seed"] if seeds > 1 else points
+    columns = table_columns(trials)
+    finished = int((trials["status"] == "finished").sum())
+    caption = f"{item} as measured by this run, from {finished} finished trials."
+    shown = _figures(figures, charts or {}, captions or {}, caption)
+    curves = read_curves(tables, trials)
+    listed = []
+    if curves is not None:
+        listed = listed_trials(trials, [trial_label(row, paths) for row in records(trials)], curves)
+    facts = {key: _shareable(text) for key, text in facts.items()}
+    text = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            item=item,
+            name=name,
+            lead=lead,
+            status=status_line(trials, planned),
+            scale=facts.get("scale", ""),
+            command=facts.pop("command", "").replace("…/", ""),  # to be typed
+            facts=facts,
+            cost=cost_facts(trials, price_per_hour),
+            seeds=first(distinct(trials, "seed"), 12),
+            figures=shown,
+            paper_tables=paper_tables,
+            dispersion_off=nowhere(trials, "measurement.dispersion"),
+            claims=claims,
+            verdicts=VERDICTS,
+            how_judged=HOW_JUDGED,
+            columns=columns,
+            groups=column_groups(columns),
+            present=present(trials),
+            comparison=compare(trials, points if seeds > 1 else paths, over_seeds=seeds > 1),
+            interpolations=first(distinct(trials, "measure/sensitivity_interpolation"), 3),
+            sensitivity_estimators=first(distinct(trials, "measure/sensitivity_estimator"), 3),
+            replicas=distinct(trials, "replicas"),
+            keys=key_columns(trials, paths),
+            rows=trial_rows(trials, columns, paths),
+            point_keys=key_columns(trials, points),
+            seed_rows=seed_rows(trials, columns, points) if seeds > 1 else [],
+            coverage=coverage(trials),
+            exceeded=exceeded(trials),
+            estimators=distinct(trials, "measure/hessian_trace_estimator"),
+            cautions=find_cautions(trials, paths),
+            configuration=configuration(trials, swept),
+            data=data_facts(trials),
+            versions=launch_record.versions() if versions is None else versions,
+            date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            curves=curves,
+            listed=listed,
+            open_at={trial.trial_id: trial.place for trial in listed if trial.place is not None},
+            style=_part("page.css"),
+            scripts=_scripts(shown, curves),
+        )
+    )
+    page = tables.folder / "report.html"
+    # A surrogate in an error message must not cost the page.
+    replace_file(page, text.encode(errors="backslashreplace"))
+    return page
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["tight"] = tight
+    environment.filters["script_json"] = script_json
+    return environment
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure of the page."""
+
+    name: str
+    uri: str
+    """The static picture."""
+    caption: str
+    chart: Chart | None
+    """None where only the static picture is shown."""
+
+
+def _figures(
+    figures: Mapping[str, Path],
+    charts: Mapping[str, Figure],
+    captions: Mapping[str, str],
+    rest: str,
+) -> list[Shown]:
+    found = []
+    for name, path in figures.items():
+        try:
+            chart = convert(charts[name]) if name in charts else None
+        except UnsupportedError:
+            chart = None
+        found.append(Shown(name, _data_uri(path), captions.get(name, rest), chart))
+    return found
+
+
+def _scripts(figures: Sequence[Shown], curves: Curves | None) -> list[tuple[str, Markup]]:
+    """What the page runs and draws from, in its order: type and text of each script."""
+    scripts = [("text/javascript", _part("page.js"))]
+    charts = {figure.name: figure.chart for figure in figures if figure.chart is not None}
+    if charts or curves is not None:
+        data: dict[str, Any] = {"colours": COLOURS, "figures": {}, "curves": None}
+        for name, chart in charts.items():
+            data["figures"][name] = [panel.figure for panel in chart.panels]
+        if curves is not None:
+            data["curves"] = {
+                "columns": [asdict(column) for column in curves.columns],
+                "trials": curves.trials,
+            }
+        # Plotly's own text, which closes no script.
+        scripts += [
+            ("application/json", script_json(data)),
+            ("text/javascript", Markup(get_plotlyjs())),
+            ("text/javascript", _part("page_charts.js")),
+            ("text/javascript", _part("page_curves.js")),
+        ]
+    return scripts
+
+
+def _part(name: str) -> Markup:
+    return Markup((HERE / name).read_text(encoding="utf-8"))
+
+
+def _shareable(text: str) -> str:
+    """A fact without this machine's folders; a script of the checkout keeps its folder there.
+
+    >>> _shareable("python /home/ada/gisgd-ray/sweeps/clipping.py --out /data/x --seeds 2")
+    'python sweeps/clipping.py --out …/x --seeds 2'
+    """
+    return without_machine(re.sub(r"(?<![\w/])/[^\s'\"]*/(?=sweeps/\w+\.py)", "", text))
+
+
+def tight(text: str) -> str:
+    """A sentence with numbers in it, so spaced that no line ends inside ``n = 12`` or ``1e−05``."""
+    text = re.sub(r" = | %", lambda match: match.group().replace(" ", "\N{NO-BREAK SPACE}"), text)
+    return re.sub(r"(?<=[ e(=\N{NO-BREAK SPACE}])-(?=\d)", "−", text)
+
+
+def status_line(trials: pd.DataFrame, planned: int) -> str:
+    """How the trials ended, in one line: "11 of 12 trials finished, 1 diverged"."""
+    counts = trials["status"].value_counts()
+    parts = [f"{counts.get('finished', 0)} of {planned} trials finished"]
+    parts += [f"{counts[s]} {s}" for s in ("diverged", "failed") if s in counts]
+    if len(trials) < planned:
+        parts.append(f"stopped early: {planned - len(trials)} have not run to their end")
+    return ", ".join(parts)
+
+
+def _data_uri(svg: Path) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()

@@ -1,0 +1,216 @@
+"""The curves of every trial along training, small enough to be part of a page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gisgd_ray.errors import UserError
+from gisgd_ray.numbers import DASH, format_noise_std, format_number, known
+from gisgd_ray.results.tables import ResultTables, records
+
+MOST_POINTS = 200
+"""Of a trial's curve."""
+FEWEST_POINTS = 12
+MOST_VALUES = 260_000
+"""In the page: some nine bytes each."""
+
+PANELS: dict[str, dict[str, str]] = {
+    "loss": {"train/loss": "train", "test/loss": "test"},
+    "accuracy": {"train/accuracy": "train", "test/accuracy": "test"},
+    "gap and bounds": {
+        "gap/loss": "true gap",
+        "bound/theorem2_closed_form": "Eq. 3",
+        "bound/lemma7": "Lemma 7",
+        "bound/theorem3": "Theorem 3",
+        "bound/theorem4": "Theorem 4",
+    },
+    "gradient dispersion": {
+        "measure/gradient_dispersion": "V (Eq. 1)",
+        "measure/gradient_dispersion_neu": "Ṽ (Neu et al.)",
+    },
+    "mean gradient over μ less that over S, squared": {
+        "measure/mean_gradient_gap": "‖∇L_μ − ∇L_S‖²"
+    },
+    "gradient norm": {"measure/gradient_norm": "‖g‖"},
+    "trajectory factor of Eq. 3": {"term/trajectory_factor": "trajectory factor"},
+    "flatness factor Tr H of Eq. 3": {"term/flatness_factor": "flatness factor"},
+    "R": {"measure/subgaussian_constant": "R"},
+    "gradient multiplied by": {"measure/gradient_factor": "factor"},
+    "learning rate": {"learning_rate": "λ"},
+    "active units": {"measure/active_units": "active units"},
+}
+"""Panels of a trial, their columns of the history and what those are called."""
+
+AT_NOISE = {
+    "term/theorem2_trajectory": "Eq. 2 (ours)",
+    "term/lemma2_trajectory": "Lemma 2 (Neu et al.)",
+    "term/lemma2_without_sensitivity": "Lemma 2 with Ψ = 0",
+}
+"""Likewise, in a panel for every noise std."""
+
+SAME = ("measure/gradient_dispersion_neu", "measure/gradient_dispersion")
+"""Equal in single runs: the first is left out then."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One curve of every trial."""
+
+    name: str
+    label: str
+    panel: str
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What the page draws from, and what is to be said of it."""
+
+    columns: list[Column]
+    trials: list[dict[str, Any]]
+    """Of each: ``id``, ``x`` (steps) and ``y``, a list for each column: values at ``x``; ``[x, y]``
+    where it is known at few steps; null where it is not known."""
+    points: int
+    """At most so many of a trial."""
+    thinned: int
+    """Trials of which points were left out."""
+    omitted: int
+    """Trials that have no place at all."""
+
+
+def read_curves(tables: ResultTables, trials: pd.DataFrame) -> Curves | None:
+    """The curves of the trials that have any; None without a history."""
+    try:
+        history = tables.history
+    except UserError:
+        return None
+    if history.empty or not {"trial_id", "step"} <= set(history.columns):
+        return None
+    order = [str(trial_id) for trial_id in trials["trial_id"]]
+    history = history[history["trial_id"].isin(set(order))]
+    columns = curve_columns(history)
+    if not columns:
+        return None
+    most = max(1, MOST_VALUES // (FEWEST_POINTS * (len(columns) + 1)))
+    runs = {str(name): run for name, run in history.groupby("trial_id", sort=False)}
+    shown = [name for name in order if name in runs][:most]
+    points = min(MOST_POINTS, MOST_VALUES // (max(1, len(shown)) * (len(columns) + 1)))
+    found = [_trial(name, runs[name].sort_values("step"), columns, points) for name in shown]
+    return Curves(
+        columns=columns,
+        trials=found,
+        points=points,
+        thinned=sum(len(runs[name]) > points for name in shown),
+        omitted=len(runs) - len(shown),
+    )
+
+
+def curve_columns(history: pd.DataFrame) -> list[Column]:
+    """The columns that some trial's curve can be drawn of, in the order of the panels."""
+    names = set(map(str, history.columns))
+    wanted = [
+        Column(name, label, panel)
+        for panel, members in PANELS.items()
+        for name, label in members.items()
+    ]
+    ats = {name.partition("@")[2] for name in names if name.partition("@")[0] in AT_NOISE}
+    stds = sorted(filter(_is_std, ats), key=float)[::-1]
+    for std in stds:
+        members = dict(AT_NOISE)
+        if f"term/lemma2_trajectory@{std}" in names:
+            del members["term/lemma2_without_sensitivity"]
+        panel = f"trajectory term at σ = {format_noise_std(float(std))}"
+        wanted += [Column(f"{name}@{std}", label, panel) for name, label in members.items()]
+    if set(SAME) <= names and history[SAME[0]].equals(history[SAME[1]]):
+        names.remove(SAME[0])
+    return [c for c in wanted if c.name in names and _moves(history, c.name)]
+
+
+def _is_std(text: str) -> bool:
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False
+
+
+def _moves(history: pd.DataFrame, name: str) -> bool:
+    """Whether a column changes within some trial; of a bound a single value is enough."""
+    values = pd.to_numeric(history[name], errors="coerce").replace([np.inf, -np.inf], np.nan)
+    counts = values.groupby(history["trial_id"]).nunique()
+    return bool((counts > (0 if name.startswith("bound/") else 1)).any())
+
+
+def _trial(name: str, run: pd.DataFrame, columns: Sequence[Column], points: int) -> dict[str, Any]:
+    steps = run["step"].to_numpy()
+    kept = even(len(steps), points)
+    curves: list[Any] = []
+    for column in columns:
+        values = pd.to_numeric(run[column.name], errors="coerce").to_numpy(dtype=float)
+        finite = np.flatnonzero(np.isfinite(values))
+        if not len(finite):
+            curves.append(None)
+        elif len(finite) * 2 < len(values):  # measured now and then: its own points
+            places = finite[even(len(finite), points)]
+            curves.append([[int(s) for s in steps[places]], list(map(short, values[places]))])
+        else:
+            curves.append(list(map(short, values[kept])))
+    return {"id": name, "x": [int(step) for step in steps[kept]], "y": curves}
+
+
+def even(count: int, most: int) -> np.ndarray:
+    """At most so many of ``count`` places, evenly spread, the first and last among them.
+
+    >>> even(5, 9).tolist(), even(9, 3).tolist()
+    ([0, 1, 2, 3, 4], [0, 4, 8])
+    """
+    if count <= most:
+        return np.arange(count)
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
+
+
+def short(value: float) -> float | int | None:
+    """To 6 significant digits; None where it is none.
+
+    >>> short(0.123456789), short(2000.0), short(float("inf"))
+    (0.123457, 2000, None)
+    """
+    if not np.isfinite(value):
+        return None
+    rounded = float(f"{value:.6g}")
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e6 else rounded
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A trial in the list of those whose curves can be shown."""
+
+    trial_id: str
+    label: str
+    status: str
+    told: str
+    """Its last numbers."""
+    place: int | None
+    """Among the curves; None where it has none."""
+
+
+def listed_trials(trials: pd.DataFrame, labels: Sequence[str], curves: Curves) -> list[Listed]:
+    """Every trial, in the order of the table."""
+    places = {trial["id"]: i for i, trial in enumerate(curves.trials)}
+    found = []
+    for row, label in zip(records(trials), labels, strict=True):
+        told = []
+        for name, text in (
+            ("test/accuracy", "test accuracy"),
+            ("gap/loss", "gap"),
+            ("bound/theorem2_closed_form", "Eq. 3"),
+        ):
+            value = known(row, name)
+            if value is not None:
+                shown = format_number(100 * value) + " %" if name == "test/accuracy" else None
+                told.append(f"{text} {shown or format_number(value)}")
+        trial_id = str(row["trial_id"])
+        place = places.get(trial_id)
+        found.append(Listed(trial_id, label, str(row["status"]), ", ".join(told) or DASH, place))
+    return found

@@ -1,0 +1,112 @@
+"""What was run: the configuration and the data of a sweep's trials, as text."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.numbers import format_number, format_setting, is_missing
+
+MAX_LISTED = 8
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The trials' configuration by dotted field, as text."""
+
+    swept: dict[str, str]
+    differing: dict[str, str]
+    """Fields that differ but are not swept: constants of a panel, or of a model family."""
+    shared: dict[str, str]
+
+
+def configuration(trials: pd.DataFrame, swept: Sequence[str]) -> Configuration:
+    """Every configuration field of the table, sorted by whether and why it varies."""
+    found = Configuration({}, {}, {})
+    for path in map(str, trials.columns):
+        if path.partition(".")[0] not in TrialConfig.model_fields:
+            continue
+        values = list(trials[path])
+        if path.startswith(("model.", "scheme.")):
+            # Only some families have the field: nothing there is not a value of its own.
+            values = [value for value in values if not is_missing(value)] or values
+        texts = list(dict.fromkeys(map(format_setting, values)))
+        if path in swept or (path == "seed" and len(texts) > 1):
+            found.swept[path] = _listed(values)
+        elif len(texts) > 1:
+            found.differing[path] = _listed(values)
+        else:
+            found.shared[path] = texts[0] if texts else ""
+    return found
+
+
+def _listed(values: Iterable[Any]) -> str:
+    """Distinct values; many numbers as a range."""
+    distinct = {format_setting(value): value for value in values}
+    if len(distinct) <= MAX_LISTED:
+        return ", ".join(distinct)
+    try:
+        low, high = min(distinct.values()), max(distinct.values())
+        return f"{len(distinct)} values, {low:.6g} to {high:.6g}"
+    except (TypeError, ValueError):
+        return ", ".join([*list(distinct)[:MAX_LISTED], f"… ({len(distinct)} values)"])
+
+
+def present(trials: pd.DataFrame) -> set[str]:
+    """Names of the columns that have a value in some trial, without their noise stds."""
+    filled = trials.columns[trials.notna().any()]
+    return {str(name).partition("@")[0] for name in filled}
+
+
+def nowhere(trials: pd.DataFrame, switch: str) -> bool:
+    """Whether a switch is off in every trial, and there is one."""
+    if switch not in trials.columns or trials.empty:
+        return False
+    return not trials[switch].fillna(True).astype(bool).any()
+
+
+def data_facts(trials: pd.DataFrame) -> dict[str, str]:
+    """n, d, normalisation and devices; per model and dataset where there are several."""
+    facts: dict[str, list[str]] = {}
+    names = {
+        "num_samples": "training samples n",
+        "num_test_samples": "test samples",
+        "num_parameters": "parameters d",
+        "data/normalization_mean": "input mean (subtracted)",
+        "data/normalization_std": "input std (divided by)",
+        "device": "device",
+    }
+    by = ["model.name", "data.dataset"]
+    if not set(by) <= set(trials.columns):
+        return {}
+    groups = list(trials.groupby(by, sort=False))
+    for (model, dataset), group in groups:
+        where = f" ({model} on {dataset})" if len(groups) > 1 else ""
+        for column, name in names.items():
+            texts = distinct(group, column)
+            if texts:
+                facts.setdefault(name, []).append(", ".join(first(texts, MAX_LISTED)) + where)
+    return {name: "; ".join(texts) for name, texts in facts.items()}
+
+
+def distinct(trials: pd.DataFrame, column: str) -> list[str]:
+    """The distinct values of a column as text, in order; [] without the column."""
+    if column not in trials.columns:
+        return []
+    return list(dict.fromkeys(_text(value) for value in trials[column] if not is_missing(value)))
+
+
+def first(texts: list[str], most: int) -> list[str]:
+    """The first so many, and how many there are."""
+    return texts if len(texts) <= most else [*texts[:most], f"… ({len(texts)} values)"]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if hasattr(value, "__len__"):
+        return ", ".join(format_number(float(v)) for v in value)
+    # Counts are floats where a failed trial has none.
+    return format_number(int(value)) if float(value).is_integer() else format_number(value)

@@ -1,0 +1,223 @@
+"""The reproduction scoreboard: every figure and table of the paper, and what has become of it."""
+
+import base64
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from os.path import relpath
+from pathlib import Path
+from urllib.parse import quote
+
+import jinja2
+import pandas as pd
+
+from gisgd_ray.claims.statistics import Verdict
+from gisgd_ray.figures.tables import Table
+from gisgd_ray.numbers import counted
+from gisgd_ray.report.page import VERDICTS, status_line, tight
+from gisgd_ray.report.page_cautions import without_machine
+from gisgd_ray.report.sweep_report import Report
+from gisgd_ray.results.whole_files import replace_file
+
+ITEMS = (
+    ("Figure 1", "trajectory", "Trajectory terms of ours and Neu et al.’s, epoch by epoch"),
+    ("Figure 2", "bound_verification", "The bound and the gap against width and label noise"),
+    ("Figure 3", "double_descent", "Gradient dispersion along training under label noise"),
+    ("Figure 4", "clipping", "Dynamic gradient clipping of an MLP under label noise"),
+    ("Figure 5", "stochastic", "The trajectory terms and the two dispersions over replicas"),
+    ("Figure 6", "lr_batch", "Trajectory and flatness factor: learning rate and batch size"),
+    ("Figure 7", "linear_relu", "Theorem 3 and the gap of a linear network"),
+    ("Figure 8", "linear_relu", "Theorem 4 and the gap of a two-layer ReLU network"),
+    ("Figure 9", "clipping", "Dynamic gradient clipping of AlexNet under label noise"),
+    ("Table 1", "regularizers", "Test accuracy of VGG16 under nine training schemes"),
+    ("Table 2", "regularizers", "The same of PreActResNet18"),
+    ("Table 3", "regularizers", "GMP with the absolute difference"),
+)
+"""Of Wang & Mao (ICLR 2022): what it is, the sweep that reproduces it, and what it shows."""
+
+TABLES_OF = {"data.dataset": ("svhn", "cifar10", "cifar100")}
+ONLY: dict[str, dict[str, Sequence[str]]] = {
+    "Figure 4": {"model.name": ("mlp",)},
+    "Figure 7": {"model.name": ("linear",)},
+    "Figure 8": {"model.name": ("two_layer_relu",)},
+    "Figure 9": {"model.name": ("alexnet",)},
+    "Table 1": {"model.name": ("vgg16",), **TABLES_OF},
+    "Table 2": {"model.name": ("preactresnet18",), **TABLES_OF},
+    "Table 3": {"model.name": ("vgg16",), "scheme.variant": ("absolute",), **TABLES_OF},
+}
+"""Where a sweep reproduces several: the settings of the trials that are this one's. A table is one
+of accuracies, which are the paper's networks' or none."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sweep of which there are results."""
+
+    name: str
+    item: str
+    folder: Path
+    report: Report
+    trials: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure or table of the paper on the scoreboard."""
+
+    item: str
+    title: str
+    sweep: str
+    done: Sequence["Sweep"]
+    """The folders that reproduce it; none where it was not run."""
+    others: Sequence["Sweep"]
+    """Of a table: the folders that have it of other networks or data."""
+    has_results: bool
+    """Whether a trial of it has finished."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One folder's results, as text."""
+
+    name: str
+    item: str
+    folder: str
+    page: str
+    """Address of its page, relative to the scoreboard."""
+    tried: int
+    """Trials that have ended."""
+    status: str
+    scale: str
+    ran: str
+    """Networks and data, which at laptop scale are not the paper's: "mlp on mnist5k"."""
+    told: Sequence[tuple[str, str]]
+    """Verdicts that there are, and how many claims have it: ("holds", "2 hold")."""
+    verdicts: dict[Verdict, int]
+    claims: Sequence[dict[str, str]]
+    figures: Sequence[tuple[str, str]]
+    """Name and data URI of the SVG."""
+    tables: Sequence[Table]
+
+
+def write_scoreboard(
+    entries: Sequence[Entry], folder: Path, faults: Mapping[Path, str] | None = None
+) -> Path:
+    """Write ``scoreboard.html`` into the folder, replacing it as a whole; returns its path.
+
+    Args:
+        faults: sweeps' folders that could not be reported, and why.
+    """
+    faults = faults or {}
+    order = [name for _, name, _ in ITEMS]
+    entries = sorted(
+        entries,
+        key=lambda e: (order.index(e.name) if e.name in order else len(order), str(e.folder)),
+    )
+    sweeps = {id(entry): _sweep(entry, folder) for entry in entries}
+    items = Counter(entry.item for entry in entries)
+    lines = []
+    for item, name, title in ITEMS:
+        its = {id(e): _trials_of(e, item) for e in entries if e.name == name}
+        run = [sweeps[key] for key, trials in its.items() if len(trials) or not sweeps[key].tried]
+        done = any((trials["status"] == "finished").any() for trials in its.values())
+        others = [sweeps[key] for key in its if item.startswith("Table") and sweeps[key] not in run]
+        lines.append(Line(item, title, name, run, others, has_results=done))
+    known = {name for _, name, _ in ITEMS}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["tight"] = tight
+    text = environment.get_template("scoreboard.html").render(
+        lines=lines,
+        others=[sweeps[id(entry)] for entry in entries if entry.name not in known],
+        sweeps=list(sweeps.values()),
+        repeated={item for item, number in items.items() if number > 1},
+        faults={_below(place, folder): without_machine(why) for place, why in faults.items()},
+        summary=_summary(lines, sweeps.values()),
+        date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    )
+    path = folder / "scoreboard.html"
+    replace_file(path, text.encode(errors="backslashreplace"))
+    return path
+
+
+def _trials_of(entry: Entry, item: str) -> pd.DataFrame:
+    """The sweep's trials that are of this figure or table."""
+    trials = entry.trials
+    for column, values in ONLY.get(item, {}).items():
+        if column not in trials.columns:
+            return trials.head(0)
+        trials = trials[trials[column].isin(values)]
+    return trials
+
+
+def _ran(trials: pd.DataFrame) -> str:
+    columns = ["model.name", "data.dataset"]
+    if not set(columns) <= set(trials.columns):
+        return ""
+    pairs = trials[columns].drop_duplicates().astype(str).itertuples(index=False)
+    return ", ".join(f"{model} on {data}" for model, data in pairs)
+
+
+def _sweep(entry: Entry, above: Path) -> Sweep:
+    report = entry.report
+    claims = [
+        {"text": c.text, "test": c.test, "evidence": c.evidence, "verdict": c.verdict}
+        for c in report.claims
+    ]
+    verdicts = {v: sum(c["verdict"] == v for c in claims) for v in VERDICTS}
+    return Sweep(
+        name=entry.name,
+        item=entry.item,
+        folder=_below(entry.folder, above),
+        page=quote(os.fsencode(_below(report.page, above))),
+        tried=len(entry.trials),
+        status=status_line(entry.trials, report.planned),
+        scale=report.facts.get("scale", "not recorded"),
+        ran=_ran(entry.trials),
+        told=[(v, _counted(verdicts, v)) for v in VERDICTS if verdicts[v]],
+        verdicts=verdicts,
+        claims=claims,
+        figures=[
+            (name, "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode())
+            for name, path in report.figures.items()
+        ],
+        tables=report.tables,
+    )
+
+
+def _below(path: Path, above: Path) -> str:
+    """The path as it is written from the scoreboard's folder."""
+    return relpath(path.resolve(), above.resolve())
+
+
+def _counted(verdicts: Mapping[Verdict, int], verdict: Verdict) -> str:
+    count = verdicts[verdict]
+    return f"{count:,} {verdict if count == 1 else VERDICTS[verdict][0]}"
+
+
+def _summary(lines: Iterable[Line], sweeps: Iterable[Sweep]) -> str:
+    """As in "9 of 12 figures and tables have results; of 3 claims tested: 1 holds, 2 undecided".
+
+    A claim that several folders have tested counts once, and apart where they do not agree.
+    """
+    lines = list(lines)
+    done = sum(line.has_results for line in lines)
+    found: dict[tuple[str, str], set[str]] = {}
+    for sweep in sweeps:
+        for claim in sweep.claims:
+            found.setdefault((sweep.name, claim["text"]), set()).add(claim["verdict"])
+    counts = {v: sum(verdicts == {v} for verdicts in found.values()) for v in VERDICTS}
+    told = ", ".join(_counted(counts, v) for v in VERDICTS)
+    if apart := len(found) - sum(counts.values()):
+        told += f", {apart} not the same in every folder"
+    return (
+        f"{done} of {len(lines)} figures and tables have results; of "
+        f"{counted(len(found), 'claim')} tested: {told}"
+    )

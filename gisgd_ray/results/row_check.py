@@ -1,0 +1,160 @@
+"""Whether what is read as a trial's result can be one: its id, its settings, its numbers.
+
+A results folder may be anybody's, and a file in it may have got another's name.
+"""
+
+import json
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gisgd_ray.config.frozen import id_of, unflatten
+from gisgd_ray.config.space import validated
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.errors import UserError
+
+STATUSES = ("finished", "diverged", "failed")
+NUMBERS = (
+    *("bound/", "term/", "gap/", "sum/", "train/", "test/", "time/", "resources/"),
+    "measure/active_units",
+    "measure/between_group_dispersion",
+    "measure/flatness_",
+    "measure/gradient_",
+    "measure/hessian_trace",
+    "measure/ill_conditioned_steps",
+    "measure/local_gradient_sensitivity",
+    "measure/mean_gradient_gap",
+    "measure/per_sample_dispersion",
+    "measure/sensitivity_samples",
+    "measure/smoothness",
+    "measure/subgaussian_constant",
+    "measure/test_loss_increase",
+)
+"""What the names of measured numbers begin with; a measure of the user's own may be a word."""
+COUNTS = (
+    *("step", "steps", "epoch", "epochs", "learning_rate"),
+    *("num_samples", "num_test_samples", "num_classes", "num_parameters"),
+)
+TEXTS = (
+    "measure/hessian_trace_estimator",
+    "measure/gradient_dispersion_estimator",
+    "measure/gradient_dispersion_of",
+    "measure/sensitivity_estimator",
+    "bound/undefined_reason",
+    "bound/remark",
+)
+"""Those among them that are said in words."""
+WORDS = ("wandb/status", "error", "stop_reason", "outside_theorem", "device", "hostname", *TEXTS)
+"""What is said in words, or not at all."""
+
+
+def require_own(row: Mapping[str, Any], trial_id: str, path: Path) -> None:
+    """See that a row is of this trial: of its id, and with the settings that have this id.
+
+    A row of another version, whose settings are not valid any more, still has the id of its own.
+
+    Args:
+        path: of the journal that it is in.
+
+    Raises:
+        UserError: it is not.
+    """
+    if fault := _fault_of(row, trial_id):
+        raise UserError(
+            f"the row in {path} {fault}; move that file away to have trial {trial_id} run again, "
+            "or restore it"
+        )
+
+
+def _fault_of(row: Mapping[str, Any], trial_id: str) -> str:
+    """Why a row cannot be this trial's; empty where it can."""
+    if row.get("trial_id") != trial_id:
+        return f"is of trial {row.get('trial_id')!r}, not of {trial_id}"
+    if row.get("status") not in STATUSES:
+        return f"has the status {row.get('status')!r}, which is none of {', '.join(STATUSES)}"
+    settings = {name: value for name, value in row.items() if _is_setting(name)}
+    try:
+        if id_of(unflatten(settings)) == trial_id:
+            return ""
+        config = validated(settings)
+    except UserError as fault:
+        return f"has settings that are not valid, or not in this version of gisgd-ray ({fault})"
+    except (TypeError, AttributeError):  # a section and a field of one name
+        return "has settings that do not go together"
+    if config.trial_id == trial_id:
+        return ""
+    return f"has the settings of trial {config.trial_id}, not of {trial_id}"
+
+
+def is_of_this_version(row: Mapping[str, Any]) -> bool:
+    """Whether a row's settings are all that a trial has, and valid."""
+    settings = {name: value for name, value in row.items() if _is_setting(name)}
+    try:
+        return bool(validated(settings).trial_id == row["trial_id"])
+    except UserError:
+        return False
+
+
+def _is_setting(name: str) -> bool:
+    section, dot, _ = name.partition(".")
+    return section in TrialConfig.model_fields and (bool(dot) or section in ("seed", "replicas"))
+
+
+def require_numbers(record: Mapping[str, Any], trial_id: str, where: Path) -> None:
+    """See that what a row or a point calls a number, or says in words, is that or nothing.
+
+    Raises:
+        UserError: it is not.
+    """
+    for name, value in record.items():
+        if _is_numeric(name) and not _is_number(value):
+            raise _of_another_kind(name, value, trial_id, where)
+        if name in WORDS and not _is_word(value):
+            raise _of_another_kind(name, value, trial_id, where, kind="word")
+
+
+def require_number_columns(table: pd.DataFrame, where: Path) -> None:
+    """The same of a whole table with a column ``trial_id``."""
+    for name in WORDS:
+        for trial_id, value in zip(table["trial_id"], table.get(name, ()), strict=False):
+            if not _is_word(value):
+                raise _of_another_kind(name, value, trial_id, where, kind="word")
+    for name in map(str, table.columns):
+        if not _is_numeric(name) or pd.api.types.is_float_dtype(table[name]):
+            continue
+        for trial_id, value in zip(table["trial_id"], table[name], strict=True):
+            if not _is_number(value):
+                raise _of_another_kind(name, value, trial_id, where)
+
+
+def _is_numeric(name: str) -> bool:
+    return name in COUNTS or (name.startswith(NUMBERS) and name not in TEXTS)
+
+
+def _is_number(value: Any) -> bool:
+    if value is None:
+        return True
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and not (isinstance(value, int) and abs(value) >= 2**63)  # what tables can hold
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a cell of a table is empty."""
+    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
+
+
+def _is_word(value: Any) -> bool:
+    return is_nothing(value) or isinstance(value, str)
+
+
+def _of_another_kind(
+    name: str, value: Any, trial_id: Any, where: Path, *, kind: str = "number"
+) -> UserError:
+    told = json.dumps(str(value)[:40], ensure_ascii=False)
+    return UserError(
+        f"{name} = {told} of trial {trial_id} in {where} is no {kind}: it is damaged, or not what "
+        "gisgd-ray wrote; restore it, or move it away"
+    )

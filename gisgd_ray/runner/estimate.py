@@ -1,0 +1,235 @@
+"""How long a sweep will take, from a few seconds of its own training.
+
+Two things are not known beforehand. The time of a step and of a measuring point is measured, on
+this machine, for a few of the trials. Where a loss ends the trial, the number of steps is a guess:
+from the loss measured so far it is extrapolated once as falling exponentially, which is too
+hopeful, and once as a power of the number of steps, which is too gloomy; the two are the range.
+"""
+
+import math
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gisgd_ray.config.checks import planned_epoch_steps, planned_steps
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.downloads import data_folder, not_here
+from gisgd_ray.device import Device
+from gisgd_ray.errors import DataError
+from gisgd_ray.training import loop as training
+
+TRIED = 6
+"""So many trials are tried out."""
+SECONDS_EACH = 2.0
+"""Training time for each of them."""
+MEMORISED = 0.05
+"""Mean training loss (nats) at which a network fits about every label."""
+ACTOR_S = 8.0
+"""To start Ray and the first processes, which import PyTorch."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one trial: seconds to start, a step, a measuring point; and how many steps, from a hopeful
+    guess to a gloomy one."""
+
+    start_s: float
+    step_s: float
+    point_s: float
+    steps: tuple[float, float]
+
+    def seconds(self, config: TrialConfig) -> tuple[float, float]:
+        """Of the whole trial, from the hopeful to the gloomy number of steps."""
+        low, high = (
+            self.start_s + steps * self.step_s + num_points(config, steps) * self.point_s
+            for steps in self.steps
+        )
+        return low, high
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a sweep; seconds of wall time."""
+
+    low_s: float
+    high_s: float
+    trials: int
+    points: int
+    tried: int
+
+    unknown: str = ""
+    """Why the time is not known, if it is not."""
+
+    def __str__(self) -> str:
+        if self.trials == 0:
+            return "nothing is left to run"
+        if self.unknown:
+            return f"not known, since a dry run downloads nothing, and {self.unknown}"
+        span = duration(math.sqrt(self.low_s * self.high_s))
+        if self.high_s > 1.15 * self.low_s:
+            # Both guesses are a factor off, in opposite directions.
+            span += f", between {duration(self.low_s)} and {duration(self.high_s)}"
+        of = "1 trial" if self.tried == 1 else f"{self.tried} trials"
+        return f"about {span}, by {SECONDS_EACH:g} s of {of} on this machine"
+
+
+def estimate(
+    trials: Sequence[TrialConfig],
+    *,
+    together: int,
+    threads: int = 1,
+    calibrate: "Callable[[TrialConfig], Cost] | None" = None,
+) -> Estimate:
+    """Time of these trials, so many of them at once, by trying a few of them out here.
+
+    Args:
+        threads: of torch, for each.
+        calibrate: tries one out elsewhere.
+
+    Raises:
+        DataError: a dataset is missing elsewhere, or damaged.
+    """
+    missing = not_here_for(trials) if calibrate is None else ""
+    if missing:
+        return Estimate(0.0, 0.0, len(trials), 0, 0, unknown=missing)
+    chosen = spread(trials, TRIED)
+    if calibrate is None:
+        found = measured_together(chosen, together=together, threads=threads)
+    else:
+        found = [calibrate(t) for t in chosen]
+    flats = [config.flat() for config in chosen]
+    lows, highs, points = [], [], 0.0
+    for config in trials:
+        flat = config.flat()
+        cost = found[max(range(len(chosen)), key=lambda i: alikeness(flat, flats[i]))]
+        low, high = cost.seconds(config)
+        lows.append(low)
+        highs.append(high)
+        points += sum(num_points(config, steps) for steps in cost.steps) / 2
+    if not trials:
+        return Estimate(0.0, 0.0, 0, 0, 0)
+    walls = [ACTOR_S + max(sum(each) / together, *each) for each in (lows, highs)]
+    return Estimate(walls[0], walls[1], len(trials), round(points), len(chosen))
+
+
+def not_here_for(trials: Iterable[TrialConfig]) -> str:
+    """Which of their datasets would have to be downloaded to try them out; "" if none."""
+    names = dict.fromkeys(trial.data.dataset for trial in trials)
+    return next(filter(None, (not_here(name, data_folder()) for name in names)), "")
+
+
+def require_here(config: TrialConfig) -> None:
+    """Raises DataError where a trial's dataset would have to be downloaded to try it out."""
+    if missing := not_here_for([config]):
+        raise DataError(f"a dry run downloads nothing, and {missing}")
+
+
+def spread(trials: Sequence[TrialConfig], count: int) -> list[TrialConfig]:
+    """So many of the trials, evenly along the list, seeds apart."""
+    different = list({t.changed({"seed": 0}): t for t in trials}.values())
+    if len(different) <= count:
+        return different
+    return [different[round(i)] for i in np.linspace(0, len(different) - 1, count)]
+
+
+def alikeness(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[int, int]:
+    """How many settings two trials share, each a flat table of them: first of those that decide the
+    time of a step."""
+    same = [path for path, value in a.items() if path in b and b[path] == value]
+    dear = [path for path in same if path.startswith(("model.", "scheme.", "data.dataset"))]
+    return len(dear), len(same)
+
+
+def measured_together(trials: Sequence[TrialConfig], *, together: int, threads: int) -> list[Cost]:
+    """Each trial's cost while others run beside it, as they will: they share memory and caches."""
+    if not trials:
+        return []
+    count = min(together, len(trials))
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(measured_cost, trials, repeat("cpu"), repeat(threads)))
+
+
+def measured_cost(config: TrialConfig, device: Device | str = "cpu", threads: int = 1) -> Cost:
+    """Train a trial for some seconds, with so many of torch's threads.
+
+    Raises:
+        DataError: its dataset would have to be downloaded.
+    """
+    require_here(config)
+    torch.set_num_threads(threads)
+    begun = time.perf_counter()
+    state = training.start(config, device=device)
+    started = time.perf_counter()
+    training.advance(state)
+    deadline = time.perf_counter() + SECONDS_EACH
+    while state.stopped is None and time.perf_counter() < deadline:
+        if training.train(state, pause=lambda: time.perf_counter() > deadline):
+            training.measure(state)
+    s = state.seconds
+    taken = max(state.step, 1)
+    losses = np.concatenate([part.loss for part in (state.series, *state.unmeasured)])
+    return Cost(
+        start_s=started - begun,
+        step_s=s["time/training_s"] / taken,
+        point_s=s["time/measuring_s"] / max(len(state.history), 1),
+        steps=steps_range(config, losses, over=state.stopped is not None),
+    )
+
+
+def steps_range(
+    config: TrialConfig, losses: NDArray[np.float64], *, over: bool
+) -> tuple[float, float]:
+    """How many steps the trial will take, given the batch losses of its first ones."""
+    t = config.training
+    taken, most = float(len(losses)), float(planned_steps(config))
+    if over:
+        return taken, taken
+    # Of two rules that of the higher loss ends the trial.
+    target = max(t.stop_loss or 0.0, MEMORISED if config.stops_at_full_accuracy else 0.0)
+    if target == 0:
+        return most, most
+    if taken < 8:
+        return min(max(taken, planned_epoch_steps(config)), most), most
+    half = len(losses) // 2
+    width = max(4, len(losses) // 5)
+    early = float(losses[max(0, half - width) : half].mean())
+    late = float(losses[-width:].mean())
+    where = (half - width / 2, taken - width / 2)
+    if not late < early or late <= 0:
+        return taken, most
+    if late <= target:
+        return taken, min(most, 2 * taken)
+    exponential = where[1] + math.log(late / target) * (where[1] - where[0]) / math.log(
+        early / late
+    )
+    exponent = math.log(early / late) / math.log(where[1] / where[0])
+    power = where[1] * math.exp(min(math.log(late / target) / exponent, math.log(most)))
+    low, high = (min(max(taken, steps), most) for steps in (exponential, power))
+    return low, high
+
+
+def num_points(config: TrialConfig, steps: float) -> float:
+    """Measuring points of a run of so many steps."""
+    schedule, epoch = config.training.evaluation, planned_epoch_steps(config)
+    return 1 + schedule.count(steps, epoch)
+
+
+def duration(seconds: float) -> str:
+    """For people.
+
+    >>> duration(42), duration(150), duration(8000)
+    ('42 s', '2.5 min', '2.2 h')
+    """
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            count = seconds / size
+            return f"{count:.2g} {unit}" if count < 99.5 else f"{count:,.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,102 @@
+"""What the driver tells the trials' processes that nobody else is to read: keys of W&B and of a
+bucket.
+
+Ray writes a runtime environment into its logs, and Tune a trial's parameters into its state. What
+is put here stays in the memory of the cluster's head, until it is taken back.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from gisgd_ray.results.storage import without_keys
+from gisgd_ray.runner.cluster_watch import ClusterLostError
+
+ACCOUNT = frozenset(
+    f"WANDB_{name}"
+    for name in (
+        "API_KEY",
+        "APP_URL",
+        "BASE_URL",
+        "CACHE_DIR",
+        "CONFIG_DIR",
+        "CREDENTIALS_FILE",
+        "DEBUG",
+        "ENTITY",
+        "HTTP_TIMEOUT",
+        "IDENTITY_TOKEN_FILE",
+        "INIT_TIMEOUT",
+        "INSECURE_DISABLE_SSL",
+        "MODE",
+        "PROJECT",
+        "SILENT",
+    )
+)
+"""Variables of W&B that say whose account it is and how it is reached, and none that says which
+run: those are another process's."""
+_SPACE = b"gisgd_ray"
+
+
+class Handover(NamedTuple):
+    """What crosses to the trials."""
+
+    storage: str
+    """Where checkpoints are kept, with the keys of a bucket."""
+    environment: dict[str, str]
+    """W&B's variables."""
+
+
+def account() -> dict[str, str]:
+    """The variables of this process's environment that the trials need."""
+    return {name: value for name, value in os.environ.items() if name in ACCOUNT}
+
+
+@contextlib.contextmanager
+def handed_over(what: Handover) -> Iterator[str]:
+    """Yields the name by which a trial takes it, for as long as the context lasts."""
+    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
+
+    name = secrets.token_hex(16)
+    _internal_kv_put(name, json.dumps(what).encode(), namespace=_SPACE)
+    there = True
+    try:
+        yield name
+    except ClusterLostError:
+        there = False
+        raise
+    finally:
+        if there:
+            _internal_kv_del(name, namespace=_SPACE)
+
+
+def hide_keys() -> None:
+    """Take the keys of a bucket out of this process's command line, which every user of the
+    machine may list, and Ray keeps with the job."""
+    shown = [without_keys(argument) for argument in sys.argv]
+    if shown != sys.argv:
+        import ray  # noqa: F401  # before its parts
+        from ray._raylet import setproctitle
+
+        setproctitle(shlex.join(["python", *shown]))
+
+
+def take(name: str) -> Handover:
+    """In a trial's process: what the driver handed over."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    content = _internal_kv_get(name, namespace=_SPACE)
+    if content is None:
+        raise ConnectionError("the driver of this trial has ended")
+    return Handover(*json.loads(content))
+
+
+def put_on(environment: dict[str, str]) -> None:
+    """Make W&B's variables of this process those, and no others that it was started with."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        del os.environ[name]
+    os.environ.update(environment)

@@ -1,0 +1,118 @@
+"""What a launch would run: its trials, their names, and what they will take."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gisgd_ray.config.frozen import flatten
+from gisgd_ray.config.space import SearchSpace, require_few
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.stored import require_loader
+from gisgd_ray.numbers import counted
+from gisgd_ray.results.tables import finished_ids
+from gisgd_ray.runner import cli
+from gisgd_ray.runner.estimate import Estimate
+from gisgd_ray.runner.packing import Resources
+from gisgd_ray.runner.place import Place
+from gisgd_ray.runner.progress import trial_label
+from gisgd_ray.schemes.builders import require_builder
+
+SHOWN = 40
+"""A longer list of trials is cut: the first and the last of them are shown."""
+TOLD = 5_000
+"""Of more trials it is said that they are being planned, which then takes seconds."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trials of a sweep at one scale."""
+
+    trials: list[TrialConfig]
+    labels: dict[str, str]
+    """A trial's name for people: the fields in which it differs from the others."""
+    swept: list[str]
+
+    def waiting(self, folders: Iterable[Path]) -> list[TrialConfig]:
+        """The trials that no earlier launch into one of these folders has completed."""
+        done = {name for folder in folders for name in finished_ids(folder, self.trials)}
+        return [t for t in self.trials if t.trial_id not in done]
+
+
+def make_plan(
+    panels: Mapping[str, SearchSpace],
+    options: cli.Options,
+    scale: str,
+    *,
+    check: Callable[[TrialConfig], None] | None = None,
+) -> Plan:
+    """Every trial of a sweep's panels with the command line's changes, validated.
+
+    Raises:
+        UserError: a field, a value or a combination is wrong, or does not suit the figure; or there
+            are too many trials.
+    """
+    spaces = cli.apply(panels, options, scale=scale)
+    if (count := require_few(spaces.values())) > TOLD:
+        print(f"Planning {count:,} trials ...", file=sys.stderr, flush=True)
+    trials = {t.trial_id: t for space in spaces.values() for t in space.trials()}
+    for name in dict.fromkeys(t.data.dataset for t in trials.values()):
+        require_loader(name)
+    for scheme in {type(t.scheme): t.scheme for t in trials.values()}.values():
+        require_builder(scheme)
+    if check is not None:
+        for config in trials.values():
+            check(config)
+    swept = list(dict.fromkeys(p for space in spaces.values() for p in space.swept_fields()))
+    if len(spaces) > 1:
+        swept = ["data.dataset", "model.name", *_schemes_apart(trials.values()), *swept]
+        swept = list(dict.fromkeys(swept))
+    labels = {trial_id: trial_label(config, swept) for trial_id, config in trials.items()}
+    return Plan(list(trials.values()), labels, swept)
+
+
+def _schemes_apart(trials: Iterable[TrialConfig]) -> list[str]:
+    """``scheme.name`` if there are several, and what tells trials of one scheme apart."""
+    found: dict[str, dict[str, set[Any]]] = {}
+    for config in trials:
+        for path, value in flatten(config.scheme.model_dump(), "scheme.").items():
+            found.setdefault(path, {}).setdefault(config.scheme.name, set()).add(value)
+    names = found.pop("scheme.name")
+    within = [path for path, by in found.items() if any(len(values) > 1 for values in by.values())]
+    return (["scheme.name"] if len(names) > 1 else []) + within
+
+
+def plan_lines(plan: Plan, waiting: Sequence[TrialConfig], place: Place, item: str) -> list[str]:
+    """The trials, which of them are still to run, and where they go."""
+    to_run = {config.trial_id for config in waiting}
+    shown = list(plan.labels.items())
+    if (hidden := len(shown) - SHOWN) > 0:
+        shown[SHOWN // 2 : -SHOWN // 2] = []
+    lines = [
+        f"{trial_id}  {'to run' if trial_id in to_run else 'finished':<8}  {label}"
+        for trial_id, label in shown
+    ]
+    if hidden > 0:
+        lines.insert(SHOWN // 2, f"... {hidden} more ...")
+    lines.append(
+        f"{item}: {counted(len(plan.trials), 'trial')}, {len(to_run)} to run, results in {place}"
+    )
+    return lines
+
+
+def cost_lines(
+    estimate: Estimate, resources: Resources, *, together: int, machines: str
+) -> list[str]:
+    """What the trials take, how many run at once, how long it takes, and how to stop."""
+    rate = estimate.points / max(estimate.high_s, 1)
+    often = f"{rate:.2g}" if rate < 99.5 else f"{rate:,.0f}"
+    points = f"about {counted(estimate.points, 'point')} in " if not estimate.unknown else ""
+    return [
+        f"Each takes {resources}; {together} at once on {machines}.",
+        f"Time: {estimate}.",
+        f"W&B: {points}{counted(estimate.trials, 'run')}"
+        + (f", {often} a second" if estimate.points else "")
+        + ".",
+        "To stop a sweep: Ctrl-C once; --resume goes on later, from where each trial was.",
+    ]

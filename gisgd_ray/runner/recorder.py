@@ -1,0 +1,156 @@
+"""What the driver does with the trials' reports, and with trials that are lost or fail."""
+
+import contextlib
+import math
+import pickle
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.errors import UserError
+from gisgd_ray.results.journal import Journal, Row
+from gisgd_ray.results.storage import Storage
+from gisgd_ray.results.tables import row_of, write_steps, write_tables
+from gisgd_ray.runner.checkpoints import Checkpoints, step_of
+from gisgd_ray.runner.memory import give_back_freed
+from gisgd_ray.runner.mirror import Mirror
+from gisgd_ray.runner.progress import Progress
+
+TABLES_EVERY_S = 30.0
+"""The tables are rebuilt at most this often while trials run; the journals are always current."""
+TABLES_SHARE = 0.03
+"""Nor may it take more than this share of the time: ten thousand trials fill large tables."""
+
+
+class Recorder:
+    """Takes each report apart: journal, progress display, tables.
+
+    Args:
+        retries: how often in a row a trial may be lost or fail without getting further than ever
+            before; then it ends as ``failed``. Machines that come and go count for nothing as long
+            as the trial advances.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        trials: Sequence[TrialConfig],
+        progress: Progress,
+        *,
+        storage: str,
+        mirror: Mirror | None = None,
+        retries: int,
+        names: Mapping[str, str],
+    ):
+        self.by_id = {t.trial_id: t for t in trials}
+        self.journal = Journal(folder)
+        self.folder, self.trials = folder, trials
+        self.progress = progress
+        self.retries, self.names = retries, names
+        self.fault: OSError | None = None
+        """What kept a report from being written; Tune wraps it beyond recognition."""
+        self.out_of_memory: dict[str, str] = {}
+        """Trials that did not fit beside the others, with their tracebacks."""
+        self.lost = 0
+        """How often a trial was lost, with its process or machine, and begun again."""
+        self.tried_again = 0
+        """How often one failed and was begun again."""
+        self.faults: dict[str, str] = {}
+        """What each trial failed with last, if it was begun again: step and error."""
+        self._failing: set[str] = set()
+        self._storage, self._mirror = Storage(storage), mirror
+        self._furthest: dict[str, int] = {}
+        self._tables_due = time.monotonic()
+
+    def started(self, trial_id: str) -> None:
+        self.progress.started(trial_id)
+
+    def report(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Note one report; whether the trial is further than it ever was."""
+        payload = pickle.loads(result["payload"])
+        if payload.out_of_memory is not None:
+            self.out_of_memory[trial_id] = payload.out_of_memory
+            self.progress.stopped(trial_id)
+            return True
+        if payload.fault is not None:
+            self.faults[trial_id] = payload.fault
+            self._failing.add(trial_id)
+            return False
+        try:
+            if payload.failure is not None:
+                self.failed(trial_id, payload.failure)
+                return True
+            self.journal.add_report(
+                trial_id,
+                first_step=payload.first_step,
+                steps=payload.steps,
+                points=payload.points,
+                whole=payload.resumed,
+            )
+            self.progress.report(trial_id, payload.points)
+            if payload.row is not None:
+                self._finish(trial_id, payload.row)
+            self.write_tables_if_due()
+        except OSError as fault:
+            self.fault = fault
+            raise
+        before = self._furthest.get(trial_id, -1)
+        self._furthest[trial_id] = max(result["step"], before)
+        return bool(result["step"] > before)
+
+    def begun_again(self, trial_id: str) -> bool:
+        """The trial was lost, or failed, and waits to be started again; whether the attempt that
+        has ended got further than any before, by its checkpoints."""
+        if trial_id in self._failing:
+            self._failing.remove(trial_id)
+            self.tried_again += 1
+        else:
+            self.lost += 1
+        self.progress.stopped(trial_id)
+        try:
+            names = Checkpoints(self._storage, self.by_id[trial_id]).names()
+        except OSError:  # away for a moment: the trial's reports will tell
+            names = []
+        before = self._furthest.get(trial_id, -1)
+        reached = max([step_of(name) for name in names], default=-1)
+        self._furthest[trial_id] = max(reached, before)
+        return reached > before
+
+    def failed(self, trial_id: str, error: str) -> None:
+        """The trial has failed for good."""
+        row = row_of(self.by_id[trial_id], {"status": "failed", "error": error})
+        try:
+            self._finish(trial_id, row)
+        except OSError as fault:
+            self.fault = fault
+            raise
+
+    def _finish(self, trial_id: str, row: Row) -> None:
+        self.journal.add_row(trial_id, row)
+        self.progress.finished(trial_id, row)
+        if row["status"] != "failed":  # a failed one goes on from there if it is tried again
+            with contextlib.suppress(OSError):  # what is left behind the next launch clears
+                if self._mirror is not None:
+                    self._mirror.push_file(self.journal.path(trial_id))
+                Checkpoints(self._storage, self.by_id[trial_id]).clear()
+        write_steps(self.folder, self.journal, trial_id)
+
+    def write_tables_if_due(self) -> None:
+        """Bring the tables, and their copy in a bucket, up to date now and then."""
+        begun = time.monotonic()
+        if begun < self._tables_due:
+            return
+        try:
+            write_tables(self.folder, self.trials)
+        except UserError as fault:  # the trials go on: their journals are what counts
+            self.progress.note(f"the tables wait for the end: {fault}")
+            self._tables_due = math.inf
+            return
+        give_back_freed()
+        if self._mirror is not None:
+            with contextlib.suppress(OSError):  # away for a while: the next push makes up for it
+                self._mirror.push()
+        taken = time.monotonic() - begun
+        self._tables_due = time.monotonic() + max(TABLES_EVERY_S, taken / TABLES_SHARE)

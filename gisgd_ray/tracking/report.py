@@ -1,0 +1,363 @@
+"""A W&B report of a sweep: formulas, ours against Neu et al., the figure's panels, claims.
+
+Panels are drawn by W&B from the runs, so that they also show what runs log later. The results in a
+folder have one report a project; saving it again replaces what it says, at the same address.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from gisgd_ray.claims.claim import Claim
+from gisgd_ray.errors import UserError
+from gisgd_ray.figures.run_panels import RunPanel
+from gisgd_ray.figures.tables import Table
+from gisgd_ray.numbers import counted
+from gisgd_ray.report.comparison import compare
+from gisgd_ray.report.sweep_report import Report as SweepReport
+from gisgd_ray.report.sweep_report import versions_told
+from gisgd_ray.results.launch_record import last_record
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.results.whole_files import replace_file
+from gisgd_ray.sweep import Sweep
+from gisgd_ray.tracking.access import Contained, no_answer, server
+from gisgd_ray.tracking.existing import runs_there
+from gisgd_ray.tracking.panels import comparison_grid, figure_grids, reports
+from gisgd_ray.tracking.report_text import (
+    FORMULAS,
+    GIVEN,
+    claims_markdown,
+    comparison_markdown,
+    facts_markdown,
+    meaning,
+    paper_table_markdown,
+)
+
+FILE = "wandb_report.json"
+"""In the results' folder: id and url of the report by ENTITY/PROJECT."""
+TIMEOUT_S = 20
+LONGEST_TITLE = 128
+AWAY = (
+    "W&B does not answer; the runs and report.html are safe, so try again when there is a network "
+    "(WANDB_BASE_URL says which server it is)"
+)
+NAME = re.compile(r"[\w.-]+")
+
+
+def entity_and_project(text: str) -> tuple[str, str]:
+    """Both parts of ``ENTITY/PROJECT``.
+
+    Raises:
+        UserError: it is none.
+
+    >>> entity_and_project("my-team/gisgd-ray")
+    ('my-team', 'gisgd-ray')
+    """
+    entity, slash, project = text.strip().partition("/")
+    if not slash or not NAME.fullmatch(entity) or not NAME.fullmatch(project):
+        raise UserError(
+            f"--wandb {text!r} is not ENTITY/PROJECT: a W&B user or team, a slash and a project, "
+            "each of letters, digits, '-', '_' and '.', as in my-team/gisgd-ray"
+        )
+    return entity, project
+
+
+def build_report(
+    tables: ResultTables,
+    *,
+    entity: str,
+    project: str,
+    item: str,
+    name: str,
+    description: str,
+    facts: Mapping[str, str],
+    claims: Sequence[Claim],
+    swept: Sequence[str],
+    run_panels: Sequence[RunPanel],
+    paper_tables: Sequence[Table] = (),
+    planned: int | None = None,
+) -> Any:
+    """A ``wandb_workspaces.reports.v2.Report``, made without asking any server.
+
+    Args:
+        tables: the sweep's results.
+        entity, project: where the runs are, and the report will be.
+        item: what of the paper it is, e.g. "Figure 6".
+        name: the sweep's name, which is its runs' W&B group.
+        description: one sentence; a leading "Figure 6: " is taken off.
+        facts: what was run, versions included; ``command`` is known.
+        claims: the paper's claims with this run's verdicts.
+        swept: dotted fields in which the trials differ.
+        run_panels: the figure's panels.
+        paper_tables: tables as the paper prints them.
+        planned: trials that the sweep has; None: those that have ended.
+
+    Raises:
+        UserError: wandb-workspaces is not installed.
+    """
+    wr = reports()
+    trials = tables.trials
+    done = trials[trials["status"] == "finished"]
+    points = [path for path in swept if path in trials.columns and path != "seed"]
+    history = tables.history
+    lead = description.removeprefix(f"{item}:").strip()
+    lead = lead[:1].upper() + lead[1:]
+    compared = comparison_grid(done, history, name=name, swept=points)
+    drawn = figure_grids(done, history, run_panels, name=name, swept=points)
+    blocks = [
+        wr.MarkdownBlock(text=f"{_counted(trials, planned or len(trials))} Made by gisgd-ray. The "
+                         "paper: Wang & Mao, *On the Generalization of Models Trained with SGD: "
+                         "Information-Theoretic Bounds and Implications* (ICLR 2022)."),
+        wr.TableOfContents(),
+        wr.H1(text="Formulas"),
+        wr.P(text=GIVEN),
+        *_formulas(run_panels),
+        wr.H1(text="Ours against Neu et al."),
+        *_comparison(trials, points, compared),
+        wr.H1(text=f"{item}, from the runs"),
+        *(drawn or [wr.P(text="No finished trial has measured what the figure shows.")]),
+        wr.H1(text="The paper's claims"),
+        wr.MarkdownBlock(text=claims_markdown(claims))
+        if claims
+        else wr.P(text="No trial has finished that a claim could be tested on."),
+    ]  # fmt: skip
+    if paper_tables:
+        blocks.append(wr.H1(text="As the paper prints it"))
+        blocks += [wr.MarkdownBlock(text=paper_table_markdown(table)) for table in paper_tables]
+    blocks.append(wr.H1(text="What was run"))
+    if command := facts.get("command"):
+        # W&B knows no shell; without a language it takes Python.
+        blocks.append(wr.CodeBlock(code=command, language="markdown"))
+    blocks.append(wr.MarkdownBlock(text=facts_markdown(facts)))
+    return wr.Report(
+        entity=entity,
+        project=project,
+        title=report_title(name, item),
+        description=f"{lead} {marker(name, trials['trial_id'])}",
+        blocks=blocks,
+        width="fluid",
+    )
+
+
+def report_title(name: str, item: str) -> str:
+    """The title of a new report; the marker still finds one that was renamed."""
+    # Without brackets: the title is part of the address, which is pasted into a shell.
+    return f"{item}: {name.replace('_', ' ')}, gisgd-ray"[:LONGEST_TITLE]
+
+
+def marker(name: str, trial_ids: Iterable[str]) -> str:
+    """Ends the description of the report of a sweep with these trials, and of no other's."""
+    digest = hashlib.sha256(" ".join(sorted(trial_ids)).encode()).hexdigest()
+    return f"[gisgd-ray sweep {name} {digest[:8]}]"
+
+
+def _counted(trials: Any, planned: int) -> str:
+    finished = int((trials["status"] == "finished").sum())
+    early = planned - len(trials)
+    stopped = f" {counted(early, 'trial')} not run to the end." if early > 0 else ""
+    return f"{finished} of {counted(planned, 'trial')} finished.{stopped}"
+
+
+def _formulas(run_panels: Sequence[RunPanel]) -> list[Any]:
+    """The formulas of every report, then what this figure's metrics are."""
+    wr = reports()
+    blocks: list[Any] = []
+    for words, latex in FORMULAS:
+        blocks += [wr.P(text=words), wr.LatexBlock(text=latex)]
+    for metric in dict.fromkeys(name for panel in run_panels for name in panel.y):
+        words, latex = meaning(metric)
+        if words:
+            blocks.append(wr.P(text=[wr.InlineCode(text=metric + "σ" * metric.endswith("@")),
+                                     f": {words}."]))  # fmt: skip
+        if latex:
+            blocks.append(wr.LatexBlock(text=latex))
+    return blocks
+
+
+def _comparison(trials: Any, points: Sequence[str], compared: list[Any]) -> list[Any]:
+    wr = reports()
+    seeds = trials["seed"].nunique() if "seed" in trials.columns else 0
+    over_seeds = seeds > 1
+    found = compare(trials, points, over_seeds=over_seeds)
+    if found is None:
+        return [wr.P(text="Nothing of either bound was measured in these trials.")]
+    means = " Means over seeds." if over_seeds else ""
+    said = " ".join(filter(None, (found.summary, found.premises))) + means
+    above = [wr.P(text=said.strip())] if said else []
+    below = [wr.P(text=" ".join(found.notes))] if found.notes else []
+    return [*above, *compared, wr.MarkdownBlock(text=comparison_markdown(found)), *below]
+
+
+def save_report(report: Any, folder: Path) -> str:
+    """Save the report, in place of the one that an earlier call has saved; its address.
+
+    That one is known from :data:`FILE` in ``folder``; without the file, it is the report of the
+    project whose description has the marker of a sweep with the same trials.
+
+    Raises:
+        UserError: W&B cannot be reached or does not take it; the report was deleted there.
+    """
+    entity, project = report.entity, report.project
+    where = f"{entity}/{project}"
+    known = _known(folder)
+    with _told(where):
+        api = _api(where)
+        if project not in {each.name for each in api.projects(entity)}:
+            api.create_project(project, entity)
+        there = {str(each.id).rstrip("="): each for each in api.reports(where)}
+    if where in known:
+        report.id = known[where]["id"]
+        if report.id.rstrip("=") not in there:
+            raise UserError(
+                f"--wandb {where}: the report that {folder / FILE} names, {known[where]['url']}, "
+                "was deleted on W&B; remove that file, and a new one is made"
+            )
+    else:
+        report.id = _found(report, list(there.values()))
+    for block in report.blocks:
+        for runs in getattr(block, "runsets", []):
+            # Said only now: with both, a report asks the server when it is put into words.
+            runs.entity, runs.project = entity, project
+    # The library says the address as well, in other words.
+    with _told(where), redirect_stderr(io.StringIO()):
+        report.save()
+        url = str(report.url)
+    known[where] = {"id": str(report.id), "url": url}
+    replace_file(folder / FILE, json.dumps(known, indent=2).encode())
+    return url
+
+
+def _api(where: str) -> wandb.Api:
+    """W&B's client, once the server has shown that it answers.
+
+    Raises:
+        UserError: it does not.
+    """
+    address = server()
+    if why := no_answer(address):
+        raise UserError(f"--wandb {where}: {AWAY} ({address}: {why})")
+    return wandb.Api(timeout=TIMEOUT_S)
+
+
+def _known(folder: Path) -> dict[str, dict[str, str]]:
+    """Ids and urls by ENTITY/PROJECT; none where the file is gone or damaged."""
+    try:
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return {str(k): {"id": str(v["id"]), "url": str(v["url"])} for k, v in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _found(report: Any, there: Sequence[Any]) -> str:
+    """The id of the report of these trials among the project's, the latest of several; or empty."""
+    mark = report.description.rpartition(" [")[2]
+    marked = [each for each in there if str(each.description or "").endswith(f"[{mark}")]
+    latest = sorted(marked, key=lambda each: str(each.updated_at or ""))
+    return str(latest[-1].id) if latest else ""
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """W&B's faults as sentences for the user."""
+    with Contained() as caught:
+        yield
+    if (fault := caught.fault) is not None:
+        raise UserError(f"--wandb {where}: {sentence(fault, where)}") from fault
+
+
+def sentence(fault: BaseException, where: str) -> str:
+    """What is wrong and what would do, as far as the fault tells."""
+    texts: list[str] = []
+    cause: BaseException | None = fault
+    while cause is not None and len(texts) < 5:
+        texts.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(" ".join(texts).split())
+    entity, _, project = where.partition("/")
+    low = text.lower()
+    for name in (entity, project):  # which may be called anything
+        low = low.replace(name.lower(), "") if len(name) > 2 else low
+    for words, told in (
+        (
+            (
+                "not respond",
+                "timed out",
+                "timeout",
+                "connection",
+                "no such host",
+                "unreachable",
+                "name resolution",
+                "http 5",
+                "error 5",
+            ),
+            AWAY,
+        ),
+        (
+            (r"\b429\b", "rate limit"),
+            "W&B takes no more requests for now; try again in a minute",
+        ),
+        (
+            (r"\b401\b", "not logged in", "api key", "api_key", "authenticat"),
+            "W&B does not know this key; wandb login, or set WANDB_API_KEY to one from its "
+            "settings page",
+        ),
+        (
+            (r"\b403\b", "permission", "forbidden", "not authorized"),
+            "this key's user may not write to that project; ask its owner, or name another "
+            "ENTITY/PROJECT",
+        ),
+        (
+            ("entity", "not found during upsertmodel", "does not exist"),
+            f"W&B has no user or team {entity!r} for this key, or no such project; check "
+            "ENTITY/PROJECT for its spelling",
+        ),
+    ):
+        if any(re.search(word, low) for word in words):
+            return f"{told} ({text[:200]})"
+    return f"W&B did not take the report; {text[:300]}"
+
+
+def report_online(sweep: Sweep, tables: ResultTables, report: SweepReport, where: str) -> str:
+    """Build and save the report of a sweep whose page was written; its address, and what it lacks.
+
+    Args:
+        where: ENTITY/PROJECT.
+
+    Raises:
+        UserError: as :func:`save_report`; none of the trials' runs is there.
+    """
+    entity, project = entity_and_project(where)
+    ids = [str(trial_id) for trial_id in tables.trials["trial_id"]]
+    with _told(where):
+        there = len(list(runs_there(_api(where), where, ids)))
+    if not there:
+        raise UserError(
+            f"--wandb {where}: none of the {len(ids)} runs of {tables.folder} is there, and the "
+            f"report would show none; `make sync ARGS={tables.folder}` uploads what was kept "
+            "offline, to the project that WANDB_PROJECT named when they ran"
+        )
+    online = build_report(
+        tables,
+        entity=entity,
+        project=project,
+        item=sweep.item,
+        name=sweep.name,
+        description=sweep.description,
+        facts={**report.facts, **versions_told(last_record(tables.folder))},
+        claims=report.claims,
+        swept=report.swept,
+        run_panels=sweep.run_panels,
+        paper_tables=report.tables,
+        planned=report.planned,
+    )
+    url = save_report(online, tables.folder)
+    if there == len(ids):
+        return url
+    return f"{url} (with {there} of {counted(len(ids), 'run')}: the others are not in {where})"

@@ -1,0 +1,343 @@
+"""One Weights & Biases run per trial, opened in the trial's own process.
+
+Nothing here may fail or stall a trial: the first fault switches logging off for that trial, and
+its row says so in ``wandb/status``. The tables are the record; W&B is a copy of it.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import wandb
+
+from gisgd_ray.errors import one_line
+from gisgd_ray.results.whole_files import replace_file
+from gisgd_ray.tracking.access import (
+    Contained,
+    Mode,
+    forget_identity,
+    other_settings,
+    within,
+)
+
+INIT_TIMEOUT_S = 15.0
+RETRY_ONLINE_S = 600.0
+FINISH_TIMEOUT_S = 60.0
+LEAST_EVERY_S = 5.0
+MOST_EVERY_S = 29.0
+"""Longer saves no request: W&B's client gives a sign of life of a run that has told nothing for
+30 s, and nothing turns that off."""
+FLUSH_S = 1.0
+"""What a process that is killed may not have written of an offline run."""
+LONGEST_NAME, LONGEST_TAG = 128, 64
+"""Characters that W&B takes; it refuses a run with more."""
+MAX_ROWS = 200_000
+"""Rows that a table of W&B's may have."""
+
+BEST = {
+    "train/loss": "min",
+    "test/loss": "min",
+    "gap/loss": "max",
+    "train/accuracy": "max",
+    "test/accuracy": "max",
+    "measure/gradient_dispersion": "min",
+    "bound/theorem2_closed_form": "min",
+}
+"""Metrics whose best value is kept beside the last one; in the summary as ``min/train/loss``."""
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """What every run of a sweep shares; a plain dict crosses to the trial's process."""
+
+    mode: Mode
+    folder: str
+    """Absolute; a trial's own working directory is not kept."""
+    group: str | None
+    """None: as it is in a run that is there."""
+    project: str
+    entity: str | None = None
+    every_s: float = 15.0
+    """Between two requests with a trial's new points; no point is left out."""
+    foreign: Mapping[str, str] = field(default_factory=dict)
+    """Trials whose id a run of somebody else's has, as found before the first one opened."""
+
+
+def seconds_between(trials_at_once: int, requests_per_minute: float) -> float:
+    """How long each of so many trials waits between two requests that tell its new points.
+
+    >>> seconds_between(2, 120), seconds_between(20, 120), seconds_between(400, 120)
+    (5.0, 10.0, 29.0)
+    """
+    wanted = trials_at_once * 60 / requests_per_minute
+    return min(MOST_EVERY_S, max(LEAST_EVERY_S, wanted))
+
+
+def beyond_rate(trials_at_once: int, requests_per_minute: float) -> str:
+    """What to say where W&B's client makes more requests than it was asked to; "" if it does not.
+
+    >>> beyond_rate(58, 120)
+    ''
+    >>> beyond_rate(400, 120).split(";")[0]
+    'W&B: 400 trials at once make about 828 requests a minute, not 120'
+    """
+    least = trials_at_once * 60 / MOST_EVERY_S
+    if least <= requests_per_minute * 1.005:
+        return ""
+    return (
+        f"W&B: {trials_at_once} trials at once make about {least:.0f} requests a minute, not "
+        f"{requests_per_minute:g}; its client tells of every run twice a minute, points or none. "
+        "If that is too much for your W&B, use WANDB_MODE=offline, and make sync afterwards."
+    )
+
+
+class WandbRun:
+    """The run of one trial: points as they come, the row as its summary.
+
+    ``earlier`` are the points of a trial that continues from a checkpoint.
+
+    ``status`` is ``online``, ``offline``, ``disabled``, ``offline: <fault>`` where an online run
+    could not be opened and was kept offline instead, or ``off: <fault>`` once logging ended.
+    """
+
+    _unreachable_until = 0.0
+    """No online run is tried in this process before this time: the wait would add up."""
+
+    def __init__(
+        self,
+        settings: WandbSettings,
+        *,
+        trial_id: str,
+        name: str | None,
+        config: Mapping[str, Any],
+        earlier: Sequence[Mapping[str, Any]] = (),
+    ):
+        self.status: str = settings.mode
+        self._run: Any = None
+        self._id = trial_id
+        self._best: dict[str, float] = {}
+        self._seen = 0
+        self._told = 0
+        """The first so many points are there already. (The summary does not say: it may come
+        through before them.)"""
+        if settings.mode == "disabled":
+            return
+        if trial_id in settings.foreign:
+            self.status = f"off: {settings.foreign[trial_id]}"
+            return
+        with self._contained():
+            self._run = self._open(settings, trial_id=trial_id, name=name, config=config)
+            if self._run.resumed:
+                self._told = int(self._run.starting_step)
+            self._run.define_metric("step")
+            self._run.define_metric("*", step_metric="step")
+            for metric, best in BEST.items():
+                self._run.define_metric(metric, step_metric="step", summary=f"{best},last")
+        # A new offline run tells the trial from the start; a server's run has the points that
+        # came through, which may be more or fewer than the checkpoint has.
+        for point in earlier:
+            self.log(point)
+
+    def _open(
+        self, settings: WandbSettings, *, trial_id: str, name: str | None, config: Mapping[str, Any]
+    ) -> Any:
+        forget_identity()
+        os.makedirs(settings.folder, exist_ok=True)
+        # What an artifact is made of waits there, and an offline run needs it until it is synced.
+        os.environ["WANDB_DATA_DIR"] = settings.folder
+        told = ("scheme.name", "model.name", "data.dataset")
+        tags = [str(config[field])[:LONGEST_TAG] for field in told if config.get(field)]
+
+        been_online = Path(settings.folder) / "wandb" / f"online-{trial_id}"
+
+        def init(mode: Mode) -> Any:
+            run_id = trial_id
+            if mode == "offline":
+                # An upload would put its points after those that the server has: a run beside it.
+                run_id += "-offline" if been_online.exists() else ""
+                # What a broken-off trial left, which the new run tells again in full.
+                for left in Path(settings.folder).glob(f"wandb/offline-run-*-{trial_id}*"):
+                    shutil.rmtree(left, ignore_errors=True)
+            run = wandb.init(
+                entity=settings.entity,
+                project=settings.project,
+                id=run_id,
+                name=named(name, trial_id) if name else None,
+                group=settings.group[:LONGEST_NAME] if settings.group else None,
+                job_type=tags[0] if config.get("scheme.name") else None,
+                tags=tags or None,
+                dir=settings.folder,
+                mode=mode,
+                resume="allow" if mode == "online" else None,
+                reinit="create_new",
+                settings=_slim(settings.every_s),
+            )
+            if run.resumed and (
+                fault := other_settings(
+                    dict(run.config), config, where=settings.project, id=trial_id
+                )
+            ):
+                run.finish()
+                raise OtherSettingsError(fault)
+            if mode == "online":
+                been_online.parent.mkdir(exist_ok=True)
+                replace_file(been_online, b"")
+            run.config.update(dict(config), allow_val_change=True)  # type: ignore[no-untyped-call]
+            return run
+
+        if settings.mode != "online":
+            return init(settings.mode)
+        reason = "the server did not answer an earlier trial"
+        if time.monotonic() >= WandbRun._unreachable_until:
+            with Contained() as caught:
+                return init("online")
+            if isinstance(caught.fault, OtherSettingsError):
+                raise caught.fault
+            reason = _told(caught.fault)
+            WandbRun._unreachable_until = time.monotonic() + RETRY_ONLINE_S
+        self.status = f"offline: {reason}"
+        for attempt in range(5):
+            with Contained() as caught:
+                return init("offline")
+            # The failed attempt holds on to the run id until its service process has ended.
+            if "in use" not in str(caught.fault):
+                break
+            wandb.teardown()
+            time.sleep(0.2 * attempt)
+        assert caught.fault is not None
+        raise caught.fault
+
+    def log(self, point: Mapping[str, Any]) -> None:
+        """One measuring point; ``step`` is the axis."""
+        for metric, best in BEST.items():
+            value = point.get(metric)
+            if value is not None and not math.isnan(value):
+                better = min if best == "min" else max
+                key = f"{best}/{metric}"
+                self._best[key] = better(value, self._best.get(key, value))
+        self._seen += 1
+        if self._run is None or self._seen <= self._told:
+            return
+        with self._contained():
+            self._run.log(dict(point))
+
+    def finish(
+        self,
+        row: Mapping[str, Any] | None,
+        *,
+        failed: bool = False,
+        steps: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The row becomes the summary; a trial that failed or diverged is marked so.
+
+        Args:
+            steps: columns of numbers, each as long as the run has steps: kept as a table.
+        """
+        if self._run is None:
+            return
+        with self._contained():
+            if row is not None:
+                # The row's own names hold its values alone, whatever they held while it ran.
+                # A run that had failed before, and went on, has an error no more.
+                before = {"error": None} if self._run.resumed else {}
+                self._run.summary.update({**before, **row, **self._best})
+                if row["status"] != "finished":
+                    self._run.tags = (*(self._run.tags or ()), str(row["status"]))
+            if steps:
+                self._run.log_artifact(_table_of(steps, f"steps-{self._id}"))
+            closing = self._run
+            # An unreachable server would hold finish() for as long as it retries.
+            try:
+                within(FINISH_TIMEOUT_S, lambda: closing.finish(exit_code=int(failed)))
+            except TimeoutError:
+                raise TimeoutError(
+                    f"W&B did not take the run within {FINISH_TIMEOUT_S:g} s; make sync uploads "
+                    "the rest"
+                ) from None
+            self._run = None
+
+    @contextlib.contextmanager
+    def _contained(self) -> Iterator[None]:
+        """A fault inside ends the logging of this trial, and is told in its row."""
+        with Contained() as caught:
+            yield
+        if caught.fault is not None:
+            self._run = None
+            self.status = f"off: {_told(caught.fault)}"
+
+
+def named(name: str, trial_id: str) -> str:
+    """A run's name, cut where W&B would refuse it, and then made its own by the trial's id.
+
+    >>> named("lr=0.1", "ab12"), len(named("x" * 200, "ab12")), named("x" * 200, "ab12")[-8:]
+    ('lr=0.1', 128, 'xxx ab12')
+    """
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - len(trial_id) - 1]} {trial_id}"
+
+
+def _told(fault: BaseException | None) -> str:
+    return one_line(f"{type(fault).__name__}: {fault}", 300)
+
+
+class OtherSettingsError(Exception):
+    """The server has a run of this id that is not this trial's."""
+
+
+def add_steps(
+    entity: str, project: str, run_id: str, steps: Mapping[str, Any], *, failed: bool
+) -> None:
+    """Give a run that is there, and has ended, the table of its steps.
+
+    Raises:
+        Exception: whatever W&B's client raises.
+    """
+    forget_identity()
+    run = wandb.init(
+        entity=entity, project=project, id=run_id, resume="must", settings=_slim(LEAST_EVERY_S)
+    )
+    run.log_artifact(_table_of(steps, f"steps-{run_id.removesuffix('-offline')}"))
+    run.finish(exit_code=int(failed))
+
+
+def _table_of(columns: Mapping[str, Any], name: str) -> wandb.Artifact:
+    """Columns of equal length as an artifact of tables, as many as their length needs."""
+    artifact = wandb.Artifact(name, type="steps")
+    arrays = [np.asarray(column) for column in columns.values()]
+    lists = [[v if math.isfinite(v) else None for v in a.tolist()] for a in arrays]
+    # W&B checks the type of every cell, which would take a tenth of a short trial's time: one row
+    # tells the types, and the file is written here in W&B's form.
+    sample = wandb.Table(columns=list(columns), data=[[a.dtype.type(0).item() for a in arrays]])
+    form = sample.to_json(artifact)
+    for part, first in enumerate(range(0, len(arrays[0]), MAX_ROWS)):
+        rows = list(zip(*(column[first : first + MAX_ROWS] for column in lists), strict=True))
+        with artifact.new_file(f"steps-{part + 1}.table.json") as file:
+            file.write(json.dumps({**form, "data": rows, "nrows": len(rows)}, allow_nan=False))
+    return artifact
+
+
+def _slim(every_s: float = 15.0) -> wandb.Settings:
+    """Settings with which a run costs tens of milliseconds: only what a sweep reads later."""
+    return wandb.Settings(
+        console="off",
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        disable_job_creation=True,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_save_requirements=False,
+        x_file_stream_transmit_interval=every_s,
+        x_transaction_log_flush_interval=FLUSH_S,
+        silent=True,
+        init_timeout=INIT_TIMEOUT_S,
+    )

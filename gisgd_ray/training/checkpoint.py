@@ -1,0 +1,141 @@
+"""A run saved between two steps, and continued bit for bit.
+
+No random stream needs saving: every draw is a function of (seed, purpose, counter).
+"""
+
+import hashlib
+import io
+import pickle
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.dataset import Dataset
+from gisgd_ray.device import Device, device_of
+from gisgd_ray.errors import UserError
+from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.training.interpolated import InterpolatedSum
+from gisgd_ray.training.loop import start
+from gisgd_ray.training.sensitivity_terms import SensitivityTerms
+from gisgd_ray.training.state import TrainState
+from gisgd_ray.training.terms import TrajectoryTerms
+
+MAGIC = b"gisgd-ray checkpoint 1\n"
+PROGRESS = ("step", "history", "stopped", "diverged", "seconds")
+"""Fields of the state that are kept as they are."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that this trial cannot go on from, whenever and wherever it is read."""
+
+
+def dump(state: TrainState) -> bytes:
+    """The run as the content of a file: a line, the SHA-256 of the rest, the rest."""
+    content = {
+        "config": state.config.model_dump(mode="json"),
+        "own_data": state.own_data,
+        "models": [replica.model.state_dict() for replica in state.replicas],
+        "stepper": state.stepper.state_dict(),
+        "series": _tensors(state.series),
+        "unmeasured": _tensors(StepSeries.concatenate(state.unmeasured)),
+        "terms": asdict(state.terms),
+        "sensitivity": asdict(state.sensitivity),
+        "mean_gradient_gap": asdict(state.mean_gradient_gap),
+        "progress": _progress(state),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    body = buffer.getvalue()
+    return MAGIC + hashlib.sha256(body).digest() + body
+
+
+def load(
+    config: TrialConfig,
+    content: bytes,
+    *,
+    device: Device | torch.device | str = "cpu",
+    dataset: Dataset | None = None,
+) -> TrainState:
+    """The run of :func:`dump`, ready to :func:`~gisgd_ray.training.loop.advance`.
+
+    ``dataset``: the one that the run was started with, if it was one of the user's own.
+
+    Raises:
+        CheckpointError: it is of another configuration or version, cut off or damaged. (What else
+            is raised, as when memory runs out, is no fault of the checkpoint's.)
+    """
+    head = len(MAGIC) + hashlib.sha256().digest_size
+    body = content[head:]
+    if content[:head] != MAGIC + hashlib.sha256(body).digest():
+        raise CheckpointError(
+            f"the checkpoint ({len(content)} bytes) is damaged, cut off or of another version; "
+            "the one before it will do, or the start"
+        )
+    device = device_of(device)
+    try:
+        saved_state = torch.load(io.BytesIO(body), map_location=device.torch, weights_only=True)
+        saved = TrialConfig.model_validate(saved_state["config"])
+    except (pickle.UnpicklingError, *_OTHER_CONTENT) as fault:
+        raise _of_another_version(fault) from fault
+    if saved != config:
+        raise CheckpointError(
+            f"the checkpoint belongs to trial {saved.trial_id}, not to {config.trial_id}; "
+            "start the trial anew or choose another output folder"
+        )
+    if saved_state.get("own_data", False) != (dataset is not None):
+        remedy = "without dataset=" if dataset is not None else "with the same, dataset=..."
+        raise CheckpointError(
+            "the checkpoint's run was started "
+            f"{'on the configured data' if dataset is not None else 'on a dataset of its own'}; go "
+            f"on {remedy}"
+        )
+    state = start(config, device=device, dataset=dataset)
+    try:
+        for replica, weights in zip(state.replicas, saved_state["models"], strict=True):
+            _require_same_shapes(replica.model.state_dict(), weights)
+            replica.model.load_state_dict(weights)
+        state.stepper.load_state_dict(saved_state["stepper"])
+        state.stretches = [_series(saved_state["series"])]
+        state.unmeasured = [_series(saved_state["unmeasured"])]
+        state.terms = TrajectoryTerms(**saved_state["terms"])
+        state.sensitivity = SensitivityTerms(**saved_state["sensitivity"])
+        state.mean_gradient_gap = InterpolatedSum(**saved_state["mean_gradient_gap"])
+        for name in PROGRESS:
+            setattr(state, name, saved_state["progress"][name])
+    except _OTHER_CONTENT as fault:
+        raise _of_another_version(fault) from fault
+    return state
+
+
+_OTHER_CONTENT = (KeyError, TypeError, ValueError, AttributeError)
+"""What a content of other names and shapes leads to. Not RuntimeError: that is the device's."""
+
+
+def _of_another_version(fault: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint is of another version of gisgd-ray ({type(fault).__name__}: {fault}); the "
+        "one before it will do, or the start"
+    )
+
+
+def _require_same_shapes(here: dict[str, torch.Tensor], there: dict[str, torch.Tensor]) -> None:
+    """Raises ValueError: torch would raise a RuntimeError, which a device's faults are as well."""
+    if {n: v.shape for n, v in here.items()} != {n: v.shape for n, v in there.items()}:
+        raise ValueError("its network has other weights")
+
+
+def _tensors(series: StepSeries) -> dict[str, torch.Tensor]:
+    arrays, draws = series.columns(), series.conditional_dispersions
+    if draws is not None:
+        arrays["conditional_dispersions"] = draws
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _series(columns: dict[str, torch.Tensor]) -> StepSeries:
+    return StepSeries(**{name: column.cpu().numpy() for name, column in columns.items()})
+
+
+def _progress(state: TrainState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in PROGRESS}

@@ -1,0 +1,140 @@
+"""The terms of Lemma 2 and Corollary 1 from Psi measured at some of the steps.
+
+Psi(W_{t-1}) is measured at W_0 and then on a schedule; for the steps t in between it is taken as
+linear in t.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isfinite, nan, sqrt
+from statistics import fmean, stdev
+
+import numpy as np
+
+from gisgd_ray.training.terms import Metrics, TrajectoryTerms, at
+
+PSI = "measure/local_gradient_sensitivity"
+
+
+@dataclass
+class SensitivityTerms:
+    """Sums over the steps up to the last measuring point of Psi, kept up as points come."""
+
+    noise_stds: tuple[float, ...]
+    points: int = 0
+    """Measuring points so far."""
+    longest: int = 0
+    """Most steps between two of them; 1: measured at every step."""
+    rates: list[float] = field(default_factory=list)
+    """lambda_t of the steps since the last point."""
+    covered: int = 0
+    """Steps up to the last point."""
+    last: list[list[float]] = field(default_factory=list)
+    """Psi at the last point, for each noise std and replica."""
+    last_errors: list[float] = field(default_factory=list)
+    """Its standard error over the draws there, of the first replica."""
+    last_weight: float = 0.0
+    """Weight of the last point in the sum over the steps before it."""
+    sensitivity: list[list[float]] = field(default_factory=list)
+    """sum_t Psi_t, for each noise std and replica"""
+    lr2_sensitivity: list[float] = field(default_factory=list)
+    """sum_t lambda_t^2 Psi_t"""
+    variances: list[float] = field(default_factory=list)
+    """Of sum_t Psi_t over the draws, the last point's share not yet in it."""
+
+    def add_steps(self, learning_rates: np.ndarray) -> None:
+        """The next steps; they count once the next point is known."""
+        self.rates += [float(rate) for rate in learning_rates]
+
+    def add_point(self, values: Sequence[Sequence[float]], errors: Sequence[float]) -> None:
+        """What belongs to step t + 1, at the present weights W_t.
+
+        Args:
+            values: Psi, for each noise std and replica.
+            errors: for each noise std, the first replica's standard error over the draws.
+        """
+        if self.points == 0:
+            self.sensitivity = [[0.0] * len(group) for group in values]
+            self.lr2_sensitivity, self.variances = ([0.0] * len(values) for _ in range(2))
+        self._close(values)
+        self.points += 1
+        self.longest = max(self.longest, len(self.rates))
+        self.covered += len(self.rates)
+        self.rates = []
+        self.last, self.last_errors = [[*group] for group in values], [*errors]
+
+    def _close(self, values: Sequence[Sequence[float]]) -> None:
+        """Add the steps since the last point, all running from its values to these."""
+        steps = len(self.rates)
+        if steps == 0:
+            return
+        squares = np.array(self.rates) ** 2
+        share = np.arange(steps) / steps  # of the way: 0 at the first step, W_{t-1} being the last
+        here = float(share.sum())
+        before, lr2_before = steps - here, float((squares * (1 - share)).sum())
+        lr2_here = float((squares * share).sum())
+        for i, (old, new) in enumerate(zip(self.last, values, strict=True)):
+            for r, (a, b) in enumerate(zip(old, new, strict=True)):
+                self.sensitivity[i][r] += before * a + here * b
+            self.lr2_sensitivity[i] += lr2_before * fmean(old) + lr2_here * fmean(new)
+            self.variances[i] += ((self.last_weight + before) * self.last_errors[i]) ** 2
+        self.last_weight = here
+
+    def metrics(self, terms: TrajectoryTerms) -> Metrics:
+        """The terms at a measuring point of Psi; NaN before the first step."""
+        metrics: Metrics = {}
+        known = terms.steps > 0 and isfinite(terms.radius)
+        for i, noise_std in enumerate(self.noise_stds):
+            lr2 = self.lr2_sensitivity[i]
+            values = {
+                PSI: fmean(self.last[i]),
+                "sum/sensitivity": fmean(self.sensitivity[i]),
+                "sum/lr2_sensitivity": lr2,
+                "term/lemma2_trajectory": terms.lemma2_trajectory(lr2, noise_std) if known else nan,
+                "term/corollary1_trajectory": (
+                    terms.corollary1_trajectory(lr2, noise_std) if known else nan
+                ),
+            }
+            metrics |= {at(name, noise_std): value for name, value in values.items()}
+        return metrics
+
+    def means(self, steps: int) -> Metrics:
+        """Psi's mean over all steps, for the row, and its standard error; NaN where not known.
+
+        The error is over the replicas or, of a single run, over the draws, which are independent
+        from point to point.
+        """
+        found: Metrics = {}
+        for i, noise_std in enumerate(self.noise_stds[: len(self.sensitivity)]):
+            sums, known = self.sensitivity[i], steps > 0 and self.covered == steps
+            if len(sums) > 1:
+                error = stdev(sums) / sqrt(len(sums)) if all(map(isfinite, sums)) else nan
+            else:
+                error = sqrt(self.variances[i] + (self.last_weight * self.last_errors[i]) ** 2)
+            found[at(PSI, noise_std)] = fmean(sums) / steps if known else nan
+            found[at(f"{PSI}_stderr", noise_std)] = error / steps if known else nan
+        return found
+
+    def undefined_reason(self) -> str | None:
+        """Why Lemma 2 and Corollary 1 have no value at some noise std, or None."""
+        below = [
+            f"{noise_std:g}"
+            for noise_std, lr2 in zip(self.noise_stds, self.lr2_sensitivity, strict=False)
+            if lr2 < 0
+        ]
+        if not below:
+            return None
+        return (
+            f"Lemma 2 and Corollary 1 at sigma = {', '.join(below)}: the local gradient "
+            "sensitivity, estimated from two halves of some of the samples, sums to less than 0; "
+            "a larger measurement.sensitivity_fraction or more sensitivity_draws would do"
+        )
+
+    @property
+    def interpolation(self) -> str:
+        """How Psi was filled in between the points, for the row."""
+        if self.covered == 0:
+            return "none: measured at no step"
+        if self.longest <= 1:
+            return "none: measured at every step"
+        return f"linear in t between {self.points} points, at most {self.longest} steps apart"

@@ -1,0 +1,90 @@
+"""Everything a training run consists of between two measuring points."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.dataset import Dataset
+from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.training.interpolated import InterpolatedSum
+from gisgd_ray.training.sensitivity_terms import SensitivityTerms
+from gisgd_ray.training.stepping import Replica, Stepper
+from gisgd_ray.training.terms import TrajectoryTerms
+
+Point = dict[str, Any]
+"""One measuring point: ``step``, ``epoch`` and every metric known there."""
+
+
+@dataclass
+class TrainState:
+    """A run, or its replicas in lockstep, at W_t."""
+
+    config: TrialConfig
+    stepper: Stepper
+    steps_per_epoch: int
+    num_samples: int
+    num_parameters: int
+    terms: TrajectoryTerms
+    sensitivity: SensitivityTerms
+    mean_gradient_gap: InterpolatedSum = field(default_factory=InterpolatedSum)
+    step: int = 0
+    """Updates applied so far, t; the weights are W_t."""
+    stretches: list[StepSeries] = field(default_factory=list)
+    """The steps up to the last measuring point, in pieces; read them as ``series``."""
+    unmeasured: list[StepSeries] = field(default_factory=list)
+    """The steps since, in pieces: sums over steps are taken at measuring points, where a run that
+    was paused in between adds the same numbers in the same order."""
+    history: list[Point] = field(default_factory=list)
+    """All measuring points so far."""
+    own_data: bool = False
+    """Whether it trains on data given to it, and not on the configured set."""
+    stopped: str | None = None
+    """Why the run is over, or None while it goes on."""
+    diverged: bool = False
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(
+            ("time/training_s", "time/training_cpu_s", "time/measuring_s"), 0.0
+        )
+    )
+
+    @property
+    def replicas(self) -> Sequence[Replica]:
+        """The runs: one in the deterministic setting."""
+        return self.stepper.replicas
+
+    @property
+    def model(self) -> nn.Module:
+        """The network of the (first) run."""
+        return self.replicas[0].model
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data of the (first) run."""
+        return self.replicas[0].dataset
+
+    @property
+    def series(self) -> StepSeries:
+        """Every step up to the last measuring point; joined on demand, for that copies them."""
+        self.stretches = [StepSeries.concatenate(self.stretches)]
+        return self.stretches[0]
+
+    def add_steps(self, steps: StepSeries) -> None:
+        """Append the next steps."""
+        self.terms.add(steps)
+        self.stretches.append(StepSeries(**steps.columns()))
+        if self.config.measurement.sensitivity:
+            self.mean_gradient_gap.add_steps(steps.learning_rate)
+            self.sensitivity.add_steps(steps.learning_rate)
+
+    @property
+    def last_point(self) -> Point:
+        """The latest measuring point, empty before the first."""
+        return self.history[-1] if self.history else {}
+
+    @property
+    def epoch(self) -> float:
+        """Epochs completed, a fraction inside one."""
+        return self.step / self.steps_per_epoch

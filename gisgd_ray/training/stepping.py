@@ -1,0 +1,217 @@
+"""What takes the steps of a trial: one run, or several replicas in lockstep.
+
+The step loop (:mod:`gisgd_ray.training.loop`) knows neither: it asks a :class:`Stepper` for update
+t at a rate, and measures on the replicas' models, of which the deterministic setting has one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gisgd_ray.config.checks import planned_steps, steps_per_epoch
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.augmentation import Augmentation, pixel_range
+from gisgd_ray.data.dataset import Dataset, epoch_batches
+from gisgd_ray.measures.dispersion import StepMeter, StepSeries
+from gisgd_ray.measures.groups import GroupDispersion
+from gisgd_ray.networks.models import trainable
+from gisgd_ray.schemes.base import Batch, Meter, Setting, Step
+from gisgd_ray.schemes.builders import build_scheme
+from gisgd_ray.training.lockstep import Lockstep
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One run: the weights it is at, and the data that its seed gives it."""
+
+    seed: int
+    model: nn.Module
+    dataset: Dataset
+
+
+class BatchingTrajectory:
+    """B_1, B_2, ... of one seed: its sample indices, epoch after epoch."""
+
+    def __init__(self, config: TrialConfig, seed: int, *, num_samples: int, device: torch.device):
+        t = config.training
+        self._epoch_of: dict[str, Any] = {"seed": seed, "last_batch": t.last_batch}
+        self._sizes = (num_samples, t.batch_size)
+        self._steps = steps_per_epoch(num_samples, t.batch_size, t.last_batch)
+        self._device = device
+        self._epoch = -1
+        self._batches: tuple[Tensor, ...] = ()
+
+    def batch(self, step: int) -> Tensor:
+        """Indices (b,) of the batch that update ``step`` + 1 takes."""
+        epoch, position = divmod(step, self._steps)
+        if epoch != self._epoch:
+            self._batches = epoch_batches(
+                *self._sizes, epoch=epoch, device=self._device, **self._epoch_of
+            )
+            self._epoch = epoch
+        return self._batches[position]
+
+
+class Stepper(Protocol):
+    """Takes the updates of a trial."""
+
+    @property
+    def replicas(self) -> Sequence[Replica]:
+        """The runs it advances."""
+
+    def step(self, step: int, *, learning_rate: float) -> None:
+        """Update ``step`` + 1: W_{t} from W_{t-1} with t = ``step`` + 1."""
+
+    def drain(self) -> StepSeries:
+        """What was measured at the steps since the last call."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides the models' weights."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+
+
+class SingleRun:
+    """The deterministic setting: one run, by any scheme and PyTorch's SGD."""
+
+    def __init__(self, config: TrialConfig, replica: Replica):
+        t, m = config.training, config.measurement
+        self.replicas: Sequence[Replica] = (replica,)
+        self._training = t
+        self.optimizer = torch.optim.SGD(
+            trainable(replica.model),
+            lr=t.learning_rate,
+            momentum=t.momentum,
+            nesterov=t.nesterov,
+            weight_decay=t.weight_decay,
+        )
+        self.scheme = build_scheme(config.scheme, replica.model, setting(config, replica))
+        self._groups = None
+        if m.dispersion and config.dispersion_estimator == "groups":
+            self._groups = GroupDispersion(m.dispersion_groups, applied=config.measures_composite)
+        self.meter = StepMeter(
+            replica.model,
+            batch_size=t.batch_size,
+            dispersion=m.dispersion,
+            estimator=config.dispersion_estimator,
+            applied=m.dispersion_of == "applied",
+            composite=config.measures_composite,
+            activation=config.network_theorem == "theorem4",
+        )
+        data = replica.dataset
+        self._augmentation = Augmentation.of(config.data, data, seed=replica.seed)
+        self._trajectory = BatchingTrajectory(
+            config, replica.seed, num_samples=data.num_samples, device=data.train_x.device
+        )
+
+    def step(self, step: int, *, learning_rate: float) -> None:
+        self.train_on(self._trajectory.batch(step), step=step, learning_rate=learning_rate)
+
+    def train_on(self, indices: Tensor, *, learning_rate: float, step: int = 0) -> None:
+        """W_t = W_{t-1} - lambda_t * the scheme's gradient on batch B_t = S[indices].
+
+        ``step`` = t - 1 names the augmentation's draw.
+        """
+        (replica,) = self.replicas
+        model, data = replica.model, replica.dataset
+        batch = Batch(data.train_x[indices], data.train_y[indices])
+        if self._augmentation is not None:
+            batch = Batch(self._augmentation(batch.inputs, step), batch.targets)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        dispersion = None
+        if self._groups is not None:
+            dispersion = self._groups.measure(self._step(batch), self.scheme)
+        factor = self.scheme.gradient(self._step(batch, meter=self.meter))
+        self.meter.close(learning_rate=learning_rate, factor=factor, group_dispersion=dispersion)
+        limit = self._training.max_gradient_norm
+        if limit is not None:
+            nn.utils.clip_grad_norm_(trainable(model), limit)
+        self.optimizer.step()
+
+    def _step(self, batch: Batch, meter: Meter | None = None) -> Step:
+        t, (replica,) = self._training, self.replicas
+        return Step(replica.model, batch, loss=t.loss, precision=t.precision, meter=meter)
+
+    def drain(self) -> StepSeries:
+        return self.meter.drain()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "scheme": self.scheme.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheme.load_state_dict(state["scheme"])
+
+
+class ReplicatedRun:
+    """The stochastic setting: replicas of one configuration, their seeds apart, in lockstep.
+
+    Each trains on its own labels and in its own order; a step of all of them is one call.
+    """
+
+    def __init__(self, config: TrialConfig, replicas: Sequence[Replica]):
+        self.replicas: Sequence[Replica] = tuple(replicas)
+        self._lockstep = Lockstep(
+            [replica.model for replica in replicas],
+            loss=config.training.loss,
+            dispersion=config.measurement.dispersion,
+            noise_stds=config.measurement.noise_stds,
+            seed=replicas[0].seed,
+        )
+        data = [replica.dataset for replica in replicas]
+        self._trajectories = [
+            BatchingTrajectory(config, r.seed, num_samples=d.num_samples, device=d.train_x.device)
+            for r, d in zip(replicas, data, strict=True)
+        ]
+
+    def step(self, step: int, *, learning_rate: float) -> None:
+        chosen = [
+            (replica.dataset, trajectory.batch(step))
+            for replica, trajectory in zip(self.replicas, self._trajectories, strict=True)
+        ]
+        self._lockstep.step(
+            torch.stack([data.train_x[indices] for data, indices in chosen]),
+            torch.stack([data.train_y[indices] for data, indices in chosen]),
+            learning_rate=learning_rate,
+            step=step,
+        )
+
+    def drain(self) -> StepSeries:
+        return self._lockstep.drain()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}  # plain SGD: the weights are all there is
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        del state
+
+
+def setting(config: TrialConfig, replica: Replica) -> Setting:
+    """What the scheme of a run is told about it."""
+    data, t = replica.dataset, config.training
+    # Of the data trained on, which need not be the configured set.
+    per_epoch = steps_per_epoch(data.num_samples, t.batch_size, t.last_batch)
+    black = white = None
+    if len(data.input_shape) == 3:
+        black, white = pixel_range(data)
+    return Setting(
+        seed=replica.seed,
+        device=trainable(replica.model)[0].device,
+        steps_per_epoch=per_epoch,
+        planned_steps=planned_steps(config, per_epoch),
+        black=black,
+        white=white,
+    )
+
+
+def build_stepper(config: TrialConfig, replicas: Sequence[Replica]) -> Stepper:
+    """The stepper of the trial's setting."""
+    if config.replicas is None:
+        (replica,) = replicas
+        return SingleRun(config, replica)
+    return ReplicatedRun(config, replicas)

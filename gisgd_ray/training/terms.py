@@ -1,0 +1,345 @@
+"""From what a run has measured so far to the terms and bounds of the paper, by name.
+
+``name@0.01`` is ``name`` at noise std sigma = 0.01 of the auxiliary process, the same at all steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf, isfinite, nan
+from typing import Any
+
+import numpy as np
+
+from gisgd_ray.measures.dispersion import StepSeries, subgaussian_constant
+from gisgd_ray.theory import bounds
+
+Metrics = dict[str, float]
+
+UNDEFINED_REASON = "bound/undefined_reason"
+"""Column that says why a bound of the row is NaN; empty where none is."""
+
+REMARK = "bound/remark"
+"""Column that says what a reader must know of a bound that is a number; mostly empty."""
+
+
+def at(name: str, noise_std: float) -> str:
+    """Column of a metric at one noise std."""
+    return f"{name}@{noise_std:g}"
+
+
+@dataclass
+class TrajectoryTerms:
+    """Everything about the steps 1..T so far that needs no curvature, kept up as steps come.
+
+    A measuring point then costs what its own steps cost, not what the whole run does: every term
+    here is a sum over t, times powers of R, T and n that are put in at the end.
+    """
+
+    num_samples: int
+    num_parameters: int
+    noise_stds: tuple[float, ...]
+    stochastic: bool = False
+    """Whether W is random, over replicas: in the deterministic setting Theorem 1 is Eq. 2."""
+    steps: int = 0
+    loss_min: float = inf
+    loss_max: float = -inf
+    dispersion: float = 0.0
+    """sum_t V_t"""
+    dispersion_neu: float = 0.0
+    """sum_t V~_t"""
+    lr2_dispersion: float = 0.0
+    """sum_t lambda_t^2 V_t"""
+    lr2_dispersion_neu: float = 0.0
+    """sum_t lambda_t^2 V~_t"""
+    lr2_gradient_norm2: float = 0.0
+    """sum_t lambda_t^2 ||g_t||^2"""
+    theorem2_squares: list[float] = field(default_factory=list)
+    """For each noise std, the square of Theorem 2's trajectory term at R = 1: additive in t."""
+    theorem1_squares: list[float] = field(default_factory=list)
+    """The same of Theorem 1's, in the stochastic setting."""
+
+    @property
+    def radius(self) -> float:
+        """R of the losses met so far."""
+        return (self.loss_max - self.loss_min) / 2
+
+    def add(self, steps: StepSeries) -> None:
+        """Take the next steps in."""
+        if len(steps) == 0:
+            return
+        rates, dispersions = steps.learning_rate, steps.gradient_dispersion
+        self.steps += len(steps)
+        self.loss_min = min(self.loss_min, float(steps.loss_min.min()))
+        self.loss_max = max(self.loss_max, float(steps.loss_max.max()))
+        self.dispersion += float(dispersions.sum())
+        self.dispersion_neu += float(steps.gradient_dispersion_neu.sum())
+        self.lr2_dispersion += float((rates**2 * dispersions).sum())
+        self.lr2_dispersion_neu += float((rates**2 * steps.gradient_dispersion_neu).sum())
+        self.lr2_gradient_norm2 += float((rates**2 * steps.squared_gradient_norm).sum())
+        if not self.theorem2_squares:
+            self.theorem2_squares = [0.0] * len(self.noise_stds)
+            self.theorem1_squares = [0.0] * len(self.noise_stds) * self.stochastic
+        for i, noise_std in enumerate(self.noise_stds):
+            # A step without a finite dispersion makes all that follows NaN, as it must.
+            term = nan
+            if isfinite(self.lr2_dispersion):
+                term = _theorem2_trajectory(
+                    steps,
+                    radius=1.0,
+                    num_samples=self.num_samples,
+                    num_parameters=self.num_parameters,
+                    noise_std=noise_std,
+                )
+            self.theorem2_squares[i] += term**2
+        for i in range(len(self.theorem1_squares)):
+            self.theorem1_squares[i] += self._theorem1_trajectory(steps, i) ** 2
+
+    def _theorem1_trajectory(self, steps: StepSeries, i: int) -> float:
+        """Theorem 1's term of these steps at R = 1 and the i-th noise std; NaN if not measured."""
+        draws = steps.conditional_dispersions
+        if draws is None or not np.isfinite(draws).all():
+            return nan
+        return bounds.theorem1_trajectory(
+            subgaussian_constant=1.0,
+            num_samples=self.num_samples,
+            num_parameters=self.num_parameters,
+            learning_rates=steps.learning_rate,
+            noise_stds=[self.noise_stds[i]] * len(steps),
+            conditional_dispersions=draws[:, i],
+        )
+
+    def metrics(self) -> Metrics:
+        """The terms, and the sums they are made of, from which a reader can recompute them.
+
+        R is that of the losses met so far. NaN at T = 0 and where dispersion was not measured.
+        """
+        sums = {
+            "sum/dispersion": self.dispersion,
+            "sum/dispersion_neu": self.dispersion_neu,
+            "sum/lr2_dispersion": self.lr2_dispersion,
+            "sum/lr2_dispersion_neu": self.lr2_dispersion_neu,
+            "sum/lr2_gradient_norm2": self.lr2_gradient_norm2,
+        }
+        names = ["measure/subgaussian_constant", *sums, "term/trajectory_factor"]
+        of_noise = (
+            (THEOREM2, THEOREM1, LEMMA2_FLOOR) if self.stochastic else (THEOREM2, LEMMA2_FLOOR)
+        )
+        names += [at(name, noise_std) for noise_std in self.noise_stds for name in of_noise]
+        metrics = dict.fromkeys(names, nan)
+        if self.steps == 0:
+            return metrics
+        metrics["measure/subgaussian_constant"] = self.radius
+        metrics |= sums
+        metrics["term/trajectory_factor"] = (
+            self.radius**2 * self.steps / self.num_samples * self.lr2_dispersion
+        )
+        for noise_std, squares in zip(self.noise_stds, self.theorem2_squares, strict=True):
+            metrics[at(THEOREM2, noise_std)] = self.radius * squares**0.5
+            metrics[at(LEMMA2_FLOOR, noise_std)] = self.lemma2_trajectory(0.0, noise_std)
+        for noise_std, squares in zip(self.noise_stds, self.theorem1_squares, strict=False):
+            metrics[at(THEOREM1, noise_std)] = self.radius * squares**0.5
+        return metrics
+
+    def lemma2_trajectory(self, lr2_sensitivity: float, noise_std: float) -> float:
+        """Lemma 2's trajectory term, from sum_t lambda_t^2 Psi_t (its sums are additive in t)."""
+        return self._linear(bounds.lemma2_trajectory, lr2_sensitivity, noise_std)
+
+    def lemma2_population_trajectory(
+        self, lr2_sensitivity: float, lr2_gap: float, noise_std: float
+    ) -> float:
+        """Lemma 2's trajectory term with V~_t about the population's mean gradient.
+
+        ``lr2_gap`` = sum_t lambda_t^2 ||grad L_mu - grad L_S||^2 comes on top of V~_t; an estimate,
+        it may be negative. NaN before the first step and where nothing positive is left.
+        """
+        about_population = self.lr2_dispersion_neu + lr2_gap
+        if self.steps == 0 or not about_population >= 0:
+            return nan
+        moved = replace(self, lr2_dispersion_neu=about_population)
+        return moved.lemma2_trajectory(lr2_sensitivity, noise_std)
+
+    def corollary1_trajectory(self, lr2_sensitivity: float, noise_std: float) -> float:
+        """Corollary 1's trajectory term, likewise."""
+        return self._linear(bounds.corollary1_trajectory, lr2_sensitivity, noise_std)
+
+    def _linear(self, formula: Any, lr2_sensitivity: float, noise_std: float) -> float:
+        if not isfinite(self.radius + lr2_sensitivity + self.lr2_dispersion_neu):
+            return nan
+        if lr2_sensitivity < 0:  # an estimate's noise: SensitivityTerms says so
+            return nan
+        # With one std for all steps the formula sees the sums as a single step of rate 1.
+        term = formula(
+            subgaussian_constant=self.radius,
+            num_samples=self.num_samples,
+            learning_rates=[1.0],
+            noise_stds=[noise_std],
+            sensitivities=[lr2_sensitivity],
+            dispersions=[self.lr2_dispersion_neu],
+        )
+        return float(term)
+
+
+THEOREM2 = "term/theorem2_trajectory"
+THEOREM1 = "term/theorem1_trajectory"
+"""Of replicas alone: in the deterministic setting it is Theorem 2's."""
+LEMMA2 = "term/lemma2_trajectory"
+LEMMA2_POPULATION = "term/lemma2_population_trajectory"
+"""Lemma 2's trajectory term with V~_t about the population's mean gradient."""
+LEMMA2_FLOOR = "term/lemma2_without_sensitivity"
+"""Lemma 2's trajectory term with Psi = 0: what it is at least, known without measuring Psi."""
+
+
+def bound_metrics(
+    series: StepSeries, *, num_samples: int, num_parameters: int, hessian_trace: float
+) -> Metrics:
+    """The bounds that need Tr H at W_T: Eq. 3 with its factors and terms, and Lemma 7.
+
+    NaN where undefined (see :func:`undefined_reason`).
+    """
+    names = ["term/flatness_factor", "term/trajectory_at_optimum", "term/flatness_at_optimum"]
+    names += ["term/optimal_noise_std", "term/theorem2_trajectory_at_optimum"]
+    names += ["bound/theorem2_closed_form", "bound/lemma7"]
+    metrics = dict.fromkeys(names, nan)
+    metrics["term/flatness_factor"] = hessian_trace
+    if not _is_measured(series):
+        return metrics
+    run: dict[str, Any] = {
+        "subgaussian_constant": subgaussian_constant(series),
+        "num_samples": num_samples,
+        "learning_rates": series.learning_rate,
+        "hessian_trace": hessian_trace,
+    }
+    dispersions = series.gradient_dispersion
+    metrics["bound/theorem2_closed_form"] = bounds.theorem2_closed_form(
+        **run, dispersions=dispersions
+    )
+    trajectory, flatness = bounds.terms_at_optimum(**run, dispersions=dispersions)
+    metrics["term/trajectory_at_optimum"] = trajectory
+    metrics["term/flatness_at_optimum"] = flatness
+    noise_std = bounds.optimal_noise_std(**run, dispersions=dispersions)
+    metrics["term/optimal_noise_std"] = noise_std
+    if noise_std > 0:
+        metrics["term/theorem2_trajectory_at_optimum"] = _theorem2_trajectory(
+            series,
+            radius=run["subgaussian_constant"],
+            num_samples=num_samples,
+            num_parameters=num_parameters,
+            noise_std=noise_std,
+        )
+    metrics["bound/lemma7"] = bounds.lemma7(
+        **run, squared_gradient_norms=series.squared_gradient_norm
+    )
+    return metrics
+
+
+TRAJECTORIES = {
+    "bound/theorem2": THEOREM2,
+    "bound/lemma2_neu": LEMMA2,
+    "bound/lemma2_neu_population": LEMMA2_POPULATION,
+    "bound/theorem1": THEOREM1,
+    "bound/corollary1": "term/corollary1_trajectory",
+}
+"""The bounds that are a trajectory term plus the flatness gap."""
+
+PERTURBED_R = "_perturbed_r"
+"""What the name of a bound ends in that takes R of the losses at W_T + Delta_T, as Lemma 1 asks."""
+WITH_PERTURBED_R = ("bound/theorem2", "bound/lemma2_neu")
+
+
+def bounds_at(
+    noise_stds: Sequence[float],
+    terms: Mapping[str, Any],
+    *,
+    flatness_gaps: Mapping[float, float],
+    perturbed_constants: Mapping[float, float],
+    smoothness: float,
+    num_parameters: int,
+    steps: int,
+) -> Metrics:
+    """The bounds at every noise std: trajectory term + flatness gap; Corollary 2's own flatness.
+
+    Args:
+        noise_stds: sigma, the same at all steps.
+        terms: the run's metrics so far, which hold R and the trajectory terms that were measured.
+        flatness_gaps: by noise std; empty where not measured.
+        perturbed_constants: R of the losses at W_T + Delta_T, likewise.
+        smoothness: beta, NaN where not measured.
+        num_parameters, steps: d and T.
+    """
+    metrics: Metrics = {}
+    for noise_std in noise_stds:
+        gap = flatness_gaps.get(noise_std, nan)
+        # Every trajectory term is R times what does not depend on it; of R = 0 that is not known.
+        radius = terms["measure/subgaussian_constant"]
+        factor = perturbed_constants.get(noise_std, nan) / radius if radius > 0 else nan
+        for bound, term in TRAJECTORIES.items():
+            if at(term, noise_std) not in terms:
+                continue
+            value = terms[at(term, noise_std)]
+            metrics[at(bound, noise_std)] = value + gap
+            if bound in WITH_PERTURBED_R:
+                metrics[at(bound + PERTURBED_R, noise_std)] = factor * value + gap
+        # Corollary 2: beta d sum_t sigma_t^2 in place of the flatness gap (bounds.corollary2).
+        flatness = smoothness * num_parameters * steps * noise_std**2
+        metrics[at("term/corollary2_flatness", noise_std)] = flatness
+        metrics[at("bound/corollary2", noise_std)] = terms[at(THEOREM2, noise_std)] + flatness
+    return metrics
+
+
+def undefined_reason(series: StepSeries, *, hessian_trace: float, trace_off: bool) -> str | None:
+    """Why Eq. 3 and Lemma 7 are NaN in this row, or None when they are defined."""
+    if len(series) == 0:
+        return "no training step was taken"
+    alone = np.isnan(series.gradient_dispersion) & (series.batch_size == 1)
+    if (alone & np.isfinite(series.squared_gradient_norm)).any():
+        return (
+            f"the batch of step {int(alone.argmax()) + 1} is a single sample, whose dispersion is "
+            "undefined; choose another training.batch_size, or training.last_batch = 'drop'"
+        )
+    if not _is_measured(series):
+        return "gradient dispersion was not measured at every step, or was not finite"
+    if trace_off:
+        return "measurement.hessian_trace is off"
+    if not isfinite(hessian_trace):
+        return f"the Hessian trace is {hessian_trace}"
+    if hessian_trace <= 0:
+        return f"the Hessian trace is {hessian_trace:.4g}, and Eq. 3 needs it positive"
+    return None
+
+
+def remark(series: StepSeries) -> str | None:
+    """What must be known of Eqs. 2 and 3 although they are defined, or None."""
+    if not _is_measured(series):
+        return None
+    aligned = series.ill_conditioned_steps == len(series)
+    if not (aligned or series.gradient_dispersion.sum() == 0):
+        return None
+    return (
+        "the dispersion is 0, or nothing but rounding, at every step: in every batch the samples' "
+        "gradients agree, as those of identical samples do, and Eqs. 2 and 3 have a trajectory "
+        "term of 0 whatever the gap; no sample drawn from the test split's distribution is like "
+        "that"
+    )
+
+
+def _theorem2_trajectory(
+    series: StepSeries, *, radius: float, num_samples: int, num_parameters: int, noise_std: float
+) -> float:
+    """Eq. 2's trajectory term of these steps at R = ``radius`` and one noise std throughout."""
+    return bounds.theorem2_trajectory(
+        subgaussian_constant=radius,
+        num_samples=num_samples,
+        num_parameters=num_parameters,
+        learning_rates=series.learning_rate,
+        noise_stds=[noise_std] * len(series),
+        dispersions=series.gradient_dispersion,
+    )
+
+
+def _is_measured(series: StepSeries) -> bool:
+    dispersions = series.gradient_dispersion
+    return (
+        len(series) > 0
+        and isfinite(float(dispersions.sum()))
+        and isfinite(subgaussian_constant(series))
+    )
