@@ -363,7 +363,7 @@ def test_loading_imports_neither_ray_nor_wandb_nor_torchvision():
     """The last costs every worker a second and 170 MB."""
     code = (
         "import sys; from gisgd_ray.data.dataset import load_dataset; "
-        "from gisgd_ray.config.trial import DataConfig; load_dataset(DataConfig(), seed=0); "
+        "from gisgd_ray.config.data import DataConfig; load_dataset(DataConfig(), seed=0); "
         "print({'ray', 'wandb', 'torchvision'} & set(sys.modules))"
     )
     result = subprocess.run(

@@ -65,7 +65,7 @@ def test_trials_are_told_and_nobody_else(aws: str) -> None:
         for name in ("ray::TrialTrainable.train", "ray::IDLE")
     )
     watcher = subprocess.Popen(
-        [sys.executable, "-c", f"from gisgd_ray import notice; notice.main({aws!r}, 0.05)"],
+        [sys.executable, "-c", f"from gisgd_ray.runner import notice; notice.main({aws!r}, 0.05)"],
         stdout=subprocess.PIPE,
         text=True,
     )
