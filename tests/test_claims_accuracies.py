@@ -139,7 +139,11 @@ def test_fewer_than_three_seeds_and_an_unknown_split() -> None:
     assert accuracy_test(two, 0, side="above") == (1, 1, 2)
     one = accuracy_interval([Points(9.0, 0.1), Points(NAN, NAN)], SPLIT)
     assert (one.n, one.missing) == (1, 1)
-    assert accuracy_test(one, 0, side="above") == (0, 1, 1)
+    assert accuracy_test(one, 0, side="above") == pytest.approx((0, 1, 1))
+    # One digit, of which the test split knows nothing.
+    close = accuracy_interval([Points(0.01, 0.1)], SPLIT)
+    assert 0.1 < accuracy_test(close, 0, side="above").p_holds < 0.5
+    assert 0.1 < accuracy_test(close, 0, side="below").p_fails < 0.5
     assert accuracy_test(accuracy_interval([], SPLIT), 0, side="above") == (1, 1, 0)
     unknown = HeldOut(samples=NAN, classes=10, label_noise=0.0)
     three = accuracy_interval([unknown.difference(60, 50)] * 3, unknown)

@@ -216,3 +216,17 @@ def test_nothing_finished_is_no_claim() -> None:
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_order_of_the_rows_does_not_matter(order: int) -> None:
     assert claims(run().iloc[::order]) == claims(run())
+
+
+def test_a_second_seed_that_measured_nothing_changes_nothing() -> None:
+    """The first is judged by its Monte-Carlo error, as when it is alone."""
+    source = np.random.default_rng(0)
+    noisy = 1 + 0.2 * source.standard_normal(POINTS)
+    alone = claims(run("a", sensitivity=noisy, error=0.2))[0]
+    beside = claims(
+        run("a", sensitivity=noisy, error=0.2),
+        run("b", dispersion=FALLING[:2], sensitivity=RISING[:2], error=0.2),
+    )[0]
+    assert alone.verdict == beside.verdict == "undecided"
+    assert alone.p_values == beside.p_values
+    assert " of 1 trials" in beside.evidence

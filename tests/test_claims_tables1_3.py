@@ -335,3 +335,20 @@ def test_the_top_three_at_the_boundary(better: int) -> None:
 
 def test_of_two_others_every_scheme_is_among_the_first_three() -> None:
     assert tables1_3._all_but_two([PValues(0.0, 1.0, 3)] * 2) is None
+
+
+def test_one_seed_establishes_nothing() -> None:
+    table = frame({"ERM": 95.1, "Dropout": 95.1, "MixUp": 95.1, "AMP": 95.1, "GMP3": 95.0}, seeds=1)
+    top = claims(table.assign(num_test_samples=1000))["GMP3 is among the top three schemes"]
+    assert top.verdict == "undecided"  # by one digit
+    assert "established" not in top.evidence
+    assert "the order of the one seed" in top.evidence
+
+
+def test_a_scheme_with_one_seed_is_untested_beside_those_with_more() -> None:
+    table = frame({"ERM": 60.0, "Dropout": 60.0, "AMP": 60.0, "MixUp": 60.0, "GMP3": 70.0}, seeds=5)
+    table = table[~table["trial_id"].isin([f"MixUp{seed}" for seed in range(1, 5)])]
+    top = claims(table)["GMP3 is among the top three schemes"]
+    assert top.verdict == "holds"
+    assert "with one seed in common, untested: MixUp" in top.evidence
+    assert "n = 5 seeds" in top.evidence

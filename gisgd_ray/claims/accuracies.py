@@ -147,8 +147,14 @@ def accuracy_interval(seeds: Iterable[Points], split: HeldOut) -> AccuracyInterv
 
 
 def accuracy_test(interval: AccuracyInterval, threshold: float, *, side: Side) -> PValues:
-    """Whether the mean lies on one side of a threshold; two seeds do not tell."""
+    """Whether the mean lies on one side of a threshold; two seeds do not tell.
+
+    Of one seed, whether that run's own accuracies do, by the test split's error alone.
+    """
     n, above = interval.n, interval.mean - threshold
+    if n == 1 and interval.split_error > 0:
+        side_p = float(stats.norm.sf((1 if side == "above" else -1) * above / interval.split_error))
+        return PValues(side_p, 1 - side_p, 1)
     if n < MIN_SEEDS - 1:
         return t_test(interval, threshold, side=side)
     if n < MIN_SEEDS or math.isnan(interval.error):

@@ -119,10 +119,12 @@ def _trend(
         value=numbers(points, column), variance=math.nan if errors is None else errors**2
     )
     frame = frame.dropna(subset=["value"])
-    thirds = [_thirds(part) for _, part in frame.groupby("trial_id")["value"]]
+    runs = [part for _, part in frame.groupby("trial_id")]
+    thirds = [_thirds(run["value"]) for run in runs]
     ratio = ratio_interval([last for _, last in thirds], [first for first, _ in thirds])
-    if len(thirds) == 1:
-        ratio = _by_monte_carlo(frame, ratio, draws)
+    defined = [run for run, (first, _) in zip(runs, thirds, strict=True) if first > 0]
+    if ratio.n == len(defined) == 1:
+        ratio = _by_monte_carlo(defined[0], ratio, draws)
     evidence = NOT_MEASURED
     if thirds:
         evidence = f"{symbol} measured at fewer than three points of each trial"
@@ -130,7 +132,7 @@ def _trend(
         as_said = sum(last > first if side == "above" else last < first for first, last in thirds)
         rho = stratified_rho(frame, "step", "value", strata=["trial_id"])
         evidence = (
-            f"last third / first third {ratio}, {side} 1 in {as_said} of {len(thirds)} trials; "
+            f"last third / first third {ratio}, {side} 1 in {as_said} of {ratio.n} trials; "
             f"Spearman's ρ with the step {rho:+.2f} (a description: the points of a run are not "
             "independent)"
         )

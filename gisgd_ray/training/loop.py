@@ -298,6 +298,12 @@ def summary(state: TrainState) -> dict[str, Any]:
         row |= state.sensitivity.means(state.terms.steps)
         row["measure/sensitivity_interpolation"] = state.sensitivity.interpolation
         row |= measuring.sensitivity_estimator(state)
-        reasons = (row[UNDEFINED_REASON], state.sensitivity.undefined_reason())
+        reasons = (
+            row[UNDEFINED_REASON],
+            state.sensitivity.undefined_reason(),
+            state.terms.population_undefined_reason(state.mean_gradient_gap.total)
+            if m.mean_gradient_gap
+            else None,
+        )
         row[UNDEFINED_REASON] = "; ".join(filter(None, reasons)) or None
     return row

@@ -158,6 +158,21 @@ class TrajectoryTerms:
         moved = replace(self, lr2_dispersion_neu=about_population)
         return moved.lemma2_trajectory(lr2_sensitivity, noise_std)
 
+    def population_undefined_reason(self, lr2_gap: float) -> str | None:
+        """Why Lemma 2 about the population's mean has no value, where Lemma 2 itself has one."""
+        about_sample = self.lr2_dispersion_neu
+        if self.steps == 0 or not isfinite(about_sample) or about_sample + lr2_gap >= 0:
+            return None
+        if not isfinite(lr2_gap):
+            return (
+                "Lemma 2 about the population's mean: its squared distance from the sample's was "
+                "not measured, which takes two test samples at least, or was not finite"
+            )
+        return (
+            "Lemma 2 about the population's mean: the squared distance of the two means, estimated "
+            "less its sampling error, sums to less than -V~; more test samples would do"
+        )
+
     def corollary1_trajectory(self, lr2_sensitivity: float, noise_std: float) -> float:
         """Corollary 1's trajectory term, likewise."""
         return self._linear(bounds.corollary1_trajectory, lr2_sensitivity, noise_std)
@@ -296,6 +311,13 @@ def undefined_reason(series: StepSeries, *, hessian_trace: float, trace_off: boo
             f"the batch of step {int(alone.argmax()) + 1} is a single sample, whose dispersion is "
             "undefined; choose another training.batch_size, or training.last_batch = 'drop'"
         )
+    within = np.isnan(series.gradient_dispersion_neu) & (series.batch_size == 1)
+    if (within & np.isfinite(series.gradient_dispersion)).any():
+        return (
+            f"Theorem 1, Lemma 2, Corollary 1: the batch of step {int(within.argmax()) + 1} is a "
+            "single sample, whose dispersion within a replica is undefined; choose another "
+            "training.batch_size, or training.last_batch = 'drop'"
+        )
     if not _is_measured(series):
         return "gradient dispersion was not measured at every step, or was not finite"
     if trace_off:
@@ -311,6 +333,8 @@ def remark(series: StepSeries) -> str | None:
     """What must be known of Eqs. 2 and 3 although they are defined, or None."""
     if not _is_measured(series):
         return None
+    if np.isfinite(series.replica_dispersion).all():
+        return _remark_on_replicas(series)
     aligned = series.ill_conditioned_steps == len(series)
     if not (aligned or series.gradient_dispersion.sum() == 0):
         return None
@@ -319,6 +343,22 @@ def remark(series: StepSeries) -> str | None:
         "gradients agree, as those of identical samples do, and Eqs. 2 and 3 have a trajectory "
         "term of 0 whatever the gap; no sample drawn from the test split's distribution is like "
         "that"
+    )
+
+
+def _remark_on_replicas(series: StepSeries) -> str | None:
+    """V_t is a sample variance over a few replicas, V~_t a mean over them: the greater one of the
+    two by definition may come out the smaller (or is, where the replicas are alike)."""
+    rates = series.learning_rate
+    over, within = series.gradient_dispersion, series.gradient_dispersion_neu
+    ours, neu = float((rates**2 * over).sum()), float((rates**2 * within).sum())
+    if not ours < neu:
+        return None
+    return (
+        f"the dispersion V over the replicas, {ours / neu:.3g} times V~ within them (sums of "
+        "lambda^2 V), is below it, which it is not in expectation over independent batches: by the "
+        "sampling error of few replicas, or because they share weights and batches; Eqs. 2 and 3 "
+        "are then too small, and Theorem 1 may come out above Eq. 2; more replicas would tell"
     )
 
 
