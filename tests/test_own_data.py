@@ -269,6 +269,11 @@ REFUSED: list[tuple[Dataset, dict[str, Any], str]] = [
     (images(30), {"model.name": "alexnet"}, "those of the given dataset are 4x4; choose another"),
     (images(30), {"data.crop_padding": 4}, "crop_padding = 4 leaves crops without any of the 4x4"),
     (
+        images(31),
+        {"measurement.dispersion_estimator": "groups"},
+        r"the last batch \(n = 31\) of size = 1; choose another batch size, or",
+    ),
+    (
         images(30),
         {"data.normalization": "authors"},
         "data.normalization = 'authors' does not apply: the given dataset is taken as it is",

@@ -133,12 +133,12 @@ def _check_dispersion(config: Sections, data: DataFacts) -> None:
     rest = n % b if t.last_batch == "keep" else 0
     smallest = min(b, rest or b)
     if groups > smallest:
-        which, remedy = "training.batch_size", "a larger batch size"
+        which, remedy = "training.batch_size", "or a larger batch size"
         if smallest < b:
             which = f"the last batch (n = {n}) of size"
             remedy = "another batch size, or training.last_batch = 'drop'"
-        if smallest > 1:
-            remedy = f"measurement.dispersion_groups = {smallest} or less, or {remedy}"
+        if smallest > 1:  # one group has no dispersion
+            remedy = f"measurement.dispersion_groups = {smallest} or less, {remedy}"
         raise ValueError(
             f"measurement.dispersion_groups = {groups} is more than {which} = {smallest}; choose "
             f"{remedy}"
