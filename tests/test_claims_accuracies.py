@@ -15,6 +15,7 @@ from gisgd_ray.claims.accuracies import (
     accuracy_interval,
     accuracy_test,
     held_out,
+    lift_of_best,
     sign_test,
 )
 from gisgd_ray.claims.statistics import LEVEL, mean_interval, t_test
@@ -221,3 +222,21 @@ def test_a_sign_test_is_right_of_coins(n: int) -> None:
     assert (told > 0) == (n >= 6)
     assert sign_test([True]) == (0, 1, 1)
     assert sign_test([False]) == (1, 0, 1)
+
+
+# ---------------------------------------------------------------- the best of many
+
+
+@pytest.mark.parametrize("points", [20, 60, 150])
+def test_the_best_of_a_level_curve_less_its_lift_is_the_level(points: int) -> None:
+    curves = 70 + 3 * np.random.default_rng(points).standard_normal((2000, points))
+    lifts = np.array([lift_of_best(curve) for curve in curves])
+    excess = curves.max(axis=1) - 70
+    assert excess.mean() > 3  # points above a level that nothing is above
+    error = 3 * np.std(excess - lifts) / math.sqrt(len(curves))
+    assert abs((excess - lifts).mean()) < error + 0.15
+
+
+def test_neither_a_step_nor_a_short_peak_is_scatter() -> None:
+    assert lift_of_best([10, 50, 70, 80, 80, 80, *[60] * 10]) == 0
+    assert lift_of_best([]) == lift_of_best([70]) == 0

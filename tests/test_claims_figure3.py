@@ -356,3 +356,24 @@ def test_of_runs_under_their_null_no_more_claims_hold_or_fail_than_said(null: st
             runs.append((row, points.assign(**{figure3.DISPERSION: v})))
         wrong += verdicts(*runs)[0] == "holds"
     assert wrong <= stats.binom.ppf(0.999, many, LEVEL)
+
+
+def test_scatter_of_the_epochs_is_no_fall() -> None:
+    source, wrong = np.random.default_rng(0), 0
+    for _page in range(20):
+        runs = []
+        for seed in range(5):
+            epochs = np.arange(151.0)
+            test = np.clip(0.7 + 0.05 * source.standard_normal(151), 0, 1)
+            points = history(
+                f"{seed}",
+                epoch=epochs,
+                measure__gradient_dispersion=[math.nan, *np.exp(-epochs[1:] / 30)],
+                train__accuracy=np.full(151, 1.0),
+                test__accuracy=test,
+            )
+            fields = {"seed": seed, "num_test_samples": 10_000, "data__label_noise": 0.0}
+            runs.append((trial(f"{seed}", **fields), points))
+        (found,) = [c for c in claims(*runs) if "does not fall" in c.text]
+        wrong += found.verdict == "fails"
+    assert wrong == 0

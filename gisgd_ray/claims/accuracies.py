@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from gisgd_ray.claims.points import numbers
@@ -162,6 +163,26 @@ def accuracy_test(interval: AccuracyInterval, threshold: float, *, side: Side) -
     p = _level_reached(interval, abs(above))
     is_so = (above > 0) == (side == "above")
     return PValues(p, 1 - p, n) if is_so else PValues(1 - p, p, n)
+
+
+def less_sure(*each: PValues) -> PValues:
+    """Of several ways to measure the same, whichever says less."""
+    return PValues(
+        max(p.p_holds for p in each), max(p.p_fails for p in each), min(p.n for p in each)
+    )
+
+
+def lift_of_best(values: ArrayLike) -> float:
+    """How far the best of so many points lies above them by chance, where none is better.
+
+    The expected maximum of as many normals (Blom 1958), of the scatter that neighbours show: their
+    differences' median size, which steps and short peaks do not move.
+    """
+    given = np.asarray(values, dtype=np.float64)
+    if len(given) < 3:
+        return 0.0
+    scatter = float(np.median(np.abs(np.diff(given)))) / stats.norm.ppf(0.75) / math.sqrt(2)
+    return float(scatter * stats.norm.ppf((len(given) - 0.375) / (len(given) + 0.25)))
 
 
 def _level_reached(interval: AccuracyInterval, distance: float) -> float:

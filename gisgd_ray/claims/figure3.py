@@ -17,12 +17,15 @@ from scipy import stats
 
 from gisgd_ray.claims.accuracies import (
     UNDEFINED,
+    AccuracyInterval,
     HeldOut,
     Points,
     Z,
     accuracy_interval,
     accuracy_test,
     held_out,
+    less_sure,
+    lift_of_best,
 )
 from gisgd_ray.claims.claim import Claim, corrected_together
 from gisgd_ray.claims.points import TEST, TRAIN, finished, numbers
@@ -58,6 +61,7 @@ SMALL_GAP = 0.2
 LEARNED = 0.5
 """Share of the rise of test accuracy that belongs to phase 1 at least; otherwise a network that
 has learned nothing yet would have a small gap too."""
+UNLIFTED = "and so with the best less what its choice among so many adds by their scatter"
 ONLY_DECAYS_CLEAN = ("mlp",)
 """Models whose V only decays without label noise (Figure 3a); AlexNet's descends twice (3e)."""
 
@@ -83,6 +87,8 @@ class Course:
     """The best test accuracy minus that at the valley."""
     lost: Points = UNDEFINED
     """The best test accuracy minus that at the end."""
+    lift: float = math.nan
+    """What the choice of the best of so many points adds to it by their scatter."""
     gap: Points = UNDEFINED
     """Largest train - test accuracy up to the valley, minus ``SMALL_GAP`` of that at the end."""
     learned: Points = UNDEFINED
@@ -122,6 +128,7 @@ def course(points: pd.DataFrame, split: HeldOut) -> Course:
         plateau=_ends(epochs[as_good]),
         as_good=float(np.mean(as_good)) if any(as_good) else math.nan,
         lost=split.difference(best, float(test[-1])),
+        lift=lift_of_best(100 * numbers(known, TEST)),
     )
     if seen.valley is None:
         return seen
@@ -262,14 +269,17 @@ def _only_decays(seen: list[Course], where: str) -> Claim:
 
 def _nothing_lost(seen: list[Course], split: HeldOut, where: str) -> Claim:
     """Statistic: mean over seeds of best - last test accuracy. n: trials that fitted the labels."""
-    lost = accuracy_interval([each.lost for each in seen if each.is_fitted], split)
+    fitted = [each for each in seen if each.is_fitted]
+    lost = accuracy_interval([each.lost for each in fitted], split)
+    unlifted = accuracy_interval([_unlifted(each.lost, each) for each in fitted], split)
     return Claim(
         text=f"Without label noise test accuracy does not fall in the end ({where}).",
         test=f"test accuracy at the end below the best of the run, both running medians over "
         f"{WINDOW} points: less than {TOLERANCE:g} percentage points, in the mean over seeds; "
+        f"{UNLIFTED}; "
         f"{split.in_words}; {IF_FITTED}",
         evidence=f"{lost} percentage points below{_unfitted(seen)}" if lost.n else _absent(seen),
-        p_values=accuracy_test(lost, TOLERANCE, side="below"),
+        p_values=_below(lost, unlifted),
     )
 
 
@@ -278,6 +288,13 @@ def _valley_marks_best(seen: list[Course], split: HeldOut, where: str) -> Claim:
     found = _with_valley(seen)
     below = accuracy_interval([each.below_best for each, _ in found], split)
     lost = accuracy_interval([each.lost for each, _ in found], split)
+    unlifted = [
+        accuracy_interval(points, split)
+        for points in (
+            [_unlifted(each.below_best, each) for each, _ in found],
+            [_unlifted(each.lost, each) for each, _ in found],
+        )
+    ]
     evidence = _absent(seen)
     if below.n:
         evidence = (
@@ -291,14 +308,22 @@ def _valley_marks_best(seen: list[Course], split: HeldOut, where: str) -> Claim:
         text=f"The valley of V marks where test accuracy peaks ({where}).",
         test=f"test accuracy at the valley less than {TOLERANCE:g} percentage points below the "
         "best of the run, and at the end more than that (so that there is a peak to mark), in the "
-        f"mean over seeds with a valley; running medians over {WINDOW} points; {split.in_words}; "
-        f"{IF_FITTED}",
+        f"mean over seeds with a valley; running medians over {WINDOW} points; {UNLIFTED}; "
+        f"{split.in_words}; {IF_FITTED}",
         evidence=evidence,
         p_values=all_of(
-            accuracy_test(below, TOLERANCE, side="below"),
-            accuracy_test(lost, TOLERANCE, side="above"),
+            _below(below, unlifted[0]),
+            less_sure(*(accuracy_test(i, TOLERANCE, side="above") for i in (lost, unlifted[1]))),
         ),
     )
+
+
+def _below(*intervals: AccuracyInterval) -> PValues:
+    return less_sure(*(accuracy_test(each, TOLERANCE, side="below") for each in intervals))
+
+
+def _unlifted(points: Points, course: Course) -> Points:
+    return Points(points.value - course.lift, points.error)
 
 
 def _small_gap_before(seen: list[Course], split: HeldOut, where: str) -> Claim:
