@@ -27,8 +27,9 @@ Z, that of Neu et al. over Z alone, and the two part::
     V_t   = 1/(R-1) sum_r ||g(W^(r), B^(r)) - mean_r g(W^(r), B^(r))||^2     (Eq. 1)
     V~_t  = mean_r s2^(r) / b                                                (Neu et al.)
 
-both unbiased, since (W^(r), B^(r)) are independent; V_t exceeds V~_t by the dispersion over W of
-E_Z grad l(W, Z).
+both unbiased of batches drawn independently, of which V_t exceeds V~_t by the dispersion over W of
+E_Z grad l(W, Z). Batches of an epoch are drawn without replacement: V_t then has (1 - b/n) s2/b in
+place of s2/b, and may be the smaller one.
 """
 
 import math
