@@ -22,10 +22,10 @@ numbers W^(q).u are jointly Gaussian with that matrix as their covariance. Of th
 The order Theorem 1 <= Eq. 2 (log concave; conditional variance <= variance) is one of expectations.
 Of estimates: the mean over draws of log(1 + c D_t) never exceeds log(1 + c (mean D_t)), and where
 every posterior is on its own replica mean D_t is V~_t exactly. There Theorem 1 exceeds Eq. 2 only
-if V_t comes out below V~_t: by the sampling error of V_t over R replicas, and since the batches of
-an epoch are drawn without replacement, which leaves V_t (1 - b/n) of the part s2/b of V~_t; it shows
-where the weights differ little between replicas, and the row then has a remark. (In both terms the log is
-of estimates from single batches: low by up to about half their squared relative error.)
+if V_t comes out below V~_t: by the sampling error of V_t over R replicas, and because the batches
+of an epoch are drawn without replacement, which leaves V_t (1 - b/n) of V~_t's part s2/b. It shows
+where the weights differ little between replicas, and the row then has a remark. (In both terms the
+log is of estimates from single batches: low by up to about half their squared relative error.)
 """
 
 from collections.abc import Sequence

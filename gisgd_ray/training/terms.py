@@ -356,10 +356,10 @@ def _remark_on_replicas(series: StepSeries) -> str | None:
         return None
     return (
         f"the dispersion V over the replicas, {ours / neu:.3g} times V~ within them (sums of "
-        "lambda^2 V), is below it, which it is not for batches drawn independently: by the sampling "
-        "error of few replicas, or because an epoch's batches are drawn without replacement from "
-        "weights that differ little; Eqs. 2 and 3 are then too small, and Theorem 1 may come out "
-        "above Eq. 2"
+        "lambda^2 V), is below it, which it is not for batches drawn independently: by the "
+        "sampling error of few replicas, or because an epoch's batches are drawn without "
+        "replacement from weights that differ little; Eqs. 2 and 3 are then too small, and "
+        "Theorem 1 may come out above Eq. 2"
     )
 
 
