@@ -113,6 +113,9 @@ def test_across_replicas_a_batch_of_one_has_a_dispersion() -> None:
     assert math.isnan(finished.row["bound/theorem1@0.01"])
     reason = finished.row["bound/undefined_reason"]
     assert reason.startswith("Theorem 1, Lemma 2, Corollary 1: the batch of step 4 is a single")
+    changes = {"replicas": 2, "measurement.hessian_trace": "off"}
+    both = trained(images(31), changes).row["bound/undefined_reason"]
+    assert both == f"measurement.hessian_trace is off; {reason}"
 
 
 # ---------------------------------------------------------------- identical samples

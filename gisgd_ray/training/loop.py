@@ -34,6 +34,7 @@ from gisgd_ray.training.terms import (
     bound_metrics,
     remark,
     undefined_reason,
+    within_undefined_reason,
 )
 
 
@@ -270,6 +271,16 @@ def summary(state: TrainState) -> dict[str, Any]:
     """
     series, m = state.series, state.config.measurement
     trace = state.last_point.get("measure/hessian_trace", math.nan)
+    reasons = [
+        "the run diverged, so that no Hessian trace was measured at its end"
+        if state.diverged
+        else undefined_reason(series, hessian_trace=trace, trace_off=m.hessian_trace == "off"),
+        within_undefined_reason(series),
+    ]
+    if m.sensitivity:
+        reasons.append(state.sensitivity.undefined_reason())
+    if m.sensitivity and m.mean_gradient_gap:
+        reasons.append(state.terms.population_undefined_reason(state.mean_gradient_gap.total))
     sizes = {"num_samples": state.num_samples, "num_parameters": state.num_parameters}
     row = {
         "status": "diverged" if state.diverged else "finished",
@@ -287,10 +298,8 @@ def summary(state: TrainState) -> dict[str, Any]:
         **measuring.step_means(series),
         **measuring.dispersion_estimator(state.config),
         "measure/ill_conditioned_steps": series.ill_conditioned_steps,
-        REMARK: remark(series),
-        UNDEFINED_REASON: "the run diverged, so that no Hessian trace was measured at its end"
-        if state.diverged
-        else undefined_reason(series, hessian_trace=trace, trace_off=m.hessian_trace == "off"),
+        REMARK: remark(series, state.terms),
+        UNDEFINED_REASON: "; ".join(filter(None, reasons)) or None,
         **state.seconds,
     }
     if m.sensitivity:
@@ -298,12 +307,4 @@ def summary(state: TrainState) -> dict[str, Any]:
         row |= state.sensitivity.means(state.terms.steps)
         row["measure/sensitivity_interpolation"] = state.sensitivity.interpolation
         row |= measuring.sensitivity_estimator(state)
-        reasons = (
-            row[UNDEFINED_REASON],
-            state.sensitivity.undefined_reason(),
-            state.terms.population_undefined_reason(state.mean_gradient_gap.total)
-            if m.mean_gradient_gap
-            else None,
-        )
-        row[UNDEFINED_REASON] = "; ".join(filter(None, reasons)) or None
     return row

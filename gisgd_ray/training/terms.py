@@ -307,17 +307,7 @@ def undefined_reason(series: StepSeries, *, hessian_trace: float, trace_off: boo
         return "no training step was taken"
     alone = np.isnan(series.gradient_dispersion) & (series.batch_size == 1)
     if (alone & np.isfinite(series.squared_gradient_norm)).any():
-        return (
-            f"the batch of step {int(alone.argmax()) + 1} is a single sample, whose dispersion is "
-            "undefined; choose another training.batch_size, or training.last_batch = 'drop'"
-        )
-    within = np.isnan(series.gradient_dispersion_neu) & (series.batch_size == 1)
-    if (within & np.isfinite(series.gradient_dispersion)).any():
-        return (
-            f"Theorem 1, Lemma 2, Corollary 1: the batch of step {int(within.argmax()) + 1} is a "
-            "single sample, whose dispersion within a replica is undefined; choose another "
-            "training.batch_size, or training.last_batch = 'drop'"
-        )
+        return _single_sample(alone, "dispersion")
     if not _is_measured(series):
         return "gradient dispersion was not measured at every step, or was not finite"
     if trace_off:
@@ -329,12 +319,32 @@ def undefined_reason(series: StepSeries, *, hessian_trace: float, trace_off: boo
     return None
 
 
-def remark(series: StepSeries) -> str | None:
-    """What must be known of Eqs. 2 and 3 although they are defined, or None."""
+def within_undefined_reason(series: StepSeries) -> str | None:
+    """Why what takes V~, within a replica, is NaN where V, between them, is not; or None."""
+    alone = np.isnan(series.gradient_dispersion_neu) & (series.batch_size == 1)
+    if not (alone & np.isfinite(series.gradient_dispersion)).any():
+        return None
+    reason = _single_sample(alone, "dispersion within a replica")
+    return f"Theorem 1, Lemma 2, Corollary 1: {reason}"
+
+
+def _single_sample(steps: np.ndarray[Any, Any], what: str) -> str:
+    return (
+        f"the batch of step {int(steps.argmax()) + 1} is a single sample, whose {what} is "
+        "undefined; choose another training.batch_size, or training.last_batch = 'drop'"
+    )
+
+
+def remark(series: StepSeries, terms: TrajectoryTerms) -> str | None:
+    """What must be known of Eqs. 2 and 3 although they are defined, or None.
+
+    Args:
+        terms: of the same steps.
+    """
     if not _is_measured(series):
         return None
-    if np.isfinite(series.replica_dispersion).all():
-        return _remark_on_replicas(series)
+    if terms.stochastic:
+        return _remark_on_replicas(terms.lr2_dispersion, terms.lr2_dispersion_neu)
     aligned = series.ill_conditioned_steps == len(series)
     if not (aligned or series.gradient_dispersion.sum() == 0):
         return None
@@ -346,12 +356,9 @@ def remark(series: StepSeries) -> str | None:
     )
 
 
-def _remark_on_replicas(series: StepSeries) -> str | None:
-    """V_t is a sample variance over a few replicas, V~_t a mean over them: the greater one of the
-    two by definition may come out the smaller (or is, where the replicas are alike)."""
-    rates = series.learning_rate
-    over, within = series.gradient_dispersion, series.gradient_dispersion_neu
-    ours, neu = float((rates**2 * over).sum()), float((rates**2 * within).sum())
+def _remark_on_replicas(ours: float, neu: float) -> str | None:
+    """Of sum_t lambda_t^2 V_t and the same of V~_t: the first is the greater by definition, and
+    estimated from a few replicas, or from replicas that are alike, may come out the smaller."""
     if not ours < neu:
         return None
     return (
