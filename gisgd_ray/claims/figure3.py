@@ -29,7 +29,7 @@ from gisgd_ray.claims.accuracies import (
 )
 from gisgd_ray.claims.claim import Claim, corrected_together
 from gisgd_ray.claims.points import TEST, TRAIN, finished, numbers
-from gisgd_ray.claims.statistics import LEVEL, NOT_MEASURED, PValues, all_of, short_number
+from gisgd_ray.claims.statistics import LEVEL, NOT_MEASURED, PValues, Side, all_of, short_number
 from gisgd_ray.claims.valley import (
     FACTOR,
     PEAK,
@@ -97,6 +97,10 @@ class Course:
     @property
     def is_fitted(self) -> bool:
         return self.fitted >= FITTED
+
+    def unlifted(self, below_best: Points) -> Points:
+        """A difference from the best test accuracy, less the lift of that."""
+        return Points(below_best.value - self.lift, below_best.error)
 
 
 def course(points: pd.DataFrame, split: HeldOut) -> Course:
@@ -271,15 +275,14 @@ def _nothing_lost(seen: list[Course], split: HeldOut, where: str) -> Claim:
     """Statistic: mean over seeds of best - last test accuracy. n: trials that fitted the labels."""
     fitted = [each for each in seen if each.is_fitted]
     lost = accuracy_interval([each.lost for each in fitted], split)
-    unlifted = accuracy_interval([_unlifted(each.lost, each) for each in fitted], split)
+    unlifted = accuracy_interval([each.unlifted(each.lost) for each in fitted], split)
     return Claim(
         text=f"Without label noise test accuracy does not fall in the end ({where}).",
         test=f"test accuracy at the end below the best of the run, both running medians over "
         f"{WINDOW} points: less than {TOLERANCE:g} percentage points, in the mean over seeds; "
-        f"{UNLIFTED}; "
-        f"{split.in_words}; {IF_FITTED}",
+        f"{UNLIFTED}; {split.in_words}; {IF_FITTED}",
         evidence=f"{lost} percentage points below{_unfitted(seen)}" if lost.n else _absent(seen),
-        p_values=_below(lost, unlifted),
+        p_values=_all_tested(lost, unlifted, side="below"),
     )
 
 
@@ -288,13 +291,8 @@ def _valley_marks_best(seen: list[Course], split: HeldOut, where: str) -> Claim:
     found = _with_valley(seen)
     below = accuracy_interval([each.below_best for each, _ in found], split)
     lost = accuracy_interval([each.lost for each, _ in found], split)
-    unlifted = [
-        accuracy_interval(points, split)
-        for points in (
-            [_unlifted(each.below_best, each) for each, _ in found],
-            [_unlifted(each.lost, each) for each, _ in found],
-        )
-    ]
+    below_unlifted = accuracy_interval([c.unlifted(c.below_best) for c, _ in found], split)
+    lost_unlifted = accuracy_interval([c.unlifted(c.lost) for c, _ in found], split)
     evidence = _absent(seen)
     if below.n:
         evidence = (
@@ -312,18 +310,15 @@ def _valley_marks_best(seen: list[Course], split: HeldOut, where: str) -> Claim:
         f"{split.in_words}; {IF_FITTED}",
         evidence=evidence,
         p_values=all_of(
-            _below(below, unlifted[0]),
-            less_sure(*(accuracy_test(i, TOLERANCE, side="above") for i in (lost, unlifted[1]))),
+            _all_tested(below, below_unlifted, side="below"),
+            _all_tested(lost, lost_unlifted, side="above"),
         ),
     )
 
 
-def _below(*intervals: AccuracyInterval) -> PValues:
-    return less_sure(*(accuracy_test(each, TOLERANCE, side="below") for each in intervals))
-
-
-def _unlifted(points: Points, course: Course) -> Points:
-    return Points(points.value - course.lift, points.error)
+def _all_tested(*intervals: AccuracyInterval, side: Side) -> PValues:
+    """The least sure of these, against ``TOLERANCE``."""
+    return less_sure(*(accuracy_test(each, TOLERANCE, side=side) for each in intervals))
 
 
 def _small_gap_before(seen: list[Course], split: HeldOut, where: str) -> Claim:

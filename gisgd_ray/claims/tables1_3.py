@@ -128,21 +128,22 @@ def _top(panel: pd.DataFrame, ours: str, where: str) -> Claim:
     others = sorted(s for s in set(panel["scheme"]) if not s.startswith("GMP"))
     found = {other: differences(panel, ours, other) for other in others}
     against = {s: accuracy_test(d, 0, side="above") for s, d in found.items()}
-    tested = {s: p for s, p in against.items() if p.n > 1}
+    tested = {s: p for s, p in against.items() if p.n != 1}
     better = [s for s, p in tested.items() if p.p_fails <= LEVEL / 2]
     open_ = [s for s, p in tested.items() if min(p.p_holds, p.p_fails) > LEVEL / 2]
     untested = sorted(against.keys() - tested)
     ahead = [s for s, d in found.items() if d.center < 0]
     evidence = f"place {1 + len(ahead)} of {1 + len(others)} by its mean, other GMP left out"
-    evidence += (
-        f"; established as better: {', '.join(better) or 'none'}; not told apart: "
-        f"{', '.join(open_) or 'none'} (each at {100 * LEVEL:g} %, n = {panel['seed'].nunique()} "
-        "seeds)"
-        if tested
-        else ", the order of the one seed"
-    )
-    if tested and untested:
-        evidence += f"; with one seed in common, untested: {', '.join(untested)}"
+    if not tested:
+        evidence += ", the order of the one seed"
+    else:
+        evidence += (
+            f"; established as better: {', '.join(better) or 'none'}; not told apart: "
+            f"{', '.join(open_) or 'none'} (each at {100 * LEVEL:g} %, "
+            f"n = {panel['seed'].nunique()} seeds)"
+        )
+        if untested:
+            evidence += f"; with one seed in common, untested: {', '.join(untested)}"
     return Claim(
         text=f"{ours} is among the top three schemes ({where}).",
         test=f"the differences in test accuracy from {ours}, paired by seed, "
@@ -169,7 +170,7 @@ def _all_but_two(others: list[PValues]) -> PValues | None:
     return PValues(
         min(1.0, TOP * holds[m - TOP]),
         min(1.0, (m - TOP + 1) * fails[TOP - 1]),
-        min((p.n for p in others if p.n > 1), default=1),
+        min((p.n for p in others if p.n > 1), default=min(p.n for p in others)),
     )
 
 

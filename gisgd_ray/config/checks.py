@@ -1,4 +1,4 @@
-"""Which fields of a trial go together, and what is known of data and models without loading them.
+"""Which fields of a trial go together, and how many steps they make.
 
 Each check is one sentence: which field, which value, what would do.
 """
@@ -34,7 +34,7 @@ class DataFacts:
 
     @staticmethod
     def of(data: DataConfig) -> "DataFacts":
-        """Of a configured set, which has an entry in the tables above."""
+        """Of a configured set, which has an entry in the catalogue."""
         name = data.dataset
         shape, _ = INPUTS_AND_OUTPUTS[name]
         return DataFacts(
