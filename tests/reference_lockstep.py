@@ -24,7 +24,7 @@ class ReplicaMoments:
     squared_gradient_norm: float
     mean_squared_norm: float
     gradient_dispersion: float
-    """1/(R-1) sum_r ||g_r - mean_r g_r||^2."""
+    """1/(R-1) sum_r ||g_r - mean_r g_r||^2 + b/n of the next."""
     gradient_dispersion_neu: float
     """mean_r 1/(b(b-1)) sum_i ||g_{r,i} - g_r||^2."""
     mean_gradients: list[Tensor]
@@ -32,12 +32,17 @@ class ReplicaMoments:
 
 
 def conditional_dispersion(
-    weights: Tensor, own: int, direction: Tensor, std: float, gradients: Sequence[Tensor]
+    weights: Tensor,
+    own: int,
+    direction: Tensor,
+    std: float,
+    gradients: Sequence[Tensor],
+    num_samples: float = math.inf,
 ) -> tuple[float, list[float]]:
     """D_t(w~) of Theorem 1 at w~ = weights[own] + std * direction, and the posterior at w~.
 
     ``weights`` (R, d) and ``direction`` (d,) whole; ``gradients`` those of every sample of each
-    replica's batch, (b, d).
+    replica's batch, (b, d), drawn without replacement from so many samples.
     """
     noisy = weights[own] + std * direction
     logs = [-float(((noisy - w) ** 2).sum()) / (2 * std**2) for w in weights]
@@ -50,13 +55,19 @@ def conditional_dispersion(
         b = len(rows)
         s2 = float(((rows - mean) ** 2).sum()) / (b - 1)
         found += p * float(((mean - centre) ** 2).sum()) + p**2 * s2 / b
+        found += p * (1 - p) * s2 / num_samples
     return found, posterior
 
 
 def replica_moments(
-    models: Sequence[nn.Module], inputs: Tensor, targets: Tensor, loss: str
+    models: Sequence[nn.Module],
+    inputs: Tensor,
+    targets: Tensor,
+    loss: str,
+    num_samples: float = math.inf,
 ) -> ReplicaMoments:
-    """``inputs`` (R, b, ...) and ``targets`` (R, b): the batch of each of the R models."""
+    """``inputs`` (R, b, ...) and ``targets`` (R, b): the batch of each of the R models, drawn
+    without replacement from so many samples."""
     losses, squares, means, conditional = [], [], [], []
     for model, xs, ys in zip(models, inputs, targets, strict=True):
         double = reference.in_float64(model)
@@ -86,7 +97,8 @@ def replica_moments(
         loss_max=max(losses),
         squared_gradient_norm=math.fsum(float((mean**2).sum()) for mean in means) / replicas,
         mean_squared_norm=math.fsum(squares) / len(squares),
-        gradient_dispersion=across / (replicas - 1),
+        gradient_dispersion=across / (replicas - 1)
+        + inputs.shape[1] / num_samples * math.fsum(conditional) / replicas,
         gradient_dispersion_neu=math.fsum(conditional) / replicas,
         mean_gradients=means,
     )

@@ -173,8 +173,8 @@ def test_a_remark_on_a_bound_is_told(tmp_path: Path) -> None:
     rows = [finished("a", seed=1, **{"bound/remark": remark}), finished("b", seed=2)]
     text = write(tmp_path, rows, swept=["seed"])
     told = " ".join(Document(text).text.split())
-    assert f"Bounds that say nothing seed=1: {remark}" in told
-    assert "Bounds that say nothing" not in write(tmp_path, rows[1:], swept=["seed"])
+    assert f"Remarks on bounds seed=1: {remark}" in told
+    assert "Remarks on bounds" not in write(tmp_path, rows[1:], swept=["seed"])
 
 
 def test_an_absent_neu_bound_is_told_and_a_present_one_defined(tmp_path: Path) -> None:

@@ -46,7 +46,14 @@ def directions(weights: Tensor, *, seed: int, step: int) -> Tensor:
 
 
 def by_brute_force(
-    models: list[nn.Module], x: Tensor, y: Tensor, stds: list[float], *, seed: int, step: int
+    models: list[nn.Module],
+    x: Tensor,
+    y: Tensor,
+    stds: list[float],
+    *,
+    seed: int,
+    step: int,
+    num_samples: float = math.inf,
 ) -> tuple[np.ndarray, np.ndarray]:
     """D_t (S, R) and the posteriors (S, R, R) of the step, by explicit w~."""
     weights = torch.stack([reference.weights(model) for model in models])
@@ -57,7 +64,9 @@ def by_brute_force(
     drawn = directions(weights, seed=seed, step=step)
     found = [
         [
-            conditional_dispersion(weights, r, drawn[r], std * step**0.5, gradients)
+            conditional_dispersion(
+                weights, r, drawn[r], std * step**0.5, gradients, num_samples=num_samples
+            )
             for r in range(len(models))
         ]
         for std in stds
@@ -128,7 +137,9 @@ class TestAgainstWholeVectors:
         """((R-1) V_t + V~_t) / R, whatever the draw."""
         models = nearby(4)
         ((x, y),) = batches(4, (6,), (1, 3, 3))
-        lockstep = Lockstep(models, loss="cross_entropy", dispersion=True, noise_stds=[1e9])
+        lockstep = Lockstep(
+            models, loss="cross_entropy", dispersion=True, noise_stds=[1e9], num_samples=10
+        )
         lockstep.step(x, y, learning_rate=0.1, step=STEP)
         series = lockstep.drain()
         v, neu = series.gradient_dispersion[0], series.gradient_dispersion_neu[0]
@@ -156,15 +167,20 @@ class TestAgainstWholeVectors:
 
 
 class TestUnbiased:
-    def test_over_all_batches(self):
-        """Given the posterior, the mean over all batches is the dispersion about the mean given w~.
+    @pytest.mark.parametrize("replaced", [True, False])
+    def test_over_all_batches(self, replaced):
+        """Given the posterior, the mean over all batches is the dispersion about the mean given w~
+        of a batch drawn with replacement, and V of Eq. 1 that about the mean over all.
 
-        Three replicas, batches of two out of four samples drawn with replacement: all of them.
+        Three replicas, batches of two out of four samples drawn with or without replacement.
         """
         random = np.random.default_rng(0)
         samples = random.normal(size=(3, 4, 6)) + 3 * random.normal(size=(3, 1, 6))
         shares = np.array([[1, 0, 0], [0.7, 0.25, 0.05], [1 / 3] * 3])
         pairs = list(itertools.product(range(4), repeat=2))
+        if not replaced:
+            pairs = list(itertools.permutations(range(4), 2))
+        share = 0 if replaced else 2 / 4
         total = np.zeros(3)
         for chosen in itertools.product(pairs, repeat=3):
             picked = np.stack([samples[q][list(pair)] for q, pair in enumerate(chosen)])
@@ -173,9 +189,10 @@ class TestUnbiased:
                 shares,
                 gradient_gram=(means - means[0]) @ (means - means[0]).T,
                 batch_dispersions=picked.var(axis=1, ddof=1).sum(axis=-1) / 2,
+                share=share,
             )
         truths = samples.mean(axis=1)
-        within = samples.var(axis=1).sum(axis=-1) / 2
+        within = samples.var(axis=1, ddof=0 if replaced else 1).sum(axis=-1) / 2
         centres = shares @ truths
         expected = [
             sum(

@@ -138,32 +138,3 @@ class TestExceeded:
         text = Document(write(tmp_path, [made])).text
         assert "†" not in text
         assert "R from training is exceeded" not in text
-
-
-class TestEq3Condition:
-    def at_optimum(self, increase: float, stderr: float, *, draws: int = 16) -> dict[str, Any]:
-        return row() | {
-            "measure/test_loss_increase_at_optimum": increase,
-            "measure/test_loss_increase_stderr_at_optimum": stderr,
-            "measure/flatness_draws_at_optimum": draws,
-        }
-
-    @pytest.mark.parametrize(
-        ("increase", "stderr", "falls"),
-        [(0.5, 0.1, False), (-0.2, 0.1, False), (-0.24, 0.1, True), (-3.0, 0.0, True)],
-    )
-    def test_only_what_is_established_is_told(self, increase, stderr, falls, tmp_path: Path):
-        """Eight pairs: t = 2.365."""
-        made = self.at_optimum(increase, stderr)
-        assert (premises.loss_falls(made) == (-increase, stderr)) == falls
-        text = Document(write(tmp_path, [made])).text
-        assert ("Eq. 3’s condition" in text) == falls
-        assert ("there Eq. 3 is not proved" in text) == falls
-
-    def test_how_far(self, tmp_path: Path):
-        text = Document(write(tmp_path, [self.at_optimum(-0.24, 0.1)])).text
-        assert "learning_rate=0.05 batch_size=20: 0.24 ± 0.10" in text
-
-    def test_not_measured(self):
-        assert premises.loss_falls(row()) is None
-        assert premises.loss_falls(self.at_optimum(math.nan, 0.1)) is None

@@ -7,7 +7,7 @@ import pytest
 
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.theory import bounds
-from gisgd_ray.training.terms import THEOREM2, TrajectoryTerms, at
+from gisgd_ray.training.terms import THEOREM2, TrajectoryTerms, at, condition_remark
 
 STDS = (0.05, 1e-6)
 
@@ -93,3 +93,29 @@ def test_continued_from_what_a_checkpoint_holds() -> None:
     second.add(piece(whole, 10, 20))
     second.add(piece(whole, 20, 30))
     assert second.metrics() == unbroken.metrics()
+
+
+@pytest.mark.parametrize(
+    ("increase", "stderr", "falls"),
+    [(0.5, 0.1, False), (-0.2, 0.1, False), (-0.24, 0.1, True), (-3.0, 0.0, True)],
+)
+def test_the_condition_of_eq_3_fails_only_where_that_is_established(
+    increase: float, stderr: float, falls: bool
+) -> None:
+    """Eight pairs of draws, or eight runs: t = 2.365."""
+    point = {
+        "measure/test_loss_increase_at_optimum": increase,
+        "measure/test_loss_increase_stderr_at_optimum": stderr,
+        "measure/flatness_draws_at_optimum": 16,
+    }
+    for replicas in (None, 8):
+        said = condition_remark(point, replicas=replicas)
+        assert (said is not None) == falls
+        if said is not None:
+            assert f"by {-increase:g} (standard error {stderr:g})" in said
+    assert condition_remark(point | {"measure/flatness_draws_at_optimum": 2}, replicas=None) is None
+
+
+def test_of_a_condition_not_looked_at_nothing_is_said() -> None:
+    assert condition_remark({}, replicas=None) is None
+    assert condition_remark({}, replicas=8) is None

@@ -39,7 +39,11 @@ def watched() -> tuple[Finished, np.ndarray, np.ndarray]:
             x, y = batches(state.step)
             # Without noise yet, nothing is taken for anything else.
             stds = STDS if state.step else [1e-100] * 3
-            found.append(by_brute_force(models, x, y, stds, seed=SEEDS[0], step=max(1, state.step)))
+            found.append(
+                by_brute_force(
+                    models, x, y, stds, seed=SEEDS[0], step=max(1, state.step), num_samples=200
+                )
+            )
     values, shares = zip(*found, strict=True)
     return Finished(state, points, state.series), np.stack(values), np.stack(shares)
 

@@ -24,12 +24,12 @@ groups of the batch instead: :mod:`gisgd_ray.measures.groups`.
 In the stochastic setting, with R replicas W^(r) of the run, the inner mean of Eq. 1 is over W and
 Z, that of Neu et al. over Z alone, and the two part::
 
-    V_t   = 1/(R-1) sum_r ||g(W^(r), B^(r)) - mean_r g(W^(r), B^(r))||^2     (Eq. 1)
     V~_t  = mean_r s2^(r) / b                                                (Neu et al.)
+    V_t   = 1/(R-1) sum_r ||g(W^(r), B^(r)) - mean_r g(W^(r), B^(r))||^2 + (b/n) V~_t    (Eq. 1)
 
-both unbiased of batches drawn independently, of which V_t exceeds V~_t by the dispersion over W of
-E_Z grad l(W, Z). Batches of an epoch are drawn without replacement: V_t then has (1 - b/n) s2/b in
-place of s2/b, and may be the smaller one.
+of which V_t exceeds V~_t by the dispersion over W of E_Z grad l(W, Z), up to sampling error. Each
+batch being drawn without replacement from n samples, the first summand holds (1 - b/n) of s2/b: the
+second makes up for it, so that V_t like V~_t is of a batch drawn with replacement.
 """
 
 import math
@@ -52,6 +52,9 @@ Array = NDArray[np.float64]
 ILL_CONDITIONED = 1e-4
 """Below this ratio of s2 to the mean squared norm, float32 rounding (about 1e-7 of the latter)
 may exceed 0.1 % of s2; such steps are counted, so that a row cannot hide them."""
+
+ROUNDING = 1e-6
+"""Below this ratio an s2 may be rounding and nothing else (of equal samples: up to 4e-7)."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,16 @@ class StepSeries:
     @property
     def ill_conditioned_steps(self) -> int:
         """Steps at which the gradients agreed so well that float32 cancels (see above)."""
+        return int(self._agreeing(ILL_CONDITIONED).sum())
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether no step has a dispersion beyond what rounding alone may make."""
+        return bool((self._agreeing(ROUNDING) | (self.gradient_dispersion == 0)).all())
+
+    def _agreeing(self, ratio: float) -> NDArray[np.bool_]:
         centred = self.mean_squared_norm - self.squared_gradient_norm
-        return int(np.sum(centred < ILL_CONDITIONED * self.mean_squared_norm))
+        return np.asarray(centred < ratio * self.mean_squared_norm)
 
     @staticmethod
     def of(columns: Mapping[str, Array]) -> "StepSeries":

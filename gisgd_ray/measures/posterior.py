@@ -4,11 +4,13 @@ The R replicas W^(r) stand for the law of W_{t-1}. With w~ = W^(r) + tau u, tau^
 sigma_s^2 and u standard normal (Wang & Mao 2022, Theorem 1; PAPER section 3, item 2)::
 
     pi_q(w~) = exp(-||w~ - W^(q)||^2 / (2 tau^2)) / (the sum of these over q)
-    D_t(w~)  = sum_q pi_q ||g_q - m||^2 + sum_q pi_q^2 s2_q / b,      m = sum_q pi_q g_q
+    D_t(w~)  = sum_q pi_q ||g_q - m||^2 + sum_q pi_q (pi_q + (1 - pi_q) b/n) s2_q / b
 
-with g_q and s2_q of replica q's batch of size b, as in :mod:`gisgd_ray.measures.dispersion`. The
-batches are independent, and so with G_q = E_Z grad l(W^(q), Z) the first sum has the expectation
-sum_q pi_q ||G_q - M||^2 + sum_q pi_q (1 - pi_q) s2_q / b: the second makes D_t unbiased for
+with m = sum_q pi_q g_q, and g_q and s2_q of replica q's batch of size b, as in
+:mod:`gisgd_ray.measures.dispersion`. The replicas draw their batches independently, each without
+replacement from n samples, and so with G_q = E_Z grad l(W^(q), Z) the first sum has the expectation
+sum_q pi_q ||G_q - M||^2 + sum_q pi_q (1 - pi_q) (1 - b/n) s2_q / b: the second makes D_t unbiased
+for
 
     E[ ||g(W, B) - E[g(W, Z) | w~]||^2 | w~ ] = sum_q pi_q ||G_q - M||^2 + sum_q pi_q s2_q / b
 
@@ -22,10 +24,9 @@ numbers W^(q).u are jointly Gaussian with that matrix as their covariance. Of th
 The order Theorem 1 <= Eq. 2 (log concave; conditional variance <= variance) is one of expectations.
 Of estimates: the mean over draws of log(1 + c D_t) never exceeds log(1 + c (mean D_t)), and where
 every posterior is on its own replica mean D_t is V~_t exactly. There Theorem 1 exceeds Eq. 2 only
-if V_t comes out below V~_t: by the sampling error of V_t over R replicas, and because the batches
-of an epoch are drawn without replacement, which leaves V_t (1 - b/n) of V~_t's part s2/b. It shows
-where the weights differ little between replicas, and the row then has a remark. (In both terms the
-log is of estimates from single batches: low by up to about half their squared relative error.)
+if V_t comes out below V~_t, by its sampling error over R replicas. It shows where the weights
+differ little between replicas, and the row then has a remark. (In both terms the log is of
+estimates from single batches: low by up to about half their squared relative error.)
 """
 
 from collections.abc import Sequence
@@ -109,7 +110,7 @@ def posteriors(
 
 
 def conditional_dispersions(
-    posteriors: Array, *, gradient_gram: Array, batch_dispersions: Array
+    posteriors: Array, *, gradient_gram: Array, batch_dispersions: Array, share: float
 ) -> Array:
     """D_t(w~_r) of every draw, in squared units of the gradient: (..., R) of (..., R, R).
 
@@ -117,10 +118,12 @@ def conditional_dispersions(
         posteriors: rows r for the draws w~_r.
         gradient_gram: (R, R), of the batch gradients (see :func:`gram`).
         batch_dispersions: s2_q / b, (R,).
+        share: b/n, of the samples in a batch; 0 if they are drawn with replacement.
     """
     # A variance as half the mean squared distance of two draws: nothing cancels.
     between = ((posteriors @ squared_distances(gradient_gram)) * posteriors).sum(axis=-1) / 2
-    return np.asarray(between + posteriors**2 @ batch_dispersions)
+    own = posteriors * (posteriors + (1 - posteriors) * share)
+    return np.asarray(between + own @ batch_dispersions)
 
 
 class Posteriors:
@@ -179,8 +182,8 @@ class Posteriors:
         assert self._apart is not None
         self._apart -= 2 * float(longest)
 
-    def drain(self, batch_dispersions: Array) -> Array:
-        """D_t of the steps since the last call, (T, S, R), from s2_r / b at each, (T, R).
+    def drain(self, batch_dispersions: Array, shares: Array) -> Array:
+        """D_t of the steps since the last call, (T, S, R), from s2_r / b (T, R) and b/n (T,).
 
         The weights may have been changed when the next step comes.
         """
@@ -200,7 +203,10 @@ class Posteriors:
                 alike=known["alike"],
             )
             found[place] = conditional_dispersions(
-                of_draws, gradient_gram=known["gradients"], batch_dispersions=within
+                of_draws,
+                gradient_gram=known["gradients"],
+                batch_dispersions=within,
+                share=float(shares[place]),
             )
         self._steps, self._mixed, self._apart = [], {}, None
         return found

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from gisgd_ray.errors import error_line
-from gisgd_ray.numbers import format_mean_std, format_number, known
+from gisgd_ray.numbers import format_number, known
 from gisgd_ray.report.bounds_table import trial_label
-from gisgd_ray.report.premises import loss_falls
 from gisgd_ray.results.tables import records
 from gisgd_ray.training.terms import REMARK
 
@@ -44,8 +43,6 @@ class Cautions:
     """What is to be known of a bound -> labels of the trials."""
     infinite: list[tuple[str, list[str]]]
     """Label of a finished trial, and what it has measured infinite."""
-    falling: list[tuple[str, str]]
-    """Label of a trial that breaks Eq. 3's condition, and how far its test loss falls at sigma*."""
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
@@ -53,7 +50,7 @@ class Cautions:
 
 def find_cautions(trials: pd.DataFrame, paths: Sequence[str]) -> Cautions:
     """Diverged and failed trials, those outside a theorem, ill-conditioned steps, infinities."""
-    found = Cautions([], [], {}, [], {}, [], [])
+    found = Cautions([], [], {}, [], {}, [])
     measured = [
         str(name)
         for name in trials.columns
@@ -82,8 +79,6 @@ def find_cautions(trials: pd.DataFrame, paths: Sequence[str]) -> Cautions:
             names = [name for name in measured if math.isinf(row[name])]
             if names:
                 found.infinite.append((label, names))
-        if fall := loss_falls(row):
-            found.falling.append((label, format_mean_std(*fall)))
     return found
 
 

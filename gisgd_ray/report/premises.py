@@ -16,7 +16,6 @@ EXCEEDED, MAY_BE_ZERO = "†", "‡"
 
 R, PERTURBED_R = "measure/subgaussian_constant", "measure/subgaussian_constant_perturbed"
 GAP, DRAWS = "measure/flatness_gap", "measure/flatness_draws"
-INCREASE = "measure/test_loss_increase"
 AT_OPTIMUM = "_at_optimum"
 """What ``at`` is for Eq. 3's own sigma*."""
 
@@ -63,20 +62,6 @@ def mean_half_width(rows: Sequence[Mapping[str, Any]], at: str) -> float | None:
         return None
     draws, samples = zip(*widths, strict=True)
     return math.hypot(math.hypot(*draws), sum(samples)) / len(rows)
-
-
-def loss_falls(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """By how much the test loss falls at sigma*, and the error, where Eq. 3 needs it not to.
-
-    None where its 95 % interval reaches zero, or it was not measured.
-    """
-    found = [known(row, INCREASE + of + AT_OPTIMUM) for of in ("", "_stderr")]
-    independent = _independent(row, AT_OPTIMUM)
-    if None in found or independent < 2:
-        return None
-    increase, error = map(float, found)
-    width, _ = half_widths(error, 0.0, independent=independent)
-    return (-increase, error) if increase + width < 0 else None
 
 
 def exceeded_told(at_stds: Sequence[float], at_optimum: Sequence[float]) -> str:

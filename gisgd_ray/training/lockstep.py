@@ -5,19 +5,20 @@ order of the batches, at the same step t at the same time: its V_t is about the 
 gradient over W as well as over Z (Eq. 1). With g_r the batch-mean gradient of replica r::
 
     W_r  <-  W_r - lambda g_r                                        plain SGD
-    V_t  =   1/(R-1) sum_r ||g_r - mean_r g_r||^2                    (Eq. 1)
     V~_t =   mean_r s2_r / b                                         (Neu et al.)
+    V_t  =   1/(R-1) sum_r ||g_r - mean_r g_r||^2 + (b/n) V~_t       (Eq. 1)
 
-with s2_r the per-sample dispersion inside replica r's batch (see ``measures.dispersion``), and D_t
-of Theorem 1, about the mean given the noisy weights (see ``measures.posterior``). The weights lie
-in one stack a parameter, over which the network is mapped (``torch.func``). Gradients are formed a
-few replicas at a time: those of all would be as large as the weights themselves, and on a CPU out
-of the cache before they are read.
+with s2_r the per-sample dispersion inside replica r's batch, of b of the n samples (see
+``measures.dispersion``), and D_t of Theorem 1, about the mean given the noisy weights (see
+``measures.posterior``). The weights lie in one stack a parameter, over which the network is mapped
+(``torch.func``). Gradients are formed a few replicas at a time: those of all would be as large as
+the weights themselves, and on a CPU out of the cache before they are read.
 """
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import deepcopy
+from math import inf
 from typing import cast
 
 import numpy as np
@@ -57,6 +58,8 @@ class Lockstep:
         dispersion: whether to measure gradient norms and dispersions, else NaN.
         noise_stds: sigma of the auxiliary noise; with any, Theorem 1's dispersion is measured too.
         seed: of the draws of that noise.
+        num_samples: n, of which the batches of an epoch are drawn without replacement; None: every
+            batch is drawn independently.
         group: replicas whose gradients are formed at once; by default all of them on an
             accelerator; on a CPU as many as :data:`GROUP_BYTES` hold, or one with convolutions.
             No result depends on it, but for rounding.
@@ -78,12 +81,14 @@ class Lockstep:
         dispersion: bool,
         noise_stds: Sequence[float] = (),
         seed: int = 0,
+        num_samples: int | None = None,
         group: int | None = None,
     ):
         _check_alike(models)
         _refuse_unsupported(models[0], dispersion=dispersion)
         self.loss: LossName = loss
         self.num_replicas = len(models)
+        self._num_samples = inf if num_samples is None else num_samples
         self._skeleton = _skeleton(models[0])
         self._taps = Taps(self._skeleton) if dispersion else None
         self.parameters = {}
@@ -170,14 +175,19 @@ class Lockstep:
         of_all, of_each = torch.stack(self._rows).cpu().split([4, 2 * self.num_replicas], dim=1)
         loss, loss_min, loss_max, dispersion = of_all.T.numpy().copy()
         squares, gradients = of_each.numpy().reshape(len(of_each), 2, -1).swapaxes(0, 1)  # (T, R)
+        sizes = np.array(self._batch_sizes, dtype=np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            within = (squares - gradients) / (sizes[:, None] - 1)  # s2_r / b, (T, R)
+        within = np.where(within < 0, 0.0, within)
+        share = sizes / self._num_samples
         draws = None
         if self._posteriors is not None:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                spread = (squares - gradients) / (np.array(self._batch_sizes)[:, None] - 1)
-            draws = self._posteriors.drain(np.where(spread < 0, 0.0, spread))
+            draws = self._posteriors.drain(within, share)
+        # Of batches of one sample, within which nothing is known, the 1/n is left out.
+        dispersion += np.where(sizes > 1, share * within.mean(axis=1), 0.0)
         series = StepSeries(
             learning_rate=np.array([float(rate) for rate in self._rates]),
-            batch_size=np.array(self._batch_sizes, dtype=np.float64),
+            batch_size=sizes,
             loss=loss,
             loss_min=loss_min,
             loss_max=loss_max,

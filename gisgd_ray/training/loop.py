@@ -32,6 +32,7 @@ from gisgd_ray.training.terms import (
     UNDEFINED_REASON,
     TrajectoryTerms,
     bound_metrics,
+    condition_remark,
     remark,
     undefined_reason,
     within_undefined_reason,
@@ -281,6 +282,10 @@ def summary(state: TrainState) -> dict[str, Any]:
         reasons.append(state.sensitivity.undefined_reason())
     if m.sensitivity and m.mean_gradient_gap:
         reasons.append(state.terms.population_undefined_reason(state.mean_gradient_gap.total))
+    remarks = [
+        remark(series, state.terms),
+        condition_remark(state.last_point, replicas=state.config.replicas),
+    ]
     sizes = {"num_samples": state.num_samples, "num_parameters": state.num_parameters}
     row = {
         "status": "diverged" if state.diverged else "finished",
@@ -298,7 +303,7 @@ def summary(state: TrainState) -> dict[str, Any]:
         **measuring.step_means(series),
         **measuring.dispersion_estimator(state.config),
         "measure/ill_conditioned_steps": series.ill_conditioned_steps,
-        REMARK: remark(series, state.terms),
+        REMARK: "; ".join(filter(None, remarks)) or None,
         UNDEFINED_REASON: "; ".join(filter(None, reasons)) or None,
         **state.seconds,
     }

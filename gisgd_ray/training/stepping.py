@@ -162,6 +162,7 @@ class ReplicatedRun:
             dispersion=config.measurement.dispersion,
             noise_stds=config.measurement.noise_stds,
             seed=replicas[0].seed,
+            num_samples=replicas[0].dataset.num_samples,
         )
         data = [replica.dataset for replica in replicas]
         self._trajectories = [

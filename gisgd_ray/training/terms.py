@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gisgd_ray.measures.dispersion import StepSeries, subgaussian_constant
+from gisgd_ray.measures.flatness import half_widths
 from gisgd_ray.theory import bounds
 
 Metrics = dict[str, float]
@@ -241,6 +242,8 @@ def bound_metrics(
             num_parameters=num_parameters,
             noise_std=noise_std,
         )
+    elif noise_std == 0:  # V = 0 at every step, and the term is 0 at any noise
+        metrics["term/theorem2_trajectory_at_optimum"] = 0.0
     metrics["bound/lemma7"] = bounds.lemma7(
         **run, squared_gradient_norms=series.squared_gradient_norm
     )
@@ -336,7 +339,7 @@ def _single_sample(steps: np.ndarray[Any, Any], what: str) -> str:
 
 
 def remark(series: StepSeries, terms: TrajectoryTerms) -> str | None:
-    """What must be known of Eqs. 2 and 3 although they are defined, or None.
+    """What must be known of the dispersion in Eqs. 2 and 3 although they are defined, or None.
 
     Args:
         terms: of the same steps.
@@ -345,14 +348,38 @@ def remark(series: StepSeries, terms: TrajectoryTerms) -> str | None:
         return None
     if terms.stochastic:
         return _remark_on_replicas(terms.lr2_dispersion, terms.lr2_dispersion_neu)
-    aligned = series.ill_conditioned_steps == len(series)
-    if not (aligned or series.gradient_dispersion.sum() == 0):
+    if not series.is_rounding:
         return None
     return (
-        "the dispersion is 0, or nothing but rounding, at every step: in every batch the samples' "
+        "the dispersion is 0, or no more than rounding, at every step: in every batch the samples' "
         "gradients agree, as those of identical samples do, and Eqs. 2 and 3 have a trajectory "
-        "term of 0 whatever the gap; no sample drawn from the test split's distribution is like "
-        "that"
+        "term of 0, or of rounding, whatever the gap"
+    )
+
+
+def condition_remark(point: Mapping[str, float], *, replicas: int | None) -> str | None:
+    """That Eq. 3's condition L_mu(W_T) <= E L_mu(W_T + Delta_T) fails at its own sigma*, or None.
+
+    The test split stands for mu. It fails where the whole 95 % interval of the increase of the test
+    loss, by the draws of Delta_T (with replicas: by the runs), is below 0.
+
+    Args:
+        point: the last measuring point; without the increase at sigma*, nothing is known.
+    """
+    increase, error, draws = (
+        point.get(f"measure/{name}_at_optimum", nan)
+        for name in ("test_loss_increase", "test_loss_increase_stderr", "flatness_draws")
+    )
+    independent = replicas or (int(draws // 2) if isfinite(draws) else 0)
+    if independent < 2 or not isfinite(increase + error):
+        return None
+    width, _ = half_widths(error, 0.0, independent=independent)
+    if increase + width >= 0:
+        return None
+    return (
+        "Eq. 3 takes for granted that noise of std sigma* in the weights does not lower the loss "
+        f"on fresh samples; it lowers the test loss by {-increase:.3g} (standard error {error:.2g})"
+        ": Eq. 3 is not proved there"
     )
 
 
@@ -363,10 +390,8 @@ def _remark_on_replicas(ours: float, neu: float) -> str | None:
         return None
     return (
         f"the dispersion V over the replicas, {ours / neu:.3g} times V~ within them (sums of "
-        "lambda^2 V), is below it, which it is not for batches drawn independently: by the "
-        "sampling error of few replicas, or because an epoch's batches are drawn without "
-        "replacement from weights that differ little; Eqs. 2 and 3 are then too small, and "
-        "Theorem 1 may come out above Eq. 2"
+        "lambda^2 V), is below it, by the sampling error of few replicas whose weights differ "
+        "little; Eqs. 2 and 3 are then too small, and Theorem 1 may come out above Eq. 2"
     )
 
 
