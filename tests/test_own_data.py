@@ -186,7 +186,7 @@ def test_theorem_1_is_above_eq_2_only_with_a_remark() -> None:
         above += is_above
         assert row["bound/remark"] is not None or not is_above
         if is_above:
-            assert "Theorem 1 may come out above Eq. 2" in row["bound/remark"]
+            assert "Theorem 1 above Eq. 2" in row["bound/remark"]
     assert 0 < above < 12
 
 

@@ -347,7 +347,7 @@ def remark(series: StepSeries, terms: TrajectoryTerms) -> str | None:
     if not _is_measured(series):
         return None
     if terms.stochastic:
-        return _remark_on_replicas(terms.lr2_dispersion, terms.lr2_dispersion_neu)
+        return _remark_on_replicas(terms)
     if not series.is_rounding:
         return None
     return (
@@ -383,15 +383,17 @@ def condition_remark(point: Mapping[str, float], *, replicas: int | None) -> str
     )
 
 
-def _remark_on_replicas(ours: float, neu: float) -> str | None:
-    """Of sum_t lambda_t^2 V_t and the same of V~_t: the first is the greater by definition, and
-    estimated from a few replicas, or from replicas that are alike, may come out the smaller."""
-    if not ours < neu:
+def _remark_on_replicas(terms: TrajectoryTerms) -> str | None:
+    """V >= V~ and Eq. 2 >= Theorem 1 by definition; estimates from few replicas may be in another
+    order."""
+    ours, neu = terms.lr2_dispersion, terms.lr2_dispersion_neu
+    squares = zip(terms.theorem1_squares, terms.theorem2_squares, strict=True)
+    if not (ours < neu or any(first > second for first, second in squares)):
         return None
     return (
-        f"the dispersion V over the replicas, {ours / neu:.3g} times V~ within them (sums of "
-        "lambda^2 V), is below it, by the sampling error of few replicas whose weights differ "
-        "little; Eqs. 2 and 3 are then too small, and Theorem 1 may come out above Eq. 2"
+        f"the dispersion V over the replicas is {ours / neu:.3g} times V~ within them (sums of "
+        "lambda^2 V), and by its sampling error, of few replicas whose weights differ little, Eqs. "
+        "2 and 3 are too small, or Theorem 1 above Eq. 2 at one sigma or more"
     )
 
 
