@@ -391,9 +391,10 @@ def _remark_on_replicas(terms: TrajectoryTerms) -> str | None:
     if not (ours < neu or any(first > second for first, second in squares)):
         return None
     return (
-        f"the dispersion V over the replicas is {ours / neu:.3g} times V~ within them (sums of "
-        "lambda^2 V), and by its sampling error, of few replicas whose weights differ little, Eqs. "
-        "2 and 3 are too small, or Theorem 1 above Eq. 2 at one sigma or more"
+        f"the dispersion over the replicas comes to sum lambda^2 V = {ours:.3g}, within them to "
+        f"sum lambda^2 V~ = {neu:.3g}; by the sampling error of the former, of few replicas whose "
+        "weights differ little, Eqs. 2 and 3 are too small, or Theorem 1 above Eq. 2 at one sigma "
+        "or more"
     )
 
 
