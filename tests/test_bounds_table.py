@@ -163,7 +163,11 @@ def test_columns_are_those_without_a_noise_std() -> None:
         ("Also measured", 1),
     ]
     columns = bounds_table.table_columns(pd.DataFrame([dict.fromkeys(names) | {"replicas": 20}]))
-    assert [(c.heading, c.detail) for c in columns[7:]] == [("V", "Eq. 1"), ("Ṽ", "Neu et al.")]
+    assert [(c.heading, c.detail) for c in columns[6:]] == [
+        ("V", "Eq. 1"),
+        ("Ṽ", "Neu et al."),
+        ("β", "at W_T"),
+    ]
 
 
 def test_an_estimated_trace_has_its_standard_error_an_exact_one_none(tmp_path: Path) -> None:

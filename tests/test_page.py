@@ -184,7 +184,7 @@ def test_an_absent_neu_bound_is_told_and_a_present_one_defined(tmp_path: Path) -
         write(tmp_path, [finished("a", **{"term/lemma2_trajectory@0.01": 99.0})])
     ).text
     assert absent not in present
-    assert "Lemma 2 (Neu et al. 2021, Theorem 1)" in present
+    assert "The trajectory term of Neu et al. (2021, Theorem 1)" in present
 
 
 def test_a_text_that_differs_in_every_trial_is_cut_short(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_text_that_differs_in_every_trial_is_cut_short(tmp_path: Path) -> None
     for i, row in enumerate(rows):
         row["measure/sensitivity_interpolation"] = f"linear in t between {i + 2} points"
     text = Document(write(tmp_path, rows)).text
-    assert "between 4 points; … (5 values). measure/local_gradient_sensitivity" in text
+    assert "between 4 points; … (5 values). measure/sensitivity_interpolation" in text
 
 
 def test_configuration_tells_swept_from_shared_from_differing() -> None:

@@ -83,4 +83,4 @@ def test_step_is_the_axis_and_best_and_last_are_kept(server: Server, tmp_path: P
     # Numbers of MetricSummary in the client's protocol: 1 is min, 2 max, 5 last.
     for name, best in BEST.items():
         assert sorted(defined[name]["7"]) == [{"min": 1, "max": 2}[best], 5], name
-    assert run.summary["gap/loss"] == {"last": 0.25, "max": 0.5}
+    assert run.summary["gap/loss"] == {"last": 0.25, "min": 0.25}

@@ -17,8 +17,9 @@ from gisgd_ray.errors import UserError
 from gisgd_ray.figures.run_panels import RunPanel, expanded, shown_trials
 from gisgd_ray.figures.tables import Row, Table
 from gisgd_ray.sweep import Sweep
+from gisgd_ray.theory.quantities import QUANTITIES, quantity
 from gisgd_ray.tracking.report import build_report, entity_and_project, marker, sentence
-from gisgd_ray.tracking.report_text import FORMULAS, MOST_ROWS, escaped, markdown_table
+from gisgd_ray.tracking.report_text import ALWAYS, MOST_ROWS, escaped, markdown_table
 from tests import sweep_runs
 from tests.tables import NO_TRIALS, Tables, history, trial
 from tests.wandb_server import Server
@@ -76,7 +77,9 @@ def test_the_report_of_every_sweep(name: str) -> None:
     sweep = sweep_named(name)
     tables, swept = sweep_runs.tables(sweep)
     spec = built(sweep, tables, swept)
-    assert {block["content"] for block in of_type(spec, "latex")} >= {f for _, f in FORMULAS}
+    formulas = {block["content"] for block in of_type(spec, "latex")}
+    assert formulas >= {QUANTITIES[name].latex for name in ALWAYS}
+    assert all(quantity(name) for panel in sweep.run_panels for name in panel.y)
     grids = of_type(spec, "panel-grid")
     assert grids
     rows, points = set(tables.trials.columns), set(tables.history.columns)

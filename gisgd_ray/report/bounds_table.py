@@ -24,43 +24,16 @@ from gisgd_ray.numbers import (
 from gisgd_ray.report.premises import (
     AT_OPTIMUM,
     EXCEEDED,
-    PERTURBED_R,
     exceeded_told,
     is_exceeded,
     times_exceeded,
 )
 from gisgd_ray.results.tables import records
-from gisgd_ray.training.terms import REMARK, UNDEFINED_REASON
+from gisgd_ray.theory.quantities import QUANTITIES, Group, quantity
+from gisgd_ray.training.terms import UNDEFINED_REASON
 
-TRAINING, BOUNDS = "Training", "Bounds on the gap"
-FACTORS, TERMS, OTHER = "Parts of Eq. 3", "Trajectory term", "Also measured"
-SAID = (UNDEFINED_REASON, REMARK)
-"""Columns of bounds that hold words."""
-GROUPS = (TRAINING, BOUNDS, FACTORS, TERMS, OTHER)
-DISPERSION, NEU_DISPERSION = "measure/gradient_dispersion", "measure/gradient_dispersion_neu"
-
-KNOWN: dict[str, tuple[str, str, str]] = {
-    "steps": (TRAINING, "steps T", ""),
-    "train/loss": (TRAINING, "train loss", ""),
-    "test/loss": (TRAINING, "test loss", ""),
-    "test/accuracy": (TRAINING, "test accuracy", "%"),
-    "gap/loss": (TRAINING, "true gap", "test − train"),
-    "bound/theorem2_closed_form": (BOUNDS, "Eq.\N{NO-BREAK SPACE}3", "Theorem 2"),
-    "bound/lemma7": (BOUNDS, "Lemma\N{NO-BREAK SPACE}7", ""),
-    "bound/theorem3": (BOUNDS, "Theorem\N{NO-BREAK SPACE}3", ""),
-    "bound/theorem4": (BOUNDS, "Theorem\N{NO-BREAK SPACE}4", ""),
-    "term/trajectory_factor": (FACTORS, "trajectory factor", ""),
-    "term/flatness_factor": (FACTORS, "flatness factor", "Tr H"),
-    "measure/subgaussian_constant": (FACTORS, "R", ""),
-    PERTURBED_R + AT_OPTIMUM: (FACTORS, "R", "at σ*"),
-    "term/optimal_noise_std": (FACTORS, "σ*", ""),
-    "term/theorem2_trajectory_at_optimum": (TERMS, "Eq.\N{NO-BREAK SPACE}2", "σ = σ*"),
-    "measure/smoothness": (OTHER, "β", "at W_T"),
-    "measure/mean_gradient_gap": (OTHER, "‖∇L_μ − ∇L_S‖²", "at W_T"),
-    DISPERSION: (OTHER, "V", "Eq. 1"),
-    NEU_DISPERSION: (OTHER, "Ṽ", "Neu et al."),
-}
-"""Columns of the table in its order: group, heading, second line of the heading."""
+DISPERSIONS = ("measure/gradient_dispersion", "measure/gradient_dispersion_neu")
+"""Of a single run the two are the same."""
 
 FIELD_HEADINGS = {
     "training.learning_rate": "learning rate λ",
@@ -82,7 +55,7 @@ class Column:
     """One measured column."""
 
     name: str
-    group: str
+    group: Group
     heading: str
     detail: str
     """Second line of the heading."""
@@ -108,7 +81,7 @@ class Column:
 
         Of a bound that the user has added it is not known whether it takes R.
         """
-        takes_r = self.group == BOUNDS and self.name in KNOWN
+        takes_r = self.group == Group.BOUND and self.name in QUANTITIES
         exceeds = takes_r and any(is_exceeded(row, AT_OPTIMUM) for row in rows)
         return f"{text}\N{NO-BREAK SPACE}{EXCEEDED}" if exceeds and text != DASH else text
 
@@ -150,28 +123,31 @@ class SeedRow:
 
 
 def table_columns(trials: pd.DataFrame) -> list[Column]:
-    """The columns of :data:`KNOWN` that the table has, and any other ``bound/`` by its raw name.
+    """The columns that a table shows, in its order; a bound of the user's own by its raw name.
 
     Those at a noise std are left to the comparison, and V and V~ to where replicas part them.
     """
-    places = {name: place for place, name in enumerate(KNOWN)}
     names = [name for name in map(str, trials.columns) if "@" not in name]
     if "replicas" not in names or trials["replicas"].isna().all():
-        names = [name for name in names if name not in (DISPERSION, NEU_DISPERSION)]
-    found = []
-    for name in names:
-        if name in KNOWN or (name.startswith("bound/") and name not in SAID):
-            group, heading, detail = KNOWN.get(name, (BOUNDS, name.removeprefix("bound/"), ""))
-            found.append(Column(name, group, heading, detail))
-    last = len(places)
-    return sorted(found, key=lambda c: (GROUPS.index(c.group), places.get(c.name, last), c.name))
+        names = [name for name in names if name not in DISPERSIONS]
+    columns = [
+        Column(q.name, q.group, q.symbol, q.detail)
+        for q in QUANTITIES.values()
+        if q.group is not None and q.name in names
+    ]
+    columns += [
+        Column(name, Group.BOUND, name.removeprefix("bound/"), "")
+        for name in sorted(names)
+        if name.startswith("bound/") and quantity(name) is None
+    ]
+    return sorted(columns, key=lambda column: list(Group).index(column.group))
 
 
 class Grouped(Protocol):
     """A column of either table, under its group's heading."""
 
     @property
-    def group(self) -> str: ...
+    def group(self) -> Group: ...
 
 
 def column_groups(columns: Sequence[Grouped]) -> list[tuple[str, int]]:

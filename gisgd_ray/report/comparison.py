@@ -30,7 +30,6 @@ from gisgd_ray.report.bounds_table import (
 from gisgd_ray.report.compared_values import (
     EXCESS,
     RATIO,
-    SENSITIVITY,
     Value,
     lemma2_trajectory,
     plain,
@@ -49,13 +48,10 @@ from gisgd_ray.report.premises import (
     premises_told,
 )
 from gisgd_ray.results.tables import records
-from gisgd_ray.training.terms import LEMMA2, PERTURBED_R, THEOREM1, THEOREM2
+from gisgd_ray.theory.quantities import NBSP, QUANTITIES, Group, symbol
+from gisgd_ray.training.terms import LEMMA2, PERTURBED_R, THEOREM2
 
 OURS, NEU = "ours", "neu"
-TRAJECTORY, FLATNESS, BOUND = "Trajectory term", "Flatness", "Bound: trajectory + flatness"
-PERTURBED, MEASURED = "Bound with R at σ", "Measured"
-
-NBSP = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
@@ -63,49 +59,40 @@ class ComparedColumn:
     """One column: ``name`` without its noise std."""
 
     name: str
-    group: str
+    group: Group
     heading: str
     detail: str = ""
     """Second line of the heading."""
-    side: str = ""
-    """:data:`OURS` or :data:`NEU`, of the two that are compared."""
+
+    @property
+    def side(self) -> str:
+        """:data:`OURS` or :data:`NEU`, of the two that are compared."""
+        return {"ours": OURS, "Neu et al.": NEU}.get(self.detail, "")
 
 
-COLUMNS = (
-    ComparedColumn(THEOREM2, TRAJECTORY, f"Eq.{NBSP}2", "ours", OURS),
-    ComparedColumn(LEMMA2, TRAJECTORY, f"Lemma{NBSP}2", "Neu et al.", NEU),
-    ComparedColumn(RATIO, TRAJECTORY, "ratio", "Neu ÷ ours"),
-    ComparedColumn(THEOREM1, TRAJECTORY, f"Thm.{NBSP}1"),
-    ComparedColumn("term/corollary1_trajectory", TRAJECTORY, f"Cor.{NBSP}1"),
-    ComparedColumn(GAP, FLATNESS, f"flatness{NBSP}gap", "± 95 %"),
-    ComparedColumn("term/corollary2_flatness", FLATNESS, f"β{NBSP}d{NBSP}Σσ²", "Cor. 2"),
-    ComparedColumn("bound/theorem2", BOUND, f"Eq.{NBSP}2", "ours", OURS),
-    ComparedColumn("bound/lemma2_neu", BOUND, f"Lemma{NBSP}2", "Neu et al.", NEU),
-    ComparedColumn("bound/lemma2_neu_population", BOUND, f"Lemma{NBSP}2", "Ṽ about μ"),
-    ComparedColumn("bound/lemma2_neu_population", BOUND, f"Lemma{NBSP}2", "Ṽ about μ"),
-    ComparedColumn("bound/theorem1", BOUND, f"Thm.{NBSP}1"),
-    ComparedColumn("bound/corollary1", BOUND, f"Cor.{NBSP}1"),
-    ComparedColumn("bound/corollary2", BOUND, f"Cor.{NBSP}2"),
-    ComparedColumn(EXCESS, PERTURBED, f"R{NBSP}at{NBSP}σ", f"÷{NBSP}R"),
-    ComparedColumn(f"bound/theorem2{PERTURBED_R}", PERTURBED, f"Eq.{NBSP}2", "ours", OURS),
-    ComparedColumn(f"bound/lemma2_neu{PERTURBED_R}", PERTURBED, f"Lemma{NBSP}2", "Neu et al.", NEU),
-    ComparedColumn(SENSITIVITY, MEASURED, "Ψ", "mean over t"),
-)
+def _columns() -> Iterator[ComparedColumn]:
+    """What the paper has at a noise std, and what is made of it here."""
+    for q in QUANTITIES.values():
+        if not q.at_noise_std or q.group is None:
+            continue
+        if q.name == f"bound/theorem2{PERTURBED_R}@":
+            yield ComparedColumn(EXCESS, q.group, f"R{NBSP}at{NBSP}σ", f"÷{NBSP}R")
+        yield ComparedColumn(q.name.removesuffix("@"), q.group, q.symbol, q.detail)
+        if q.name == f"{LEMMA2}@":
+            yield ComparedColumn(RATIO, q.group, "ratio", "Neu ÷ ours")
 
-PAPERS = frozenset(column.name for column in COLUMNS)
+
+COLUMNS = tuple(_columns())
 
 _OF_THEOREM2 = (THEOREM2, "bound/theorem2")
 """With one draw of W Theorem 1's as well."""
 
-WITHOUT_NOISE_STD = {
-    "gap/loss": "true gap",
-    "bound/theorem2_closed_form": f"Eq.{NBSP}3",
-    "term/optimal_noise_std": "σ*",
-    "bound/lemma7": f"Lemma{NBSP}7",
-    "bound/theorem3": f"Theorem{NBSP}3",
-    "bound/theorem4": f"Theorem{NBSP}4",
-}
-"""What is shown once for a block, with its name there."""
+WITHOUT_NOISE_STD = (
+    "gap/loss",
+    *(q.name for q in QUANTITIES.values() if q.group is Group.BOUND),
+    "term/optimal_noise_std",
+)
+"""What is shown once for a block."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +196,9 @@ def _other_bounds(trials: pd.DataFrame) -> list[ComparedColumn]:
         name.partition("@")[0] for name in map(str, trials.columns) if "@" in name
     )
     return [
-        ComparedColumn(name, BOUND, name.removeprefix("bound/"))
+        ComparedColumn(name, Group.SUM, name.removeprefix("bound/"))
         for name in names
-        if name.startswith("bound/") and name not in PAPERS
+        if name.startswith("bound/") and f"{name}@" not in QUANTITIES
     ]
 
 
@@ -246,7 +233,7 @@ def _block(
         status=status,
         ended=bool(done),
         flags=list(dict.fromkeys(flag for row in done for flag in row_flags(row))),
-        facts=[(WITHOUT_NOISE_STD[name], _fact(name, done)) for name in facts],
+        facts=[(symbol(name), _fact(name, done)) for name in facts],
         lines=lines,
         reason=row_reason(first) if done and unmeasured and not over_seeds else "",
     )
@@ -286,7 +273,11 @@ def _cell(column: ComparedColumn, rows: Sequence[Mapping[str, Any]], at: str) ->
         if (width := mean_half_width(measured, at)) is not None:
             text = format_mean_std(mean.number, width)
         mark = MAY_BE_ZERO if any(gap_may_be_zero(row, at) for row in rows) else ""
-    if column.group == BOUND and name in PAPERS and any(is_exceeded(row, at) for row in rows):
+    if (
+        column.group is Group.SUM
+        and f"{name}@" in QUANTITIES
+        and any(is_exceeded(row, at) for row in rows)
+    ):
         mark = EXCEEDED
     return _marked(_counted(f"≥{NBSP}{text}" if mean.at_least else text, values, rows), mark)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from latex2mathml.converter import convert as mathml
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
@@ -52,6 +53,7 @@ from gisgd_ray.report.page_json import script_json
 from gisgd_ray.results import launch_record
 from gisgd_ray.results.tables import ResultTables, records
 from gisgd_ray.results.whole_files import replace_file
+from gisgd_ray.theory.quantities import NOTATION, QUANTITIES
 
 HERE = Path(__file__).parent
 
@@ -108,6 +110,8 @@ def write_page(
     seeds = trials["seed"].nunique() if "seed" in trials.columns else 0
     paths = [*points, "seed"] if seeds > 1 else points
     columns = table_columns(trials)
+    measured = present(trials)
+    known = [q for q in QUANTITIES.values() if q.name in measured]
     finished = int((trials["status"] == "finished").sum())
     caption = f"{item} as measured by this run, from {finished} finished trials."
     shown = _figures(figures, charts or {}, captions or {}, caption)
@@ -137,11 +141,15 @@ def write_page(
             how_judged=HOW_JUDGED,
             columns=columns,
             groups=column_groups(columns),
-            present=present(trials),
+            present=measured,
+            notation=NOTATION,
+            explained=[q for q in known if q.latex],
+            methods=[
+                (q, first(distinct(trials, q.name), 3))
+                for q in known
+                if q.kind == "text" and q.name.startswith("measure/")
+            ],
             comparison=compare(trials, points if seeds > 1 else paths, over_seeds=seeds > 1),
-            interpolations=first(distinct(trials, "measure/sensitivity_interpolation"), 3),
-            sensitivity_estimators=first(distinct(trials, "measure/sensitivity_estimator"), 3),
-            replicas=distinct(trials, "replicas"),
             keys=key_columns(trials, paths),
             rows=trial_rows(trials, columns, paths),
             point_keys=key_columns(trials, points),
@@ -176,6 +184,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["tight"] = tight
+    environment.filters["mathml"] = lambda latex: Markup(mathml(latex, display="block"))
     environment.filters["script_json"] = script_json
     return environment
 

@@ -10,6 +10,8 @@ import pandas as pd
 from gisgd_ray.errors import UserError
 from gisgd_ray.numbers import DASH, format_noise_std, format_number, known
 from gisgd_ray.results.tables import ResultTables, records
+from gisgd_ray.theory.quantities import QUANTITIES, Group, symbol
+from gisgd_ray.training.terms import LEMMA2, LEMMA2_FLOOR, THEOREM2
 
 MOST_POINTS = 200
 """Of a trial's curve."""
@@ -17,38 +19,26 @@ FEWEST_POINTS = 12
 MOST_VALUES = 260_000
 """In the page: some nine bytes each."""
 
-PANELS: dict[str, dict[str, str]] = {
-    "loss": {"train/loss": "train", "test/loss": "test"},
-    "accuracy": {"train/accuracy": "train", "test/accuracy": "test"},
-    "gap and bounds": {
-        "gap/loss": "true gap",
-        "bound/theorem2_closed_form": "Eq. 3",
-        "bound/lemma7": "Lemma 7",
-        "bound/theorem3": "Theorem 3",
-        "bound/theorem4": "Theorem 4",
-    },
-    "gradient dispersion": {
-        "measure/gradient_dispersion": "V (Eq. 1)",
-        "measure/gradient_dispersion_neu": "Ṽ (Neu et al.)",
-    },
-    "mean gradient over μ less that over S, squared": {
-        "measure/mean_gradient_gap": "‖∇L_μ − ∇L_S‖²"
-    },
-    "gradient norm": {"measure/gradient_norm": "‖g‖"},
-    "trajectory factor of Eq. 3": {"term/trajectory_factor": "trajectory factor"},
-    "flatness factor Tr H of Eq. 3": {"term/flatness_factor": "flatness factor"},
-    "R": {"measure/subgaussian_constant": "R"},
-    "gradient multiplied by": {"measure/gradient_factor": "factor"},
-    "learning rate": {"learning_rate": "λ"},
-    "active units": {"measure/active_units": "active units"},
+PANELS: dict[str, Sequence[str]] = {
+    "loss": ["train/loss", "test/loss"],
+    "accuracy": ["train/accuracy", "test/accuracy"],
+    "gap and bounds": [
+        "gap/loss",
+        *(q.name for q in QUANTITIES.values() if q.group is Group.BOUND),
+    ],
+    "gradient dispersion": ["measure/gradient_dispersion", "measure/gradient_dispersion_neu"],
+    "mean gradient over μ less that over S, squared": ["measure/mean_gradient_gap"],
+    "gradient norm": ["measure/gradient_norm"],
+    "trajectory factor of Eq. 3": ["term/trajectory_factor"],
+    "flatness factor Tr H of Eq. 3": ["term/flatness_factor"],
+    "R": ["measure/subgaussian_constant"],
+    "gradient multiplied by": ["measure/gradient_factor"],
+    "learning rate": ["learning_rate"],
+    "active units": ["measure/active_units"],
 }
-"""Panels of a trial, their columns of the history and what those are called."""
+"""Panels of a trial, and their columns of the history."""
 
-AT_NOISE = {
-    "term/theorem2_trajectory": "Eq. 2 (ours)",
-    "term/lemma2_trajectory": "Lemma 2 (Neu et al.)",
-    "term/lemma2_without_sensitivity": "Lemma 2 with Ψ = 0",
-}
+AT_NOISE = (THEOREM2, LEMMA2, LEMMA2_FLOOR)
 """Likewise, in a panel for every noise std."""
 
 SAME = ("measure/gradient_dispersion_neu", "measure/gradient_dispersion")
@@ -111,18 +101,16 @@ def curve_columns(history: pd.DataFrame) -> list[Column]:
     """The columns that some trial's curve can be drawn of, in the order of the panels."""
     names = set(map(str, history.columns))
     wanted = [
-        Column(name, label, panel)
-        for panel, members in PANELS.items()
-        for name, label in members.items()
+        Column(name, symbol(name), panel) for panel, members in PANELS.items() for name in members
     ]
     ats = {name.partition("@")[2] for name in names if name.partition("@")[0] in AT_NOISE}
     stds = sorted(filter(_is_std, ats), key=float)[::-1]
     for std in stds:
-        members = dict(AT_NOISE)
-        if f"term/lemma2_trajectory@{std}" in names:
-            del members["term/lemma2_without_sensitivity"]
+        members = [f"{name}@{std}" for name in AT_NOISE]
+        if f"{LEMMA2}@{std}" in names:
+            members.remove(f"{LEMMA2_FLOOR}@{std}")
         panel = f"trajectory term at σ = {format_noise_std(float(std))}"
-        wanted += [Column(f"{name}@{std}", label, panel) for name, label in members.items()]
+        wanted += [Column(name, symbol(name), panel) for name in members]
     if set(SAME) <= names and history[SAME[0]].equals(history[SAME[1]]):
         names.remove(SAME[0])
     return [c for c in wanted if c.name in names and _moves(history, c.name)]
@@ -201,15 +189,11 @@ def listed_trials(trials: pd.DataFrame, labels: Sequence[str], curves: Curves) -
     found = []
     for row, label in zip(records(trials), labels, strict=True):
         told = []
-        for name, text in (
-            ("test/accuracy", "test accuracy"),
-            ("gap/loss", "gap"),
-            ("bound/theorem2_closed_form", "Eq. 3"),
-        ):
+        for name in ("test/accuracy", "gap/loss", "bound/theorem2_closed_form"):
             value = known(row, name)
             if value is not None:
                 shown = format_number(100 * value) + " %" if name == "test/accuracy" else None
-                told.append(f"{text} {shown or format_number(value)}")
+                told.append(f"{symbol(name)} {shown or format_number(value)}")
         trial_id = str(row["trial_id"])
         place = places.get(trial_id)
         found.append(Listed(trial_id, label, str(row["status"]), ", ".join(told) or DASH, place))

@@ -55,9 +55,9 @@ def _listed(values: Iterable[Any]) -> str:
 
 
 def present(trials: pd.DataFrame) -> set[str]:
-    """Names of the columns that have a value in some trial, without their noise stds."""
+    """Names of the columns that have a value in some trial, ``name@`` for each noise std's."""
     filled = trials.columns[trials.notna().any()]
-    return {str(name).partition("@")[0] for name in filled}
+    return {"".join(str(name).partition("@")[:2]) for name in filled}
 
 
 def nowhere(trials: pd.DataFrame, switch: str) -> bool:

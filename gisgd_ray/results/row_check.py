@@ -15,39 +15,14 @@ from gisgd_ray.config.frozen import id_of, unflatten
 from gisgd_ray.config.space import validated
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
+from gisgd_ray.theory.quantities import QUANTITIES, quantity
 
 STATUSES = ("finished", "diverged", "failed")
-NUMBERS = (
-    *("bound/", "term/", "gap/", "sum/", "train/", "test/", "time/", "resources/"),
-    "measure/active_units",
-    "measure/between_group_dispersion",
-    "measure/flatness_",
-    "measure/gradient_",
-    "measure/hessian_trace",
-    "measure/ill_conditioned_steps",
-    "measure/local_gradient_sensitivity",
-    "measure/mean_gradient_gap",
-    "measure/per_sample_dispersion",
-    "measure/sensitivity_samples",
-    "measure/smoothness",
-    "measure/subgaussian_constant",
-    "measure/test_loss_increase",
-)
-"""What the names of measured numbers begin with; a measure of the user's own may be a word."""
-COUNTS = (
-    *("step", "steps", "epoch", "epochs", "learning_rate"),
-    *("num_samples", "num_test_samples", "num_classes", "num_parameters"),
-)
-TEXTS = (
-    "measure/hessian_trace_estimator",
-    "measure/gradient_dispersion_estimator",
-    "measure/gradient_dispersion_of",
-    "measure/sensitivity_estimator",
-    "bound/undefined_reason",
-    "bound/remark",
-)
-"""Those among them that are said in words."""
-WORDS = ("wandb/status", "error", "stop_reason", "outside_theorem", "device", "hostname", *TEXTS)
+OWN = ("trial_id", "status")
+"""Which :func:`require_own` sees to."""
+NUMBERS = ("bound/", "term/", "gap/", "sum/", "train/", "test/", "time/", "resources/")
+"""What the names of numbers of the user's own begin with; a measure of one may be a word."""
+WORDS = [q.name for q in QUANTITIES.values() if q.kind == "text" and q.name not in OWN]
 """What is said in words, or not at all."""
 
 
@@ -131,7 +106,8 @@ def require_number_columns(table: pd.DataFrame, where: Path) -> None:
 
 
 def _is_numeric(name: str) -> bool:
-    return name in COUNTS or (name.startswith(NUMBERS) and name not in TEXTS)
+    known = quantity(name)
+    return name.startswith(NUMBERS) if known is None else known.kind in ("number", "count")
 
 
 def _is_number(value: Any) -> bool:

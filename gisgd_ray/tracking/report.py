@@ -27,16 +27,15 @@ from gisgd_ray.results.launch_record import last_record
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.results.whole_files import replace_file
 from gisgd_ray.sweep import Sweep
+from gisgd_ray.theory.quantities import NOTATION, quantity
 from gisgd_ray.tracking.access import Contained, no_answer, server
 from gisgd_ray.tracking.existing import runs_there
 from gisgd_ray.tracking.panels import comparison_grid, figure_grids, reports
 from gisgd_ray.tracking.report_text import (
-    FORMULAS,
-    GIVEN,
+    ALWAYS,
     claims_markdown,
     comparison_markdown,
     facts_markdown,
-    meaning,
     paper_table_markdown,
 )
 
@@ -117,7 +116,7 @@ def build_report(
                          "Information-Theoretic Bounds and Implications* (ICLR 2022)."),
         wr.TableOfContents(),
         wr.H1(text="Formulas"),
-        wr.P(text=GIVEN),
+        wr.P(text=NOTATION),
         *_formulas(run_panels),
         wr.H1(text="Ours against Neu et al."),
         *_comparison(trials, points, compared),
@@ -166,18 +165,16 @@ def _counted(trials: Any, planned: int) -> str:
 
 
 def _formulas(run_panels: Sequence[RunPanel]) -> list[Any]:
-    """The formulas of every report, then what this figure's metrics are."""
+    """What every report explains, then this figure's metrics."""
     wr = reports()
     blocks: list[Any] = []
-    for words, latex in FORMULAS:
-        blocks += [wr.P(text=words), wr.LatexBlock(text=latex)]
-    for metric in dict.fromkeys(name for panel in run_panels for name in panel.y):
-        words, latex = meaning(metric)
-        if words:
-            blocks.append(wr.P(text=[wr.InlineCode(text=metric + "σ" * metric.endswith("@")),
-                                     f": {words}."]))  # fmt: skip
-        if latex:
-            blocks.append(wr.LatexBlock(text=latex))
+    shown = (name for panel in run_panels for name in panel.y)
+    for known in filter(None, map(quantity, dict.fromkeys([*ALWAYS, *shown]))):
+        name = known.name + "σ" * known.at_noise_std
+        words = f" ({known.symbol}): {known.meaning}."
+        blocks.append(wr.P(text=[wr.InlineCode(text=name), words]))
+        if known.latex:
+            blocks.append(wr.LatexBlock(text=known.latex))
     return blocks
 
 

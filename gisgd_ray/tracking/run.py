@@ -20,6 +20,7 @@ import wandb
 
 from gisgd_ray.errors import one_line
 from gisgd_ray.results.whole_files import replace_file
+from gisgd_ray.theory.quantities import QUANTITIES
 from gisgd_ray.tracking.access import (
     Contained,
     Mode,
@@ -43,13 +44,9 @@ MAX_ROWS = 200_000
 """Rows that a table of W&B's may have."""
 
 BEST = {
-    "train/loss": "min",
-    "test/loss": "min",
-    "gap/loss": "max",
-    "train/accuracy": "max",
-    "test/accuracy": "max",
-    "measure/gradient_dispersion": "min",
-    "bound/theorem2_closed_form": "min",
+    q.name: "min" if q.lower_is_better else "max"
+    for q in QUANTITIES.values()
+    if q.lower_is_better is not None
 }
 """Metrics whose best value is kept beside the last one; in the summary as ``min/train/loss``."""
 
