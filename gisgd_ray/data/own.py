@@ -6,8 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.config.checks import DataFacts, check_consistency
-from gisgd_ray.config.scheme_checks import check_scheme
+from gisgd_ray.config.checks import DataFacts
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import Dataset, subset
 from gisgd_ray.errors import UserError
@@ -18,9 +17,9 @@ TOLD = "the given dataset"
 def own_dataset(data: Dataset, config: TrialConfig, device: torch.device) -> Dataset:
     """The given dataset as this trial takes it: on the device, reduced to ``data.train_fraction``.
 
-    ``data.label_noise`` is a replica's to add. Every check that a trial's fields pass against the
-    configured set is made against these data, but for a last batch of one sample: the row then
-    says why its bounds are undefined.
+    ``data.label_noise`` is a replica's to add. Every check of a trial's fields that else is
+    made against the configured set is made against these data instead, but for a last batch of one
+    sample: the row then says why its bounds are undefined.
 
     Raises:
         UserError: they are not sound, or do not suit the configuration.
@@ -31,11 +30,7 @@ def own_dataset(data: Dataset, config: TrialConfig, device: torch.device) -> Dat
     data = subset(replace(data, **moved), n)
     real = data.train_y.is_floating_point()
     facts = DataFacts(TOLD, n, data.input_shape, real=real, given=True)
-    try:
-        check_consistency(config, facts)
-        check_scheme(config, facts)
-    except ValueError as fault:
-        raise UserError(str(fault)) from None
+    config.require_consistent(facts)
     return data
 
 

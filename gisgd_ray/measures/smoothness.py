@@ -13,14 +13,14 @@ x = Q s with::
 
     theta = x . H x,    residual = || H x - theta x ||
 
-|theta| is at most max_i |lambda_i|, and some eigenvalue lies within the residual of theta. Which one
-is not said: a start that happens to hold little of the top eigenvector ends at the second with as
-small a residual (of 4,500 searches on small networks of nearly equal scores 35 did, up to 7 % low).
-So a second search goes, from a start of its own, through the vectors orthogonal to the x found, and
-where it finds more, its vector is the start of a third. To be left low it takes two such starts (in
-none of the 4,500); no residual excludes it. Where the top is found, max_i |lambda_i| is in the
-interval [|theta|, |theta| + residual], and the residual says more than enough of theta's error,
-which is about residual^2 / (distance to the other eigenvalues).
+|theta| is at most max_i |lambda_i|, and some eigenvalue lies within the residual of theta. It need
+not be the largest: a start that happens to hold little of the top eigenvector ends at the second,
+with as small a residual (of 4,500 searches on small networks of nearly equal scores 34 did, up to
+7 % low). So a second search goes, from a start of its own, through the vectors orthogonal to the x
+found, and where it finds more, its vector is the start of a third. To be left low then takes two
+such starts (no pair of the 4,500 was); no residual excludes it. Where the top is found,
+max_i |lambda_i| is in the interval [|theta|, |theta| + residual], and the residual says more than
+enough of theta's error, which is about residual^2 / (distance to the other eigenvalues).
 
 A full basis is replaced by its :data:`KEPT` Ritz vectors of largest |theta| and the next direction,
 so that memory holds about BASIS + 4 vectors of d numbers: 480 MB at d = 10^7. (SciPy's ``eigsh``
