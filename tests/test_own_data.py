@@ -332,6 +332,14 @@ def changed(**tensors: Callable[[Dataset], Any]) -> Dataset:
     [
         (changed(test_x=lambda d: d.test_x[:0], test_y=lambda d: d.test_y[:0]), "no test samples"),
         (changed(train_x=lambda d: d.train_x.double()), "train_x is torch.float64, expected float"),
+        (
+            changed(train_x=lambda d: d.train_x[:, 0, 0, 0], test_x=lambda d: d.test_x[:, 0, 0, 0]),
+            r"train_x has the shape \(30,\), expected \(samples, ...\)",
+        ),
+        (changed(train_x=lambda d: d.train_x.sum()), r"train_x has the shape \(\), expected"),
+        (changed(test_y=lambda d: d.test_y.sum()), r"test_y has the shape \(\), expected \(12,"),
+        (changed(train_x=lambda d: d.train_x / 0), "train_x is not finite everywhere"),
+        (changed(test_x=lambda d: d.test_x.where(d.test_x < 1, math.nan)), "test_x is not finite"),
         (changed(train_x=lambda d: d.train_x.numpy()), "train_x is a ndarray; give a torch.Tensor"),
         (changed(train_y=lambda d: d.train_y[1:]), r"train_y has the shape \(29,\), expected \(30"),
         (changed(test_y=lambda d: d.test_y[:, None]), r"test_y has the shape \(12, 1\), expected"),

@@ -44,12 +44,17 @@ def _require_sound(data: Dataset) -> None:
         for name, tensor in ((f"{split}_x", x), (f"{split}_y", y)):
             if not isinstance(tensor, Tensor):
                 raise UserError(f"{TOLD}: {name} is a {type(tensor).__name__}; give a torch.Tensor")
+        if x.dim() < 2:
+            raise UserError(
+                f"{TOLD}: {split}_x has the shape {tuple(x.shape)}, expected (samples, ...) with "
+                "vectors or images; of single numbers give x[:, None]"
+            )
         if len(x) == 0:
             raise UserError(
                 f"{TOLD} has no {split} samples: the gap and the bounds are of both splits; give "
                 "at least one"
             )
-        if len(x) != len(y) or y.dim() != 1:
+        if y.dim() != 1 or len(x) != len(y):
             raise UserError(
                 f"{TOLD}: {split}_y has the shape {tuple(y.shape)}, expected ({len(x)},), one for "
                 f"each of {split}_x"
@@ -66,6 +71,9 @@ def _require_sound(data: Dataset) -> None:
                 f"{TOLD}: {split}_y is {y.dtype}, and train_y {data.train_y.dtype}; give both alike"
             )
         _require_targets(y, f"{split}_y", data.num_classes)
+        for name, tensor in ((f"{split}_x", x), (f"{split}_y", y)):
+            if not tensor.isfinite().all():
+                raise UserError(f"{TOLD}: {name} is not finite everywhere")
     channels = data.input_shape[0]
     for name in ("normalization_mean", "normalization_std"):
         count = len(getattr(data, name))
