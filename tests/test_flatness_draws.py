@@ -175,22 +175,20 @@ class TestSeveralRuns:
             each = [run_of(*samples, seed=100 * seed + i) for i in range(runs)]
             found, still = flatness_gaps(each, draws=[200, 200], target=0.1)
             estimate = combined(found)
-            pairs = len(found[0].train)
+            pairs, least, most = len(found[0].train), max(2, math.ceil(8 / runs)), 100 // runs
             assert all(len(gap.train) == pairs for gap in found)
-            assert estimate.draws == 2 * pairs * runs
-            assert max(16, 4 * runs) <= estimate.draws <= 200
-            enough = estimate.standard_error <= 0.1 * abs(estimate.signed)
-            assert enough or pairs == 200 // (2 * runs)
-            # Not before: at half as many it was not known.
-            if estimate.draws > max(16 + 2 * runs, 4 * runs):
-                fewer = [run_of(*samples, seed=100 * seed + i) for i in range(runs)]
-                for one in fewer:
-                    one.draw([math.ceil(pairs / 2), 2])
-                half = combined([one.gaps()[0] for one in fewer])
-                known = half.standard_error <= 0.1 * abs(half.signed)
-                assert not known or pairs == 200 // (2 * runs)
+            looks = [min(least * 2**k, most) for k in range(8)]
+            assert pairs in looks
+            assert estimate.draws == 2 * pairs * runs <= 200
+            assert pairs == most or estimate.standard_error <= 0.1 * abs(estimate.signed)
+            if pairs > least:  # at the look before it was not known
+                before = [run_of(*samples, seed=100 * seed + i) for i in range(runs)]
+                for one in before:
+                    one.draw([looks[looks.index(pairs) - 1], 1])
+                fewer = combined([one.gaps()[0] for one in before])
+                assert fewer.standard_error > 0.1 * abs(fewer.signed)
             # No noise: 0 by all draws, and no further ones.
-            assert combined(still).draws == 2 * max(2, math.ceil(8 / runs)) * runs
+            assert combined(still).draws == 2 * least * runs
 
     def test_drawn_in_rounds_or_at_once(self):
         once, rounds = (run_of(*scatter(0.6), seed=7) for _ in range(2))
