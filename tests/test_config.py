@@ -15,6 +15,7 @@ from gisgd_ray.config.model import LinearConfig, MLPConfig, TwoLayerReLUConfig, 
 from gisgd_ray.config.scheme import FloodingConfig, SAMConfig
 from gisgd_ray.config.space import field_paths
 from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.errors import UserError
 
 DATASETS = ["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "teacher"]
 TINY = 5e-324  # the smallest positive float
@@ -112,7 +113,9 @@ def trial(fields: dict[str, Any]) -> TrialConfig:
     for section, name in (("model", "mlp"), ("scheme", "sgd")):
         if section in nested:
             nested[section].setdefault("name", name)
-    return TrialConfig.model_validate(nested)
+    config = TrialConfig.model_validate(nested)
+    config.require_consistent()
+    return config
 
 
 def submodels() -> list[type[BaseModel]]:
@@ -145,8 +148,11 @@ def test_accepted_at_the_edge(path: str, value: Any) -> None:
 
 @pytest.mark.parametrize(("path", "value"), [(p, v) for p in FIELDS for v in FIELDS[p][1]])
 def test_refused_beyond_the_edge(path: str, value: Any) -> None:
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises((ValidationError, UserError)) as caught:
         trial({path: value})
+    if isinstance(caught.value, UserError):  # beyond what the configured data have
+        assert path in str(caught.value)
+        return
     said = caught.value.errors()[0]
     # A tagged union is told at the tag's section, and names its variant in the place.
     place = [str(part) for part in said["loc"] if part not in TAGS]

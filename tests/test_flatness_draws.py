@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from gisgd_ray.measures.flatness import (
+    LEAST_DRAWS,
     FlatnessGap,
+    FlatnessRun,
     combined,
     flatness_gap,
+    flatness_gaps,
     half_widths,
     pairs_due,
 )
@@ -129,18 +132,88 @@ class TestWhenToStop:
         assert [each.draws for each in found] == [16, 16, 64]
 
 
-def coverage(relative: float, *, least: int, most: int, repetitions: int = 20_000) -> float:
-    """How often the 95 % interval by the draws holds the mean of normal pairs that scatter so."""
+def coverage(
+    relative: float, *, most: int, repetitions: int, runs: int = 1, between: float = 0.0
+) -> float:
+    """How often the 95 % interval by the draws holds the mean of normal pairs that scatter so.
+
+    Of several runs, whose own means scatter by ``between``, ``most`` pairs all together.
+    """
     generator = np.random.default_rng(0)
+    first, most = math.ceil(LEAST_DRAWS / 2 / runs), most // runs
     hits = 0
-    for pairs in 1 + relative * generator.standard_normal((repetitions, most)):
-        count, due = least, least
-        while (due := pairs_due(pairs[:count], target=0.1, most=most)) > count:
+    for _ in range(repetitions):
+        of_run = 1 + between * generator.standard_normal((runs, 1))
+        pairs = of_run + relative * generator.standard_normal((runs, most))
+        due, count = min(first, most), 0
+        while due > count:
             count = due
-        error = pairs[:count].std(ddof=1) / math.sqrt(count)
-        width, _ = half_widths(error, 0.0, independent=count)
-        hits += abs(pairs[:count].mean() - 1) <= width
+            means = pairs[0, :count] if runs == 1 else pairs[:, :count].mean(axis=1)
+            due = pairs_due(means, count, target=0.1, most=most)
+        error = means.std(ddof=1) / math.sqrt(len(means))
+        width, _ = half_widths(error, 0.0, independent=len(means))
+        hits += abs(means.mean() - 1) <= width
     return hits / repetitions
+
+
+def run_of(train: Tensor, test: Tensor, seed: int) -> FlatnessRun:
+    """One of several runs, each of the linear network with w = 0 and y = 0."""
+    model = nn.Linear(train.shape[1], 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    data = [part for x in (train, test) for part in (x, torch.zeros(len(x), dtype=x.dtype))]
+    return FlatnessRun(model, *data, loss="squared", perturbation_stds=[TAU, 0.0], seed=seed)
+
+
+class TestSeveralRuns:
+    """What ends the draws is the error of the runs' mean, which the row reports."""
+
+    @pytest.mark.parametrize("runs", [2, 3, 5, 20])
+    @pytest.mark.parametrize("relative", [0.25, 0.6, 3.0])
+    def test_at_the_target_or_the_budget(self, runs, relative):
+        samples = scatter(relative)
+        for seed in range(4):
+            each = [run_of(*samples, seed=100 * seed + i) for i in range(runs)]
+            found, still = flatness_gaps(each, draws=[200, 200], target=0.1)
+            estimate = combined(found)
+            pairs, least, most = len(found[0].train), max(2, math.ceil(8 / runs)), 100 // runs
+            assert all(len(gap.train) == pairs for gap in found)
+            looks = [min(least * 2**k, most) for k in range(8)]
+            assert pairs in looks
+            assert estimate.draws == 2 * pairs * runs <= 200
+            assert pairs == most or estimate.standard_error <= 0.1 * abs(estimate.signed)
+            if pairs > least:  # at the look before it was not known
+                before = [run_of(*samples, seed=100 * seed + i) for i in range(runs)]
+                for one in before:
+                    one.draw([looks[looks.index(pairs) - 1], 1])
+                fewer = combined([one.gaps()[0] for one in before])
+                assert fewer.standard_error > 0.1 * abs(fewer.signed)
+            # No noise: 0 by all draws, and no further ones.
+            assert combined(still).draws == 2 * least * runs
+
+    def test_drawn_in_rounds_or_at_once(self):
+        once, rounds = (run_of(*scatter(0.6), seed=7) for _ in range(2))
+        once.draw([12, 12])
+        for due in ([3, 2], [6, 12], [12, 12], [12, 12]):
+            rounds.draw(due)
+        for a, b in zip(once.gaps(), rounds.gaps(), strict=True):
+            assert repr(vars(a)) == repr(vars(b))
+            assert a.train.tolist() == b.train.tolist()
+            assert a.train_samples.tolist() == b.train_samples.tolist()
+
+    @pytest.mark.parametrize(
+        ("replicas", "draws"), [(2, {16, 32}), (3, {18, 30}), (5, {20, 30}), (8, {32}), (9, {36})]
+    )
+    def test_of_a_trial(self, replicas, draws):
+        """32 at most by default, and two pairs of each replica at least."""
+        changes = {"replicas": replicas, "measurement.smoothness": False}
+        changes |= {"measurement.noise_stds": [0.3, 0.01], "training.max_steps": 6}
+        row = run(changes).row
+        for std in (0.3, 0.01):
+            found = row[at("measure/flatness_draws", std)]
+            assert found in draws
+            error = row[at("measure/flatness_gap_stderr", std)]
+            known = error <= 0.1 * row[at("measure/flatness_gap", std)]
+            assert known or found == max(draws)
 
 
 class TestCoverage:
@@ -150,9 +223,15 @@ class TestCoverage:
     @pytest.mark.parametrize("most", [16, 128])
     def test_of_the_draws(self, relative, most):
         """That they end where they look sure costs a little, at a scatter where some runs do."""
-        least = pairs_due(np.empty(0), target=0.1, most=most)
-        found = coverage(relative, least=least, most=most, repetitions=4000)
+        found = coverage(relative, most=most, repetitions=4000)
         assert 0.925 < found < 0.962  # the error of the simulation is 0.0035
+
+    @pytest.mark.parametrize("runs", [2, 3, 5])
+    @pytest.mark.parametrize(("relative", "between"), [(0.3, 0.0), (0.8, 0.0), (0.3, 0.3)])
+    def test_over_runs(self, runs, relative, between):
+        """A little more, as two or three means agree by chance more often than 8 pairs do."""
+        found = coverage(relative, most=16, runs=runs, between=between, repetitions=3000)
+        assert 0.91 < found < 0.962
 
     def test_of_draws_and_samples_together(self):
         """S and S' drawn anew: the right value is that of the distributions they are from."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gisgd_ray.config.frozen import unflatten
+from gisgd_ray.config.space import make_space, validated
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import Dataset, with_label_noise
 from gisgd_ray.errors import UserError
@@ -98,7 +99,34 @@ def test_what_the_sentence_says_would_do_does() -> None:
         assert row["bound/undefined_reason"] is None
 
 
-def test_the_configured_set_has_no_say() -> None:
+@pytest.mark.parametrize(
+    ("data", "changes", "said"),
+    [
+        (images(62), {"training.batch_size": 31}, r"batch_size = 31 gives a last batch \(n = 4000"),
+        (images(4600), {"training.batch_size": 4500}, "batch_size = 4500 exceeds the 4000"),
+        (images(4600), {"measurement.hessian_samples": 4500}, "hessian_samples = 4500 exceeds"),
+        (
+            images(30),
+            {"training.max_epochs": 20, "training.batch_size": 2, "scheme.name": "clipping"}
+            | {"scheme.start_epoch": 2, "training.max_steps": 40},
+            "start_epoch = 2 starts no clipping within training.max_steps = 40, an epoch having 2",
+        ),
+        (values(), {"model.name": "linear", "training.loss": "squared"}, "has one real output"),
+    ],
+)
+def test_the_configured_set_has_no_say(data: Dataset, changes: dict[str, Any], said: str) -> None:
+    """What its 4,000 digits would not suit, and these data do; a sweep has nothing but it."""
+    assert trained(data, changes).row["status"] == "finished"
+    asked = trial(changes)
+    with pytest.raises(UserError, match=said):
+        training.start(asked)
+    with pytest.raises(UserError, match=said):
+        validated(asked.flat())
+    with pytest.raises(UserError, match=said):
+        make_space({**asked.flat(), "seed": [0, 1]}).trials()
+
+
+def test_a_last_batch_is_that_of_the_data_at_hand() -> None:
     """4,000 = 400 * 10, and these are 30 = 3 * 10: neither is the other's."""
     assert trained(images(30)).row["bound/undefined_reason"] is None
     unmeasured = trained(images(31), {"measurement.dispersion": False}).row
@@ -301,7 +329,7 @@ REFUSED: list[tuple[Dataset, dict[str, Any], str]] = [
     ),
     (
         images(30),
-        {"model.name": "linear", **REAL, "data.dataset": "teacher"},
+        {"model.name": "linear", **REAL},
         "model.name = 'linear' has one real output, but the given dataset has classes; give real",
     ),
     (images(30), {"model.name": "alexnet"}, "those of the given dataset are 4x4; choose another"),
@@ -339,6 +367,14 @@ def changed(**tensors: Callable[[Dataset], Any]) -> Dataset:
     [
         (changed(test_x=lambda d: d.test_x[:0], test_y=lambda d: d.test_y[:0]), "no test samples"),
         (changed(train_x=lambda d: d.train_x.double()), "train_x is torch.float64, expected float"),
+        (
+            changed(train_x=lambda d: d.train_x[:, 0, 0, 0], test_x=lambda d: d.test_x[:, 0, 0, 0]),
+            r"train_x has the shape \(30,\), expected \(samples, ...\)",
+        ),
+        (changed(train_x=lambda d: d.train_x.sum()), r"train_x has the shape \(\), expected"),
+        (changed(test_y=lambda d: d.test_y.sum()), r"test_y has the shape \(\), expected \(12,"),
+        (changed(train_x=lambda d: d.train_x / 0), "train_x is not finite everywhere"),
+        (changed(test_x=lambda d: d.test_x.where(d.test_x < 1, math.nan)), "test_x is not finite"),
         (changed(train_x=lambda d: d.train_x.numpy()), "train_x is a ndarray; give a torch.Tensor"),
         (changed(train_y=lambda d: d.train_y[1:]), r"train_y has the shape \(29,\), expected \(30"),
         (changed(test_y=lambda d: d.test_y[:, None]), r"test_y has the shape \(12, 1\), expected"),

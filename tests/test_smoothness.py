@@ -60,7 +60,7 @@ class TestAgainstDenseHessian:
         truth = reference.smoothness(model, x, y, "cross_entropy")
         found = smoothness(model, x, y, loss="cross_entropy", seed=seed)
         assert found.converged
-        assert found.iterations < 30
+        assert found.iterations < 60
         assert found.residual <= 1e-3 * found.value
         assert found.value == pytest.approx(truth, rel=1e-4)
         assert found.value <= truth * (1 + 1e-5)
@@ -72,7 +72,7 @@ class TestAgainstDenseHessian:
         model, x, y = regression([math.sqrt(405 * value) for value in spectrum])
         found = smoothness(model, x, y, loss="squared", seed=seed)
         assert found.converged
-        assert found.iterations < 40
+        assert found.iterations < 90
         assert 1 - 1e-4 < found.value <= 1 + 1e-12
         assert found.value + found.residual > 1
 
@@ -149,7 +149,7 @@ class TestKnownSpectra:
         found = smoothness(model, x, y, loss="squared", seed=0)
         assert found.value == pytest.approx(4 / 3)
         assert found.converged
-        assert found.iterations == 2  # start, image
+        assert found.iterations == 3  # start, image, and a start outside of it
 
     @pytest.mark.parametrize("seed", range(5))
     def test_equal_eigenvalues_of_both_signs(self, seed):
@@ -180,7 +180,7 @@ class TestKnownSpectra:
     def test_no_curvature_at_all(self, chunk):
         model, x, y = regression([0.0, 0.0, 0.0])
         found = smoothness(model, x, y, loss="squared", seed=0, chunk=chunk)
-        assert found == Smoothness(0.0, 0.0, 1, True)
+        assert found == Smoothness(0.0, 0.0, 2, True)
 
     def test_not_finite(self):
         model, x, y = regression([1.0, math.nan])
@@ -188,6 +188,72 @@ class TestKnownSpectra:
         assert math.isnan(found.value)
         assert math.isnan(found.residual)
         assert not found.converged
+
+
+def scores_nearly_equal(seed: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A small network at a fifth of its usual weights: top eigenvalues by a few per cent apart."""
+    torch.manual_seed(seed)
+    inputs, width, classes = [3, 5, 9][seed % 3], [4, 8, 12][seed // 3 % 3], [3, 4][seed // 9 % 2]
+    activation = [nn.ReLU, nn.Tanh][seed // 18 % 2]
+    model = nn.Sequential(nn.Linear(inputs, width), activation(), nn.Linear(width, classes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.2)
+    return model, torch.randn(40, inputs), torch.randint(classes, (40,))
+
+
+class TestNotTheSecondEigenvalue:
+    @pytest.mark.parametrize("seed", [101, 134, 180, 236, 295])
+    def test_where_one_search_stopped_at_it(self, seed):
+        """The 5 of 700 seeds of which one start gave up to 2.8 % less, with a residual of 8e-4."""
+        model, x, y = scores_nearly_equal(seed)
+        truth = reference.smoothness(model, x, y, "cross_entropy")
+        found = smoothness(model, x, y, loss="cross_entropy", seed=seed)
+        assert found.converged
+        assert found.residual <= 1e-3 * found.value
+        assert truth - found.residual <= found.value <= truth * (1 + 1e-5)
+
+    def test_of_how_many_starts_it_happens(self):
+        """Top eigenvalues 3 % apart: of 500 starts some end at the second, of no pair both."""
+        spectrum = torch.tensor([1.0, 0.97, *torch.linspace(0.5, 0.0, 50)], dtype=torch.float64)
+        generator = torch.Generator().manual_seed(0)
+
+        def start() -> Tensor:
+            return torch.randn(52, generator=generator, dtype=torch.float64)
+
+        once = [module._lanczos(lambda v: spectrum * v, start(), 1e-3, 100)[0] for _ in range(500)]
+        twice = [module._largest(lambda v: spectrum * v, start, 1e-3, 100) for _ in range(500)]
+        assert all(found.converged for found in (*once, *twice))
+        assert any(found.value < 0.99 for found in once)
+        assert all(found.value > 0.999 for found in twice)
+
+    def test_a_start_with_little_of_the_top(self):
+        """The first search ends at 0.97; the second finds 1, and the third makes it precise."""
+        spectrum = torch.tensor([1.0, 0.97, *torch.linspace(0.5, 0.0, 50)], dtype=torch.float64)
+        first, second = torch.ones(2, 52, dtype=torch.float64)
+        first[0] = 1e-6
+        one, x = module._lanczos(lambda v: spectrum * v, first, 1e-3, 100)
+        assert one.value == pytest.approx(0.97, abs=1e-4)
+        assert one.converged
+        assert float((spectrum * x - one.value * x).norm()) == pytest.approx(one.residual, rel=1e-3)
+        starts = iter([first, second])
+        both = module._largest(lambda v: spectrum * v, lambda: next(starts), 1e-3, 100)
+        assert both.converged
+        assert both.value == pytest.approx(1.0, abs=1e-5)
+        assert both.residual <= 1e-3
+        assert one.iterations < both.iterations < 40
+
+    @pytest.mark.parametrize("most", range(1, 30))
+    def test_is_not_converged_where_the_budget_ends_between(self, most):
+        spectrum = torch.linspace(1.0, 0.0, 20, dtype=torch.float64)
+        ones = torch.ones(20, dtype=torch.float64)
+        options = (lambda v: spectrum * v, ones, 1e-3, 100)
+        needed = module._lanczos(*options)[0].iterations
+        starts = iter([ones, ones + torch.arange(20).double()])
+        found = module._largest(lambda v: spectrum * v, lambda: next(starts), 1e-3, most)
+        assert found.iterations <= most
+        assert not (found.converged and most <= needed + 1)
+        assert found.value <= 1 + 1e-12
 
 
 class TestRun:

@@ -1,4 +1,4 @@
-"""What one trial is, as frozen pydantic models that are checked in full before anything runs.
+"""What one trial is, as frozen pydantic models, checked in full before anything runs.
 
 Begin with :mod:`gisgd_ray.config.sections` (the sections of a trial, a file each beside it);
 :mod:`~gisgd_ray.config.trial` adds the checks of what goes together, and

@@ -69,13 +69,14 @@ class MeasurementConfig(Frozen):
         gt=0,
         le=1,
         description="draws of Delta_T go on until the standard error of the flatness gap over them "
-        "is at most this fraction of it, at each noise std",
+        "(with replicas: over these) is at most this fraction of it, at each noise std",
     )
     flatness_draws: int = Field(
         32,
         ge=4,
         multiple_of=2,
-        description="or until they are so many, in pairs +-; 16 are always taken, if they may be",
+        description="or until they are so many, in pairs +-; 16 are always taken, if they may be; "
+        "of all replicas together, but 4 of each at least",
     )
     smoothness: bool = Field(
         True, description="largest Hessian eigenvalue at the end, for Corollary 2's beta"

@@ -218,7 +218,7 @@ def require_few(spaces: Collection[SearchSpace]) -> int:
 
 
 def validated(flat: Mapping[str, Any]) -> TrialConfig:
-    """A trial from fields under dotted paths.
+    """A trial from fields under dotted paths, which go together on the configured data.
 
     Raises:
         UserError: one sentence per fault: field, value, what would do.
@@ -228,9 +228,11 @@ def validated(flat: Mapping[str, Any]) -> TrialConfig:
         if section in nested:
             nested[section].setdefault("name", tag)
     try:
-        return TrialConfig.model_validate(nested)
+        trial = TrialConfig.model_validate(nested)
     except ValidationError as error:
         raise UserError(_sentences(error)) from None
+    trial.require_consistent()
+    return trial
 
 
 def field_paths() -> dict[str, list[tuple[type[BaseModel], FieldInfo]]]:

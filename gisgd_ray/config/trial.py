@@ -1,5 +1,9 @@
 """What one trial is: frozen pydantic models, checked in full before anything runs.
 
+A field's own bounds are checked when the trial is made; whether the fields go together and suit the
+data once these are known (:meth:`TrialConfig.require_consistent`): for a sweep's trials when its
+space lists them, for a run of one's own at its start.
+
 ``TrialConfig`` = data + model + scheme + training + measurement + seed. Every field has its
 bounds and a description here and nowhere else: the command line, the search space, the table
 columns and the W&B config are all derived from these models.
@@ -8,12 +12,11 @@ columns and the W&B config are all derived from these models.
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import model_validator
-
-from gisgd_ray.config.checks import check_consistency
+from gisgd_ray.config.checks import DataFacts, check_consistency
 from gisgd_ray.config.frozen import id_of, unflatten
 from gisgd_ray.config.scheme_checks import check_scheme
 from gisgd_ray.config.sections import Sections
+from gisgd_ray.errors import UserError
 
 
 class TrialConfig(Sections):
@@ -25,15 +28,21 @@ class TrialConfig(Sections):
         return id_of(self.model_dump(mode="json"))
 
     def changed(self, fields: Mapping[str, Any]) -> "TrialConfig":
-        """The trial with other values of some fields, by dotted path; validated like any other.
+        """The trial with other values of some fields, by dotted path, their own bounds checked.
 
         Raises:
             ValidationError: there is no such trial.
         """
         return TrialConfig.model_validate(unflatten({**self.flat(), **fields}))
 
-    @model_validator(mode="after")
-    def _check(self) -> "TrialConfig":
-        check_consistency(self)
-        check_scheme(self)
-        return self
+    def require_consistent(self, given: DataFacts | None = None) -> None:
+        """See that the fields go together, on the configured set or on the data ``given`` instead.
+
+        Raises:
+            UserError: the first contradiction: which field, which value, what would do.
+        """
+        try:
+            check_consistency(self, given)
+            check_scheme(self, given)
+        except ValueError as fault:
+            raise UserError(str(fault)) from None

@@ -6,8 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.config.checks import DataFacts, check_consistency
-from gisgd_ray.config.scheme_checks import check_scheme
+from gisgd_ray.config.checks import DataFacts
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import Dataset, subset
 from gisgd_ray.errors import UserError
@@ -18,9 +17,9 @@ TOLD = "the given dataset"
 def own_dataset(data: Dataset, config: TrialConfig, device: torch.device) -> Dataset:
     """The given dataset as this trial takes it: on the device, reduced to ``data.train_fraction``.
 
-    ``data.label_noise`` is a replica's to add. Every check that a trial's fields pass against the
-    configured set is made against these data, but for a last batch of one sample: the row then
-    says why its bounds are undefined.
+    ``data.label_noise`` is a replica's to add. Every check of a trial's fields that else is
+    made against the configured set is made against these data instead, but for a last batch of one
+    sample: the row then says why its bounds are undefined.
 
     Raises:
         UserError: they are not sound, or do not suit the configuration.
@@ -31,11 +30,7 @@ def own_dataset(data: Dataset, config: TrialConfig, device: torch.device) -> Dat
     data = subset(replace(data, **moved), n)
     real = data.train_y.is_floating_point()
     facts = DataFacts(TOLD, n, data.input_shape, real=real, given=True)
-    try:
-        check_consistency(config, facts)
-        check_scheme(config, facts)
-    except ValueError as fault:
-        raise UserError(str(fault)) from None
+    config.require_consistent(facts)
     return data
 
 
@@ -49,12 +44,17 @@ def _require_sound(data: Dataset) -> None:
         for name, tensor in ((f"{split}_x", x), (f"{split}_y", y)):
             if not isinstance(tensor, Tensor):
                 raise UserError(f"{TOLD}: {name} is a {type(tensor).__name__}; give a torch.Tensor")
+        if x.dim() < 2:
+            raise UserError(
+                f"{TOLD}: {split}_x has the shape {tuple(x.shape)}, expected (samples, ...) with "
+                "vectors or images; of single numbers give x[:, None]"
+            )
         if len(x) == 0:
             raise UserError(
                 f"{TOLD} has no {split} samples: the gap and the bounds are of both splits; give "
                 "at least one"
             )
-        if len(x) != len(y) or y.dim() != 1:
+        if y.dim() != 1 or len(x) != len(y):
             raise UserError(
                 f"{TOLD}: {split}_y has the shape {tuple(y.shape)}, expected ({len(x)},), one for "
                 f"each of {split}_x"
@@ -71,6 +71,9 @@ def _require_sound(data: Dataset) -> None:
                 f"{TOLD}: {split}_y is {y.dtype}, and train_y {data.train_y.dtype}; give both alike"
             )
         _require_targets(y, f"{split}_y", data.num_classes)
+        for name, tensor in ((f"{split}_x", x), (f"{split}_y", y)):
+            if not tensor.isfinite().all():
+                raise UserError(f"{TOLD}: {name} is not finite everywhere")
     channels = data.input_shape[0]
     for name in ("normalization_mean", "normalization_std"):
         count = len(getattr(data, name))

@@ -19,8 +19,9 @@ taken sample by sample before their mean.
 
 The mean has two errors, which are told apart: that of the draws of Delta, and that of S and S'
 standing for the distribution that they are from. Pairs are drawn until the first is small, or as
-many as there may be. One after the other: what takes the time is their arithmetic, and several in
-one pass (``torch.func.vmap``) were no faster.
+many as there may be; of several runs, until the error of the runs' mean is (:func:`flatness_gaps`).
+One after the other: what takes the time is their arithmetic, and several in one pass
+(``torch.func.vmap``) were no faster.
 
 The same draws say over what range the losses at w + Delta lie, for which Lemma 1 needs R, and how
 far the loss of S' rises, which Eq. 3 takes not to fall.
@@ -58,7 +59,8 @@ _CHECKED_SAMPLES = 100
 LEAST_DRAWS = 16
 """Taken before anything is made of their scatter, if there may be so many. Draws that end where
 they look sure end too often where they only look it, and the more so the fewer they are: from 8
-pairs on the 95 % interval still covers 93 to 95 % (``tests/test_flatness_draws.py``)."""
+pairs on the 95 % interval still covers 93 to 95 %, over the means of two or three runs 92 to 95 %
+with the 32 draws that there are by default (``tests/test_flatness_draws.py``)."""
 
 COVERAGE = 0.95
 """Of the intervals."""
@@ -166,43 +168,143 @@ def flatness_gap(
             sample, or nothing trainable.
     """
     most = [draws] * len(perturbation_stds) if isinstance(draws, int) else draws
-    for count in most:
+    run = FlatnessRun(
+        model,
+        train_x,
+        train_y,
+        test_x,
+        test_y,
+        loss=loss,
+        perturbation_stds=perturbation_stds,
+        seed=seed,
+        chunk=chunk,
+    )
+    return tuple(gap for (gap,) in flatness_gaps([run], draws=most, target=target))
+
+
+class FlatnessRun:
+    """One weight vector, its samples, and what its draws have given so far; leaves no trace itself.
+
+    Arguments and errors are those of :func:`flatness_gap`. Between two calls of :meth:`draw` it
+    holds the model and some numbers by sample, and no further copy of the weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_x: Tensor,
+        train_y: Tensor,
+        test_x: Tensor,
+        test_y: Tensor,
+        *,
+        loss: LossName,
+        perturbation_stds: Sequence[float],
+        seed: int,
+        chunk: int | None = None,
+    ):
+        check_stds(perturbation_stds)
+        if len(train_x) == 0 or len(test_x) == 0:
+            raise ValueError("the flatness gap needs training and test samples")
+        self._model, self._seed = model, seed
+        self._samples = [_Sample(train_x, train_y, loss), _Sample(test_x, test_y, loss)]
+        self._chunk = chunk or default_chunk(model)
+        self._found = [_Found(std) for std in perturbation_stds]
+        self._precisions: list[torch.dtype] = []
+        """Of the losses at each std; known with the first pair."""
+
+    def draw(self, due: Sequence[int]) -> None:
+        """Take pairs until there are so many at every std."""
+        lacking = [found.pairs < count for found, count in zip(self._found, due, strict=True)]
+        if not any(lacking):
+            return
+        with (
+            invisible(self._model, seed=self._seed, purpose="flatness"),
+            disable(),
+            torch.no_grad(),
+        ):
+            by_precision: dict[torch.dtype, _Pairs] = {}
+            if not self._precisions:
+                exact = by_precision[torch.float64] = self._pairs(torch.float64)
+                stds = [found.std for found in self._found]
+                u = self._direction(exact, 0)
+                self._precisions = _chosen_precisions(self._model, exact, u, stds)
+            for precision, lacks in zip(self._precisions, lacking, strict=True):
+                if lacks and precision not in by_precision:
+                    by_precision[precision] = self._pairs(precision)
+            for pair in range(max(due)):
+                wanted = [
+                    (found, by_precision[precision])
+                    for found, precision, count in zip(
+                        self._found, self._precisions, due, strict=True
+                    )
+                    if found.pairs == pair < count
+                ]
+                if not wanted:
+                    continue
+                u = self._direction(wanted[0][1], pair)
+                for found, pairs in wanted:
+                    found.add(pairs.losses(u, found.std), pairs.at_w)
+
+    def gaps(self) -> list[FlatnessGap]:
+        """One for every std, from the pairs so far."""
+        return [found.gap() for found in self._found]
+
+    def _pairs(self, precision: torch.dtype) -> "_Pairs":
+        return _Pairs(self._model, precision, self._samples, self._chunk)
+
+    def _direction(self, pairs: "_Pairs", pair: int) -> list[Tensor]:
+        """u of one pair, the same in any precision of the losses."""
+        return pairs.moved.normal("flatness", pair, dtype=torch.float64, seed=self._seed)
+
+
+def flatness_gaps(
+    runs: Sequence[FlatnessRun], *, draws: Sequence[int], target: float
+) -> list[tuple[FlatnessGap, ...]]:
+    """The gaps of all runs of one configuration, by std: drawn until their mean is known, or the
+    draws are used up.
+
+    Every run takes as many pairs. What ends them is the error of :func:`combined`, over the pairs
+    of a single run and over the runs of several: it holds what the runs differ by, which no draws
+    reduce, and which may well be more than the target.
+
+    Args:
+        runs: at least one, none of which has been drawn from.
+        draws: for every std, of all runs together at most; but two pairs of each at least.
+        target: as :func:`flatness_gap` takes it.
+    """
+    for count in draws:
         if count < 4 or count % 2:
             raise ValueError(f"draws must be even, in pairs, and at least 4, not {count}")
-    check_stds(perturbation_stds)
-    if len(train_x) == 0 or len(test_x) == 0:
-        raise ValueError("the flatness gap needs training and test samples")
-    samples = [_Sample(train_x, train_y, loss), _Sample(test_x, test_y, loss)]
-    chunk = chunk or default_chunk(model)
-    found = [
-        _Found(std, target=target, most=count // 2)
-        for std, count in zip(perturbation_stds, most, strict=True)
-    ]
-    with invisible(model, seed=seed, purpose="flatness"), disable(), torch.no_grad():
-        exact = _Pairs(model, torch.float64, samples, chunk)
-        chosen = [exact for _ in found]
-        for pair in range(max(most, default=0) // 2):
-            if all(each.pairs_due <= pair for each in found):
-                break
-            u = exact.moved.normal("flatness", pair, dtype=torch.float64, seed=seed)
-            if pair == 0:
-                chosen = _chosen_precision(model, exact, u, perturbation_stds)
-            for each, pairs in zip(found, chosen, strict=True):
-                if each.pairs_due > pair:
-                    each.add(pairs.losses(u, each.std), pairs.at_w)
-    return tuple(each.gap() for each in found)
+    most = [max(2, count // (2 * len(runs))) for count in draws]
+    least = max(2, math.ceil(LEAST_DRAWS / (2 * len(runs))))
+    due = [min(least, count) for count in most]
+    while True:
+        for run in runs:
+            run.draw(due)
+        found = list(zip(*(run.gaps() for run in runs), strict=True))
+        further = [
+            pairs_due(_differences_of(gaps), pairs, target=target, most=limit)
+            for gaps, pairs, limit in zip(found, due, most, strict=True)
+        ]
+        if further == due:
+            return found
+        due = further
 
 
-def pairs_due(differences: NDArray[np.float64], *, target: float, most: int) -> int:
-    """How many pairs there should be, if these, (P,), are there: no more than P where they do.
+def pairs_due(differences: NDArray[np.float64], pairs: int, *, target: float, most: int) -> int:
+    """How many pairs each run should have, if it has ``pairs``: no more where they do.
 
-    :data:`LEAST_DRAWS` first; twice as many, up to ``most``, while the standard error of their mean
-    is above ``target`` times its absolute value. No further one helps where a loss is not finite.
+    ``differences`` are what the error of the mean is over: those of the pairs, or the runs' means.
+    Twice as many, up to ``most``, while that error is above ``target`` times the mean's absolute
+    value. No further one helps where a loss is not finite.
     """
-    if len(differences) == 0:
-        return min(LEAST_DRAWS // 2, most)
     mean, error = _mean_and_error(differences)
-    return min(2 * len(differences), most) if error > target * abs(mean) else len(differences)
+    return min(2 * pairs, most) if error > target * abs(mean) else pairs
+
+
+def _differences_of(gaps: Sequence[FlatnessGap]) -> NDArray[np.float64]:
+    """gamma(w, S) - gamma(w, S') by pair of a single run, or by run of several."""
+    return gaps[0]._differences if len(gaps) == 1 else np.array([gap.signed for gap in gaps])
 
 
 def combined(gaps: Sequence[FlatnessGap]) -> FlatnessEstimate:
@@ -218,16 +320,12 @@ def combined(gaps: Sequence[FlatnessGap]) -> FlatnessEstimate:
     """
     if not gaps:
         raise ValueError("no flatness gap to combine")
-    if len(gaps) == 1:
-        differences, increases = gaps[0]._differences, gaps[0].test
-    else:
-        differences = np.array([gap.signed for gap in gaps])
-        increases = np.array([gap.test.mean() for gap in gaps])
+    increases = gaps[0].test if len(gaps) == 1 else np.array([gap.test.mean() for gap in gaps])
     train, test = (
         _mean_and_error(np.mean(samples, axis=0))[1] if len(samples[0]) > 1 else math.nan
         for samples in ([g.train_samples for g in gaps], [g.test_samples for g in gaps])
     )
-    signed, standard_error = _mean_and_error(differences)
+    signed, standard_error = _mean_and_error(_differences_of(gaps))
     increase, increase_error = _mean_and_error(increases)
     lowest, highest = np.array([gap.loss_range for gap in gaps]).T
     return FlatnessEstimate(
@@ -305,14 +403,17 @@ def _differences(losses: Sequence[Sequence[Tensor]], at_w: Sequence[Tensor]) -> 
 
 
 class _Found:
-    """What the pairs so far have given at one std, and up to how many there should be."""
+    """What the pairs so far have given at one std."""
 
-    def __init__(self, std: float, *, target: float, most: int):
-        self.std, self._target, self._most = std, target, most
+    def __init__(self, std: float):
+        self.std = std
         self._gammas: list[tuple[float, float]] = []
         self._sums: list[Tensor] = []
         self._extremes: list[Tensor] = []
-        self.pairs_due = pairs_due(np.empty(0), target=target, most=most)
+
+    @property
+    def pairs(self) -> int:
+        return len(self._gammas)
 
     def add(self, losses: Sequence[Sequence[Tensor]], at_w: Sequence[Tensor]) -> None:
         differences = [d.double() for d in _differences(losses, at_w)]
@@ -321,9 +422,6 @@ class _Found:
         sums = self._sums or [torch.zeros_like(d) for d in differences]
         self._sums = [a + b for a, b in zip(sums, differences, strict=True)]
         self._extremes += [torch.stack(loss.aminmax()).double() for pair in losses for loss in pair]
-        if len(self._gammas) == self.pairs_due:
-            found = np.array([a - b for a, b in self._gammas])
-            self.pairs_due = pairs_due(found, target=self._target, most=self._most)
 
     def gap(self) -> FlatnessGap:
         train, test = np.array(self._gammas, dtype=np.float64).T
@@ -333,13 +431,13 @@ class _Found:
         return FlatnessGap(self.std, train, test, train_samples, test_samples, loss_range)
 
 
-def _chosen_precision(
+def _chosen_precisions(
     model: nn.Module, exact: _Pairs, u: Sequence[Tensor], stds: Sequence[float]
-) -> list[_Pairs]:
-    """What evaluates the losses at each std: float32 where it is as good, else float64."""
+) -> list[torch.dtype]:
+    """Of the losses at each std: that of the weights where it is as good, else float64."""
     dtype = native_dtype(model)
     if dtype == torch.float64:
-        return [exact for _ in stds]
+        return [dtype for _ in stds]
     some = [sample.thinned() for sample in exact.samples]
     fast, truth = (_Pairs(model, kind, some, exact.chunk) for kind in (dtype, torch.float64))
 
@@ -348,9 +446,7 @@ def _chosen_precision(
         # Not so where either is NaN: float64 may still hold what float32 cannot.
         return bool((found - right).norm() <= PRECISION_TOLERANCE * right.norm())
 
-    in_float32 = [suffices(std) for std in stds]
-    native = _Pairs(model, dtype, exact.samples, exact.chunk) if any(in_float32) else exact
-    return [native if enough else exact for enough in in_float32]
+    return [dtype if suffices(std) else torch.float64 for std in stds]
 
 
 def _mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -263,7 +263,10 @@ _STEPS = (
              r"\lambda_i \text{ of } \mathbb{E}_Z[H_{W_T}(Z)]",
              group=Group.OTHER, detail="at W_T", defined="measures.smoothness.smoothness"),
     Quantity("measure/smoothness_residual", "residual of β",
-             "How far from β an eigenvalue is at most", "loss/weight²"),
+             "The size of some eigenvalue is within it of β, very likely that of the largest: β is "
+             "the larger of what Lanczos' method finds, from below, from two random starts; at most "
+             "β/1000 but where 100 Hessian-vector products did not do", "loss/weight²",
+             defined="measures.smoothness.smoothness"),
 )  # fmt: skip
 
 _AT_NOISE_STDS = (
@@ -310,7 +313,10 @@ _AT_NOISE_STDS = (
              f"{_ERROR}, over the draws, or over the replicas", "loss"),
     Quantity("measure/flatness_gap_sampling_stderr@", "± over samples",
              "Its standard error over the samples of S and S′", "loss"),
-    Quantity("measure/flatness_draws@", "draws", "Draws of Δ_T, all replicas together",
+    Quantity("measure/flatness_draws@", "draws",
+             "Draws of Δ_T, all replicas together: 16, then twice as many until the error is below "
+             "measurement.flatness_target of the gap, measurement.flatness_draws at most, but 4 of "
+             "each replica",
              kind="count"),
     Quantity("term/corollary2_flatness@", f"β{NBSP}d{NBSP}Σσ²",
              "Corollary 2's flatness term, for a loss that is β-smooth", "loss",

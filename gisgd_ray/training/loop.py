@@ -58,11 +58,13 @@ def start(
 
     Raises:
         DataError: the dataset cannot be read.
-        UserError: the model does not suit the data or the measurements, what is given does not suit
-            the configuration, or there is no such device.
+        UserError: the configuration's fields do not go together or do not suit the data, what is
+            given does not suit the configuration, or there is no such device.
     """
     device = device_of(device)
     device.set_arithmetic(config.training.precision)
+    if dataset is None:
+        config.require_consistent()
     own = None if dataset is None else own_dataset(dataset, config, device.torch)
     replicas = [_replica(config, seed, device.torch, own) for seed in config.replica_seeds]
     if initial_state is not None:

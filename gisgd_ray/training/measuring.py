@@ -15,7 +15,13 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.measures.activation import mean_active_units
 from gisgd_ray.measures.curvature import hessian_trace
 from gisgd_ray.measures.dispersion import StepSeries
-from gisgd_ray.measures.flatness import LEAST_DRAWS, FlatnessEstimate, combined, flatness_gap
+from gisgd_ray.measures.flatness import (
+    LEAST_DRAWS,
+    FlatnessEstimate,
+    FlatnessRun,
+    combined,
+    flatness_gaps,
+)
 from gisgd_ray.measures.mean_gradient_gap import block_products
 from gisgd_ray.measures.mean_gradient_gap import combined as combined_gap
 from gisgd_ray.measures.sensitivity import local_gradient_sensitivity
@@ -246,11 +252,8 @@ def _flatness_estimates(
 ) -> list[FlatnessEstimate]:
     """One for every noise std and then for every one of ``roughly``, over the replicas."""
     m = state.config.measurement
-    # All runs together have about so many; the error is then taken over them.
-    most = max(4, 2 * math.ceil(m.flatness_draws / (2 * len(state.replicas))))
-    draws = [most] * len(noise_stds) + [min(most, LEAST_DRAWS)] * len(roughly)
-    found = [
-        flatness_gap(
+    runs = [
+        FlatnessRun(
             r.model,
             r.dataset.train_x,
             r.dataset.train_y,
@@ -258,13 +261,13 @@ def _flatness_estimates(
             r.dataset.test_y,
             loss=state.config.training.loss,
             perturbation_stds=[std * state.step**0.5 for std in (*noise_stds, *roughly)],
-            draws=draws,
-            target=m.flatness_target,
             seed=r.seed,
         )
         for r in state.replicas
     ]
-    return [combined(group) for group in zip(*found, strict=True)]
+    draws = [m.flatness_draws] * len(noise_stds)
+    draws += [min(m.flatness_draws, LEAST_DRAWS)] * len(roughly)
+    return [combined(gaps) for gaps in flatness_gaps(runs, draws=draws, target=m.flatness_target)]
 
 
 def _around(estimate: FlatnessEstimate) -> Point:
