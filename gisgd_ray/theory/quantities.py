@@ -264,8 +264,8 @@ _STEPS = (
              group=Group.OTHER, detail="at W_T", defined="measures.smoothness.smoothness"),
     Quantity("measure/smoothness_residual", "residual of β",
              "The size of some eigenvalue is within it of β, very likely that of the largest: β is "
-             "the larger of what Lanczos' method finds, from below, from two starts; at most β/1000 "
-             "but where 100 Hessian-vector products did not do", "loss/weight²",
+             "the larger of what Lanczos' method finds, from below, from two starts; at most "
+             "β/1000 but where 100 Hessian-vector products did not do", "loss/weight²",
              defined="measures.smoothness.smoothness"),
 )  # fmt: skip
 
