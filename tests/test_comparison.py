@@ -336,8 +336,8 @@ def test_what_is_not_there_is_not_explained(tmp_path: Path) -> None:
         assert words.lower() in present.lower()
     assert "estimate may then be below 0: two halves of 400 training samples, others" in present
     for text in (absent, present):
-        assert "Flatness gap at noise std σ" in text
-        assert "the local curvature stands in for a global constant" in text
+        assert "How differently the noise Δ T raises the two losses" in text
+        assert "the local curvature, in place of a constant for all weights" in text
 
 
 def test_docstring_examples() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 from latex2mathml.converter import convert as mathml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
@@ -184,6 +184,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["tight"] = tight
+    environment.filters["subscripts"] = subscripts
     environment.filters["mathml"] = lambda latex: Markup(mathml(latex, display="block"))
     environment.filters["script_json"] = script_json
     return environment
@@ -257,6 +258,21 @@ def tight(text: str) -> str:
     """A sentence with numbers in it, so spaced that no line ends inside ``n = 12`` or ``1e−05``."""
     text = re.sub(r" = | %", lambda match: match.group().replace(" ", "\N{NO-BREAK SPACE}"), text)
     return re.sub(r"(?<=[ e(=\N{NO-BREAK SPACE}])-(?=\d)", "−", text)
+
+
+def subscripts(text: str) -> Markup:
+    """A sentence with its subscripts set as such.
+
+    >>> str(subscripts("W_{t-1} & L_μ of term/x_y"))
+    'W<sub>t-1</sub> &amp; L<sub>μ</sub> of term/x_y'
+    """
+    return Markup(
+        re.sub(r"(?<![\w/])([^\W_])_(?:\{([^}]*)\}|(\w)\b)", _subscript, str(escape(text)))
+    )
+
+
+def _subscript(match: re.Match[str]) -> str:
+    return f"{match[1]}<sub>{match[2] or match[3]}</sub>"
 
 
 def status_line(trials: pd.DataFrame, planned: int) -> str:
