@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +13,14 @@ import torch
 from gisgd_ray.config.frozen import unflatten
 from gisgd_ray.config.space import make_space, validated
 from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.data.dataset import Dataset, with_label_noise
+from gisgd_ray.data.dataset import Dataset, epoch_batches, with_label_noise
 from gisgd_ray.errors import UserError
 from gisgd_ray.networks.models import mlp
 from gisgd_ray.training import checkpoint
 from gisgd_ray.training import loop as training
 from gisgd_ray.training.checkpoint import CheckpointError
 from tests import reference
+from tests.reference_lockstep import replica_moments
 from tests.runs import Finished, config, finish, run, untimed, weight_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
@@ -231,6 +233,33 @@ def test_an_epoch_of_few_batches_does_not_make_v_small() -> None:
         for name in ("gradient_dispersion", "gradient_dispersion_neu")
     )
     assert v == pytest.approx(neu, rel=0.05)
+
+
+def test_replicas_with_samples_of_their_own_lack_no_share_of_v() -> None:
+    """Their batches are from the population, as they are, and V is the plain sample variance."""
+    changes = {
+        "data.dataset": "teacher",
+        "data.train_fraction": 0.006,
+        "model.name": "linear",
+        "training.loss": "squared",
+        "training.batch_size": 60,
+        "training.max_steps": 1,
+        "replicas": 2,
+        "measurement.flatness": False,
+    }
+    state = training.start(trial(changes))
+    batches = [
+        (r.dataset, epoch_batches(120, 60, seed=r.seed, epoch=0, last_batch="keep")[0])
+        for r in state.replicas
+    ]
+    truth = replica_moments(
+        [deepcopy(replica.model) for replica in state.replicas],
+        torch.stack([data.train_x[indices] for data, indices in batches]),
+        torch.stack([data.train_y[indices] for data, indices in batches]),
+        "squared",
+    )
+    found = finish(state).series.gradient_dispersion[0]
+    assert found == pytest.approx(truth.gradient_dispersion, rel=1e-4)
 
 
 # ---------------------------------------------------------------- the population's mean

@@ -29,7 +29,9 @@ Z, that of Neu et al. over Z alone, and the two part::
 
 of which V_t exceeds V~_t by the dispersion over W of E_Z grad l(W, Z), up to sampling error. Each
 batch being drawn without replacement from n samples, the first summand holds (1 - b/n) of s2/b: the
-second makes up for it, so that V_t like V~_t is of a batch drawn with replacement.
+second makes up for it, so that V_t like V~_t is of a batch drawn with replacement. Of replicas with
+samples of their own (teacher data) there is nothing to make up for, and it is left out; of labels
+of their own (label noise) it is too much, by (b/n) times the part of V~_t that is theirs.
 """
 
 import math

@@ -58,8 +58,8 @@ class Lockstep:
         dispersion: whether to measure gradient norms and dispersions, else NaN.
         noise_stds: sigma of the auxiliary noise; with any, Theorem 1's dispersion is measured too.
         seed: of the draws of that noise.
-        num_samples: n, of which the batches of an epoch are drawn without replacement; None: every
-            batch is drawn independently.
+        num_samples: n, of which the batches of an epoch are drawn without replacement, the same n
+            in every replica; None: every batch is drawn independently.
         group: replicas whose gradients are formed at once; by default all of them on an
             accelerator; on a CPU as many as :data:`GROUP_BYTES` hold, or one with convolutions.
             No result depends on it, but for rounding.

@@ -156,15 +156,17 @@ class ReplicatedRun:
 
     def __init__(self, config: TrialConfig, replicas: Sequence[Replica]):
         self.replicas: Sequence[Replica] = tuple(replicas)
+        data = [replica.dataset for replica in replicas]
+        # Samples of its own (teacher data) a replica draws, like its batches, from the population.
+        shared = all(torch.equal(each.train_x, data[0].train_x) for each in data[1:])
         self._lockstep = Lockstep(
             [replica.model for replica in replicas],
             loss=config.training.loss,
             dispersion=config.measurement.dispersion,
             noise_stds=config.measurement.noise_stds,
             seed=replicas[0].seed,
-            num_samples=replicas[0].dataset.num_samples,
+            num_samples=data[0].num_samples if shared else None,
         )
-        data = [replica.dataset for replica in replicas]
         self._trajectories = [
             BatchingTrajectory(config, r.seed, num_samples=d.num_samples, device=d.train_x.device)
             for r, d in zip(replicas, data, strict=True)
