@@ -4,7 +4,7 @@ import pandas as pd
 
 from gisgd_ray.claims.bound_and_gap import GAP, bound_above_gap
 from gisgd_ray.claims.claim import Claim, corrected_together
-from gisgd_ray.claims.points import finished, numbers
+from gisgd_ray.claims.points import finished, numbers, reading
 from gisgd_ray.claims.statistics import (
     NOT_MEASURED,
     RatioInterval,
@@ -51,6 +51,7 @@ def panel_axis(trials: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
     }
 
 
+@reading("Figure 2")
 def claims(tables: ResultTables) -> list[Claim]:
     """Figure 2, three claims a panel: the bound follows the gap, its trend, and it is a bound."""
     found = []

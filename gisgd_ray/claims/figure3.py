@@ -9,7 +9,7 @@ between generalization and memorization".
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ from gisgd_ray.claims.accuracies import (
     lift_of_best,
 )
 from gisgd_ray.claims.claim import Claim, corrected_together
-from gisgd_ray.claims.points import TEST, TRAIN, finished, numbers
+from gisgd_ray.claims.points import TEST, TRAIN, finished, not_measured, numbers, reading
 from gisgd_ray.claims.statistics import LEVEL, NOT_MEASURED, PValues, Side, all_of, short_number
 from gisgd_ray.claims.valley import (
     FACTOR,
@@ -180,17 +180,22 @@ def courses(tables: ResultTables, trials: pd.DataFrame) -> list[Course]:
 def figure_panels(trials: pd.DataFrame) -> dict[str, dict[float, pd.DataFrame]]:
     """By model, dataset and every other setting that varies: the trials at each label noise."""
     return {
-        where: {noise: group[group[NOISE] == noise] for noise in sorted(set(group[NOISE]))}
+        where: {cast(float, noise): part for noise, part in group.groupby(NOISE, dropna=False)}
         for where, group in panels(trials, [NOISE]).items()
     }
 
 
+@reading("Figure 3", trials=[NOISE], history=["step", "epoch"])
 def claims(tables: ResultTables) -> list[Claim]:
     """Figure 3 for each model, dataset and label noise: three claims, without noise two."""
     found = []
     for where, levels in figure_panels(finished(tables)).items():
         for noise, trials in levels.items():
             there = f"{where}, {setting_text(NOISE, noise)}"
+            if math.isnan(noise):
+                why = f"{NOISE} is not known of {len(trials)} trials"
+                found.append(not_measured(f"What the paper reads off Figure 3 ({there}).", why))
+                continue
             seen, split = courses(tables, trials), held_out(trials)
             if noise == 0:
                 decays = trials["model.name"].iloc[0] in ONLY_DECAYS_CLEAN

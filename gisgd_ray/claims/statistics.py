@@ -181,12 +181,13 @@ def trend_ratio(
     is linear in log y, so that its t interval is right whatever the rows of one seed have in
     common, a seed's own effect of every x among it. That does not hold of rank correlations: over
     3 seeds they tie, or pile up at +-1, and a t test of them at 5 % finds a trend in 20 % of
-    unrelated smooth curves. Rows where x is NaN or y has no logarithm are left out, and so are
-    seeds in which x takes one value.
+    unrelated smooth curves. Rows where x is not finite or y has no logarithm are left out, and so
+    are seeds in which x takes one value.
     """
     values = frame[y].astype(np.float64)
     logs = np.log(values.where((values > 0) & (values < math.inf)))
-    known = frame.assign(x=frame[x].astype(np.float64), log_y=logs)
+    along = frame[x].astype(np.float64)
+    known = frame.assign(x=along.where(np.isfinite(along)), log_y=logs)
     known = known.dropna(subset=["x", "log_y"])
     stratum = known.groupby(["seed", *strata], dropna=False).ngroup().to_numpy()
     dx, dy = (_centred(known[name].to_numpy(), stratum) for name in ("x", "log_y"))
