@@ -194,6 +194,14 @@ def test_a_peak_from_which_v_has_not_come_down_is_half_a_double_descent() -> Non
     assert "excluded in 3 of 3 trials; valley at epoch 20, peak at epoch 60" in twice.evidence
 
 
+def test_v_that_stays_up_after_its_peak_does_not_descend_twice() -> None:
+    """Though it ends far below where it began, and has a valley."""
+    up = seeds(dispersion=lambda e: np.interp(e, [1, 10, 30, 60], [11, 1, 4, 4]))
+    twice = claims(*up)[0]
+    assert twice.verdict == "fails"
+    assert "excluded in 3 of 3 trials; valley at epoch 11" in twice.evidence
+
+
 @pytest.mark.parametrize("reached", [FITTED - 1, FITTED + 0.5])
 def test_a_run_that_stopped_before_the_labels_were_fitted_does_not_deny_anything(
     reached: float,

@@ -31,7 +31,9 @@ from gisgd_ray.claims.claim import Claim, corrected_together
 from gisgd_ray.claims.points import TEST, TRAIN, finished, not_measured, numbers, reading
 from gisgd_ray.claims.statistics import LEVEL, NOT_MEASURED, PValues, Side, all_of, short_number
 from gisgd_ray.claims.valley import (
+    AUTOCORRELATION,
     FACTOR,
+    GROWTH,
     PEAK,
     WINDOW,
     Array,
@@ -223,7 +225,11 @@ def shape_test(shown: Sequence[bool], denied: Sequence[bool]) -> PValues:
     return PValues(1.0 if any(denied) else for_it, 1.0 if any(shown) else against, n)
 
 
-CHANCE = f"of each run with a false-alarm rate of {LEVEL * 100:g} %, of all by the binomial chance"
+CHANCE = (
+    f"of each run with a false-alarm rate of {LEVEL * 100:g} %, where its scatter grows {GROWTH:g} "
+    f"times at most and correlates by {AUTOCORRELATION:g} at most from point to point; of all by "
+    "the binomial chance"
+)
 IF_FITTED = f"a training accuracy of {FITTED:g} % counts as labels fitted"
 
 
@@ -232,7 +238,7 @@ def _descends_twice(seen: list[Course], where: str) -> Claim:
     long = [each for each in seen if each.points >= WINDOW]
     valleys = [each.valley for each in long if each.valley is not None]
     twice = [each.valley is not None and each.valley.descends_again for each in long]
-    excludes = [each.is_fitted and (each.excluded.rise or each.excluded.last_fall) for each in long]
+    excludes = [each.is_fitted and each.excluded.second_descent for each in long]
     evidence = _counted(seen, long, f"descends twice in {sum(twice)}, excluded in {sum(excludes)}")
     if valleys:
         evidence += (
@@ -246,7 +252,8 @@ def _descends_twice(seen: list[Course], where: str) -> Claim:
         test=f"V, as a running median over {WINDOW} points, falls, rises and falls again by a "
         f"factor of {FACTOR:g} and more than its scatter makes a curve do that only falls; against "
         f"it, with the labels fitted: a rise by {FACTOR:g} to a peak of at least {PEAK:g} of the "
-        f"first V, or the last fall, is excluded; {CHANCE}; {IF_FITTED}",
+        f"first V, and from there a last fall by {FACTOR:g}, are excluded together; {CHANCE}; "
+        f"{IF_FITTED}",
         evidence=evidence,
         p_values=shape_test(twice, excludes) if long else None,
     )
