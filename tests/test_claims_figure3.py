@@ -136,8 +136,9 @@ def test_with_fewer_test_samples_less_is_told() -> None:
     assert "an unknown number of test samples" in unknown.test
 
 
-def test_two_seeds_decide_nothing_about_accuracies_and_one_is_a_single_run() -> None:
-    assert verdicts(*seeds(2)) == ["holds", "undecided", "undecided"]
+def test_two_seeds_decide_nothing_and_one_is_a_single_run() -> None:
+    assert verdicts(*seeds(2)) == ["undecided"] * 3
+    assert verdicts(*seeds(2, dispersion=decay))[0] == "undecided"
     assert verdicts(*seeds(1)) == ["single run"] * 3
 
 
@@ -158,6 +159,17 @@ def test_a_large_gap_before_the_valley_is_told() -> None:
     assert verdicts(*seeds(gap={0: 0.0, 10: 30.0, 60: 51.0})) == ["holds", "holds", "fails"]
     # It counts at its largest before the valley, not only there.
     assert verdicts(*seeds(gap={0: 0.0, 5: 20.0, 10: 4.0, 60: 51.0}))[2] == "fails"
+
+
+def test_up_to_the_valley_both_accuracies_rise() -> None:
+    """Where training accuracy stays low its gap is small, and below zero."""
+    low = {0: 0.0, 10: -50.0, 15: -45.0, 60: 51.0}
+    small = claims(*seeds(gap=low))[2]
+    assert small.verdict == "fails"
+    # About epoch 10 the median of 19.6, 14.8, 10, 10.78 and 11.56 %: a rise by 1.56 from 10 %.
+    assert "rise of training accuracy there minus 0.5 of that way -23 (" in small.evidence
+    seen = course(run("a", gap=low)[1], SPLIT)
+    assert seen.trained.error == pytest.approx(SPLIT.difference_error(59.78, 10) / 2)
 
 
 def test_seeds_that_differ_leave_the_question_open() -> None:

@@ -29,7 +29,15 @@ from gisgd_ray.claims.accuracies import (
 )
 from gisgd_ray.claims.claim import Claim, corrected_together
 from gisgd_ray.claims.points import TEST, TRAIN, finished, not_measured, numbers, reading
-from gisgd_ray.claims.statistics import LEVEL, NOT_MEASURED, PValues, Side, all_of, short_number
+from gisgd_ray.claims.statistics import (
+    LEVEL,
+    NOT_MEASURED,
+    PValues,
+    Side,
+    all_of,
+    enough_seeds,
+    short_number,
+)
 from gisgd_ray.claims.valley import (
     AUTOCORRELATION,
     FACTOR,
@@ -95,6 +103,8 @@ class Course:
     """Largest train - test accuracy up to the valley, minus ``SMALL_GAP`` of that at the end."""
     learned: Points = UNDEFINED
     """Test accuracy at the valley, minus that ``LEARNED`` of the way from W_0's to the best."""
+    trained: Points = UNDEFINED
+    """By how much training accuracy has risen at the valley, minus ``LEARNED`` of that way."""
 
     @property
     def is_fitted(self) -> bool:
@@ -107,7 +117,8 @@ class Course:
 
 def course(points: pd.DataFrame, split: HeldOut) -> Course:
     """One trial's course from its measuring points, W_0 at step 0 among them."""
-    start = 100 * numbers(points[points["step"] == 0], TEST).max()
+    at_start = points[points["step"] == 0]
+    start, untrained = (100 * numbers(at_start, name).max() for name in (TEST, TRAIN))
     known = points.assign(v=numbers(points, DISPERSION))
     known = known[np.isfinite(known["v"])]  # no step, and so no V, before W_0
     if not len(known):
@@ -139,7 +150,10 @@ def course(points: pd.DataFrame, split: HeldOut) -> Course:
     if seen.valley is None:
         return seen
     at = int(np.flatnonzero(epochs == seen.valley.epoch)[0])
-    return _up_to(at, seen, train=train, test=test, start=start, split=split)
+    seen = _up_to(at, seen, train=train, test=test, start=start, split=split)
+    way = split.difference(best, start)
+    trained = float(train[at]) - untrained - LEARNED * way.value
+    return replace(seen, trained=Points(trained, LEARNED * way.error))
 
 
 def _up_to(
@@ -222,7 +236,7 @@ def shape_test(shown: Sequence[bool], denied: Sequence[bool]) -> PValues:
     if n == 1:
         return PValues(float(not shown[0]), float(not denied[0]), 1)
     for_it, against = (float(stats.binom.sf(sum(k) - 1, n, LEVEL)) for k in (shown, denied))
-    return PValues(1.0 if any(denied) else for_it, 1.0 if any(shown) else against, n)
+    return enough_seeds(PValues(1.0 if any(denied) else for_it, 1.0 if any(shown) else against, n))
 
 
 CHANCE = (
@@ -338,24 +352,27 @@ def _small_gap_before(seen: list[Course], split: HeldOut, where: str) -> Claim:
     found = _with_valley(seen)
     gap = accuracy_interval([each.gap for each, _ in found], split)
     learned = accuracy_interval([each.learned for each, _ in found], split)
+    trained = accuracy_interval([each.trained for each, _ in found], split)
     evidence = _absent(seen)
     if gap.n:
         evidence = (
             f"largest gap up to the valley minus {SMALL_GAP:g} of that at the end {gap}; test "
-            f"accuracy there minus that {LEARNED:g} of the way from W_0’s to its best {learned}"
+            f"accuracy there minus that {LEARNED:g} of the way from W_0’s to its best {learned}; "
+            f"rise of training accuracy there minus {LEARNED:g} of that way {trained}"
             f"{_without_valley(seen)}{_unfitted(seen)}"
         )
     return Claim(
         text=f"Up to the valley both accuracies rise with a small gap between them, which opens "
         f"after it ({where}).",
         test=f"largest train − test accuracy up to the valley below {SMALL_GAP:g} of that at the "
-        f"end, and more than {LEARNED:g} of the rise of test accuracy (from W_0 to its best) done; "
-        f"as differences in percentage points, in the mean over seeds with a valley; "
-        f"{split.in_words}; {IF_FITTED}",
+        f"end, more than {LEARNED:g} of the rise of test accuracy (from W_0 to its best) done, and "
+        f"training accuracy risen by as much; as differences in percentage points, in the mean "
+        f"over seeds with a valley; {split.in_words}; {IF_FITTED}",
         evidence=evidence,
         p_values=all_of(
             accuracy_test(gap, 0.0, side="below"),
             accuracy_test(learned, 0.0, side="above"),
+            accuracy_test(trained, 0.0, side="above"),
         ),
     )
 
