@@ -306,6 +306,18 @@ def test_accuracies_that_are_unknown_leave_the_shape_of_v() -> None:
     assert verdicts(*runs) == ["undecided"] * 3
 
 
+@pytest.mark.parametrize("epochs", [[30], [9, 10], [60]])
+def test_a_point_whose_accuracy_is_unknown_is_left_out(epochs: list[int]) -> None:
+    """At the peak, the valley and the end, which are then at the points beside them."""
+    runs = seeds()
+    for _, points in runs:
+        points.loc[points["epoch"].isin(epochs), figure3.TEST] = math.nan
+    assert verdicts(*runs) == ["holds"] * 3
+    seen = course(runs[0][1], SPLIT)
+    assert (seen.points, seen.best_epoch) == (60, 10 if 10 not in epochs else 11)
+    assert seen.fitted == pytest.approx(100 if 60 not in epochs else 99.28)
+
+
 def test_every_noise_level_and_model_is_a_panel_of_its_own() -> None:
     runs = [
         run(f"{model}{noise}", noise, model__name=model)

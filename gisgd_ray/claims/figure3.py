@@ -116,24 +116,28 @@ class Course:
 
 
 def course(points: pd.DataFrame, split: HeldOut) -> Course:
-    """One trial's course from its measuring points, W_0 at step 0 among them."""
+    """One trial's course from its measuring points, W_0 at step 0 among them.
+
+    Points at which an accuracy is not known are left out of what is about accuracies.
+    """
     at_start = points[points["step"] == 0]
     start, untrained = (100 * numbers(at_start, name).max() for name in (TEST, TRAIN))
     known = points.assign(v=numbers(points, DISPERSION))
     known = known[np.isfinite(known["v"])]  # no step, and so no V, before W_0
     if not len(known):
         return Course(0, math.nan, math.nan, None, Excluded())
-    epochs = known["epoch"].to_numpy(np.float64)
     dispersion = running_median(known["v"])
-    train, test = (running_median(100 * numbers(known, name)) for name in (TRAIN, TEST))
+    tested = known[(numbers(known, TRAIN) + numbers(known, TEST)).notna()]
+    epochs = tested["epoch"].to_numpy(np.float64)
+    train, test = (running_median(100 * numbers(tested, name)) for name in (TRAIN, TEST))
     seen = Course(
         points=len(known),
-        fitted=float(train.max()),
+        fitted=float(train.max()) if len(train) else math.nan,
         falls=float(dispersion[-1] / dispersion[0]),
-        valley=find_valley(epochs, known["v"]),
+        valley=find_valley(known["epoch"], known["v"]),
         excluded=excluded(known["v"]),
     )
-    if np.isnan(test).any() or np.isnan(train).any():
+    if len(tested) < WINDOW:
         return seen
     best = float(test.max())
     as_good = [
@@ -145,11 +149,11 @@ def course(points: pd.DataFrame, split: HeldOut) -> Course:
         plateau=_ends(epochs[as_good]),
         as_good=float(np.mean(as_good)) if any(as_good) else math.nan,
         lost=split.difference(best, float(test[-1])),
-        lift=lift_of_best(100 * numbers(known, TEST)),
+        lift=lift_of_best(100 * numbers(tested, TEST)),
     )
     if seen.valley is None:
         return seen
-    at = int(np.flatnonzero(epochs == seen.valley.epoch)[0])
+    at = int(np.abs(epochs - seen.valley.epoch).argmin())  # or beside it, if not tested there
     seen = _up_to(at, seen, train=train, test=test, start=start, split=split)
     way = split.difference(best, start)
     trained = float(train[at]) - untrained - LEARNED * way.value
