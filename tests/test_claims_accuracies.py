@@ -112,6 +112,14 @@ def test_the_interval_has_the_seeds_and_the_split_s_error_by_hand() -> None:
     assert alike.high - 2 == pytest.approx(1.959964 * math.hypot(0.5, 0.1), abs=1e-5)
 
 
+def test_the_split_s_error_is_the_mean_of_the_seeds_and_an_accuracy_s_is_binomial() -> None:
+    found = accuracy_interval([Points(2.0, error) for error in (0.2, 0.4, 0.9)], SPLIT)
+    assert found.split_error == pytest.approx(math.hypot(0.5, 0.1))
+    for accuracy in (0.0, 10.0, 50.0, 95.0, 100.0):
+        samples = np.repeat([100.0, 0.0], [int(10 * accuracy), int(1_000 - 10 * accuracy)])
+        assert SPLIT.error(accuracy) == pytest.approx(samples.std() / math.sqrt(1_000))
+
+
 @pytest.mark.parametrize("values", [(1.0, 2.0, 3.0), (2.0, 2.0, 2.0), (0.1, 0.3, 0.1, 0.2)])
 def test_a_p_value_is_the_level_at_which_the_interval_meets_the_threshold(values: Any) -> None:
     found = accuracy_interval([Points(value, 0.4) for value in values], SPLIT)
@@ -235,6 +243,13 @@ def test_the_best_of_a_level_curve_less_its_lift_is_the_level(points: int) -> No
     assert excess.mean() > 3  # points above a level that nothing is above
     error = 3 * np.std(excess - lifts) / math.sqrt(len(curves))
     assert abs((excess - lifts).mean()) < error + 0.15
+
+
+def test_the_lift_by_hand() -> None:
+    """Neighbours 1 apart: a scatter of 1 / (sqrt 2 x 0.6745), times Blom's scores of 3 and 9."""
+    for points, blom in ((3, 0.8694), (9, 1.4942)):
+        expected = blom / (math.sqrt(2) * 0.67449)
+        assert lift_of_best(np.arange(points) % 2) == pytest.approx(expected, rel=1e-3)
 
 
 def test_neither_a_step_nor_a_short_peak_is_scatter() -> None:

@@ -136,8 +136,9 @@ def test_with_fewer_test_samples_less_is_told() -> None:
     assert "an unknown number of test samples" in unknown.test
 
 
-def test_two_seeds_decide_nothing_about_accuracies_and_one_is_a_single_run() -> None:
-    assert verdicts(*seeds(2)) == ["holds", "undecided", "undecided"]
+def test_two_seeds_decide_nothing_and_one_is_a_single_run() -> None:
+    assert verdicts(*seeds(2)) == ["undecided"] * 3
+    assert verdicts(*seeds(2, dispersion=decay))[0] == "undecided"
     assert verdicts(*seeds(1)) == ["single run"] * 3
 
 
@@ -158,6 +159,17 @@ def test_a_large_gap_before_the_valley_is_told() -> None:
     assert verdicts(*seeds(gap={0: 0.0, 10: 30.0, 60: 51.0})) == ["holds", "holds", "fails"]
     # It counts at its largest before the valley, not only there.
     assert verdicts(*seeds(gap={0: 0.0, 5: 20.0, 10: 4.0, 60: 51.0}))[2] == "fails"
+
+
+def test_up_to_the_valley_both_accuracies_rise() -> None:
+    """Where training accuracy stays low its gap is small, and below zero."""
+    low = {0: 0.0, 10: -50.0, 15: -45.0, 60: 51.0}
+    small = claims(*seeds(gap=low))[2]
+    assert small.verdict == "fails"
+    # About epoch 10 the median of 19.6, 14.8, 10, 10.78 and 11.56 %: a rise by 1.56 from 10 %.
+    assert "rise of training accuracy there minus 0.5 of that way -23 (" in small.evidence
+    seen = course(run("a", gap=low)[1], SPLIT)
+    assert seen.trained.error == pytest.approx(SPLIT.difference_error(59.78, 10) / 2)
 
 
 def test_seeds_that_differ_leave_the_question_open() -> None:
@@ -192,6 +204,14 @@ def test_a_peak_from_which_v_has_not_come_down_is_half_a_double_descent() -> Non
     twice, *_ = claims(*seeds(dispersion=lambda e: 1 + np.abs(e - 20)))
     assert twice.verdict == "fails"
     assert "excluded in 3 of 3 trials; valley at epoch 20, peak at epoch 60" in twice.evidence
+
+
+def test_v_that_stays_up_after_its_peak_does_not_descend_twice() -> None:
+    """Though it ends far below where it began, and has a valley."""
+    up = seeds(dispersion=lambda e: np.interp(e, [1, 10, 30, 60], [11, 1, 4, 4]))
+    twice = claims(*up)[0]
+    assert twice.verdict == "fails"
+    assert "excluded in 3 of 3 trials; valley at epoch 11" in twice.evidence
 
 
 @pytest.mark.parametrize("reached", [FITTED - 1, FITTED + 0.5])
@@ -284,6 +304,18 @@ def test_accuracies_that_are_unknown_leave_the_shape_of_v() -> None:
     for _, points in runs:
         points[figure3.DISPERSION] = np.exp(-points["epoch"])
     assert verdicts(*runs) == ["undecided"] * 3
+
+
+@pytest.mark.parametrize("epochs", [[30], [9, 10], [60]])
+def test_a_point_whose_accuracy_is_unknown_is_left_out(epochs: list[int]) -> None:
+    """At the peak, the valley and the end, which are then at the points beside them."""
+    runs = seeds()
+    for _, points in runs:
+        points.loc[points["epoch"].isin(epochs), figure3.TEST] = math.nan
+    assert verdicts(*runs) == ["holds"] * 3
+    seen = course(runs[0][1], SPLIT)
+    assert (seen.points, seen.best_epoch) == (60, 10 if 10 not in epochs else 11)
+    assert seen.fitted == pytest.approx(100 if 60 not in epochs else 99.28)
 
 
 def test_every_noise_level_and_model_is_a_panel_of_its_own() -> None:

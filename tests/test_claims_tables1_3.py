@@ -198,6 +198,13 @@ def test_the_time_of_gmp3(time: float, verdict: str) -> None:
     assert claim["GMP3 takes about 1.76 times ERM’s time"].verdict == verdict
 
 
+@pytest.mark.parametrize(("seeds", "verdict"), [(1, "single run"), (2, "undecided"), (3, "holds")])
+def test_the_time_of_gmp3_takes_three_seeds(seeds: int, verdict: str) -> None:
+    """Though by a t test two that agree to the last digit would decide."""
+    found = claims(frame({"ERM": 70.0, "GMP3": 71.0}, times={"GMP3": 1.8}, seeds=seeds))
+    assert found["GMP3 takes about 1.76 times ERM’s time"].verdict == verdict
+
+
 def test_panels_are_kept_apart() -> None:
     both = pd.concat(
         [

@@ -3,6 +3,7 @@
 The false alarms are counted on synthetic curves, none of them a run's.
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -17,6 +18,7 @@ from gisgd_ray.claims.valley import (
     NEIGHBOURS,
     WINDOW,
     Curves,
+    Excluded,
     correlated_scatter,
     excluded,
     find_valley,
@@ -183,11 +185,40 @@ def test_correlated_scatter_is_stationary(rho: float) -> None:
     assert lagged == pytest.approx(np.full(11, rho), abs=0.03)
 
 
-def test_quantiles_grow_with_the_points_and_one_change_needs_fewer_errors() -> None:
-    largest = [null_changes(n).largest for n in (5, 10, 20, 40, 80)]
-    assert largest == sorted(largest)
-    assert null_changes(39) == null_changes(40)  # rounded up to one size
-    assert all(null_changes(n).single < null_changes(n).largest for n in (5, 20, 80))
+def test_one_change_needs_fewer_errors_than_the_largest() -> None:
+    assert null_changes(39) == null_changes(40)  # between the same two sizes
+    for n in (5, 20, 80):
+        found = null_changes(n)
+        assert found.single < min(found.of_two, found.largest)
+
+
+def test_quantiles_are_those_of_flat_curves_drawn_anew() -> None:
+    """Neighbours correlate by 0.3; of 38 and 48 points and scatter even or growing, the largest."""
+    largest, given = [], []
+    for size in (38, 48):
+        for growth in (1, 25):
+            rng = np.random.default_rng(size * growth)
+            drawn = correlated_scatter(rng, 3000, size, 0.3) * np.geomspace(1, growth, size)
+            smooth = np.array(
+                [
+                    np.median(drawn[:, j - h : j + h + 1], axis=1)
+                    for j in range(size)
+                    for h in [min(2, j, size - 1 - j)]
+                ]
+            )
+            widths = np.array([2 * min(2, j, size - 1 - j) + 1 for j in range(size)])
+            squares = local_scatter(drawn).T ** 2 / widths[:, None]
+            t = {
+                (i, j): (smooth[j] - smooth[i]) / np.sqrt(squares[i] + squares[j])
+                for i, j in itertools.permutations(range(size), 2)
+            }
+            most = np.max([t[i, j] for i, j in t if i < j], axis=0)
+            late = np.concatenate([t[i, j] for i, j in t if min(i, j) >= size // 2])
+            largest.append(np.quantile(most, 0.95))
+            given.append(np.quantile(late, [0.95, 0.975]))
+    found = null_changes(45)
+    assert found.largest == pytest.approx(max(largest), rel=0.04)
+    assert found[1:] == pytest.approx(tuple(np.max(given, axis=0)), rel=0.1)
 
 
 # ---------------------------------------------------------------- rates
@@ -220,8 +251,15 @@ def curves(shape: Any, scatter: Any, rho: float, count: int = CURVES) -> Any:
         (SLOW, GROWING, AUTOCORRELATION),
         (np.exp(-np.arange(12) / 12), 0.1, AUTOCORRELATION),
         (SLOW, 0.03, 0.5),  # more than the quantiles are of, but falling
+        # Of which the nearest fifteen points are of all parts of the scatter.
+        (1 + 10 * np.exp(-np.arange(18.0)), np.geomspace(0.01, 0.25, 18), 0.3),
+        (1 + 10 * np.exp(-np.arange(22.0)), np.geomspace(0.01, 0.25, 22), 0.3),
+        (1 + 10 * np.exp(-np.arange(30.0)), np.geomspace(0.01, 0.25, 30), 0.3),
     ],
-    ids=["2 %", "3 %", "level", "level, correlated", "growing", "twelve points", "more correlated"],
+    ids=[
+        *("2 %", "3 %", "level", "level, correlated", "growing", "twelve points"),
+        *("more correlated", "18 growing", "22 growing", "30 growing"),
+    ],
 )
 def test_a_plain_decay_has_a_valley_in_five_percent_at_most(
     shape: Any, scatter: Any, rho: float
@@ -233,10 +271,10 @@ def test_a_plain_decay_has_a_valley_in_five_percent_at_most(
 def test_the_false_alarms_come_to_five_percent_where_nothing_else_stands_in_the_way() -> None:
     """The largest change of flat curves, which is what the quantile is of: neither far below."""
     enough = null_changes(40).largest
-    drawn = correlated_scatter(np.random.default_rng(4), 400, 40, AUTOCORRELATION)
+    drawn = correlated_scatter(np.random.default_rng(4), 400, 40, 0.3)
     curve = Curves.of(drawn)
     largest = np.max([curve.t([i], slice(i + 1, 40)).max(axis=-1) for i in range(39)], axis=0)
-    assert 6 <= (largest > enough).sum() <= 36  # of 400, about 20 less for rounding n up
+    assert 2 <= (largest > enough).sum() <= 36  # of 400; even scatter has fewer than 20
 
 
 def test_without_an_end_that_is_lower_the_second_descent_is_a_false_alarm_as_rarely() -> None:
@@ -251,7 +289,7 @@ def test_a_valley_is_found_where_there_is_one(rise: float, scatter: float) -> No
     """Rises as those of the MLP at label noise 0.2, 0.4 and 0.6, within 6 to 10 epochs."""
     log_v = np.interp(np.arange(40), [0, 1, 2, 10, 40], [1.6, 1.0, 1.0, 1 + math.log(rise), -3])
     found = [find_valley(range(40), v) for v in curves(np.exp(log_v), scatter, 0.0, 60)]
-    assert sum(valley is not None and valley.descends_again for valley in found) >= 48
+    assert sum(valley is not None and valley.descends_again for valley in found) >= 45
 
 
 @pytest.mark.parametrize("rho", [0.0, AUTOCORRELATION])
@@ -261,8 +299,8 @@ def test_a_rise_that_is_there_is_excluded_in_five_percent_at_most(rho: float) ->
     log_v = np.interp(np.arange(40), [0, 10, 14, 20, 24, 40], [1, 0, 0, least, least, -1])
     drawn = curves(np.exp(log_v), 0.01, rho)
     assert sum(excluded(v).rise for v in drawn) <= MOST
-    flat = np.exp(np.interp(np.arange(40), [0, 20, 39], [least, least, 0]))
-    assert sum(excluded(v).last_fall for v in curves(flat, 0.01, rho)) <= MOST
+    twice = np.exp(np.interp(np.arange(40), [0, 10, 14, 20, 30, 39], [1, 0, 0, least, least, 0]))
+    assert sum(excluded(v).second_descent for v in curves(twice, 0.01, rho)) <= MOST
     half = curves(np.geomspace(1, 0.5, 40), 0.01, rho)
     assert sum(excluded(v).halving for v in half) <= MOST
 
@@ -270,6 +308,24 @@ def test_a_rise_that_is_there_is_excluded_in_five_percent_at_most(rho: float) ->
 def test_of_a_plain_decay_a_rise_is_excluded_and_late_scatter_of_tiny_v_does_not_matter() -> None:
     decay = curves(np.exp(-np.arange(60) / 10), np.geomspace(0.02, 0.25, 60), 0.0, 60)
     assert sum(excluded(v).rise for v in decay) >= 55
-    assert not any(excluded(v).last_fall or excluded(v).halving for v in decay)
-    rising = excluded(EPOCHS)
-    assert (rising.rise, rising.last_fall, rising.halving) == (False, True, True)
+    assert sum(excluded(v).second_descent for v in decay) >= 50
+    assert not any(excluded(v).halving for v in decay)
+    assert excluded(EPOCHS) == Excluded(rise=False, second_descent=True, halving=True)
+
+
+def test_a_curve_that_stays_up_after_its_rise_does_not_descend_twice() -> None:
+    """Though its end is lower than its start; it is left open what scatter hides."""
+    levels = np.repeat([9.0, 1.0, 5.0, 5.0, 5.0, 5.0], 5)
+    assert excluded(levels) == Excluded(rise=False, second_descent=True, halving=True)
+    scattered = curves(levels, 0.003, 0.3, 40)
+    assert sum(excluded(v).second_descent for v in scattered) >= 36
+    assert not any(excluded(v).second_descent for v in curves(levels, 0.2, 0.3, 40))
+    lower = np.repeat([9.0, 1.0, 5.0, 5.0, 5.0, 4.0], 5)
+    assert not excluded(lower).second_descent
+
+
+def test_a_rise_within_a_few_points_is_not_overlooked() -> None:
+    """Twelve points later V is below the valley again."""
+    steep = np.exp(np.interp(np.arange(40), [0, 15, 20, 39], [1.5, 0, 0.5, -1.4]))
+    assert steep[27] < steep[15]
+    assert excluded(steep) == Excluded()

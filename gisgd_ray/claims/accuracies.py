@@ -35,10 +35,16 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from gisgd_ray.claims.points import numbers
-from gisgd_ray.claims.statistics import LEVEL, Interval, PValues, Side, mean_interval, t_test
+from gisgd_ray.claims.statistics import (
+    LEVEL,
+    MIN_SEEDS,
+    Interval,
+    PValues,
+    Side,
+    mean_interval,
+    t_test,
+)
 
-MIN_SEEDS = 3
-"""Fewer establish nothing about accuracies."""
 Z = 1.96
 """Normal quantile of 95 % either way."""
 

@@ -10,8 +10,8 @@ HOW_JUDGED = (
     f"them is wrongly said to hold or to fail is {LEVEL * 100:g} % at most. What is not "
     "established so is undecided, which is no evidence against it; an interval under Evidence is "
     f"at {100 - LEVEL * 100:g} % by itself, and may decide less than it seems to. With one seed "
-    "nothing is tested: a single run shows what it shows. A count of these trials’ points decides "
-    "by itself."
+    "nothing is tested: a single run shows what it shows; two decide nothing about accuracies, "
+    "times and the course of V. A count of these trials’ points decides by itself."
 )
 """How verdicts are reached, for those who read them."""
 

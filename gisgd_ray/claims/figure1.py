@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from gisgd_ray.claims.claim import Claim, corrected_together
-from gisgd_ray.claims.points import finished, noise_stds, numbers, points_after_start
+from gisgd_ray.claims.points import finished, noise_stds, numbers, points_after_start, reading
 from gisgd_ray.claims.statistics import (
     NOT_MEASURED,
     RatioInterval,
@@ -46,6 +46,7 @@ def figure_curves(points: pd.DataFrame, noise_std: float) -> pd.DataFrame:
     return pd.DataFrame({"ours": ours, "neu": neu})
 
 
+@reading("Figure 1", history=["step"])
 def claims(tables: ResultTables) -> list[Claim]:
     """Figure 1 for each model and dataset: a claim on Psi per noise std, and one on V.
 

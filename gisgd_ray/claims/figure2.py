@@ -4,7 +4,7 @@ import pandas as pd
 
 from gisgd_ray.claims.bound_and_gap import GAP, bound_above_gap
 from gisgd_ray.claims.claim import Claim, corrected_together
-from gisgd_ray.claims.points import finished, numbers
+from gisgd_ray.claims.points import finished, numbers, reading
 from gisgd_ray.claims.statistics import (
     NOT_MEASURED,
     RatioInterval,
@@ -51,6 +51,7 @@ def panel_axis(trials: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
     }
 
 
+@reading("Figure 2")
 def claims(tables: ResultTables) -> list[Claim]:
     """Figure 2, three claims a panel: the bound follows the gap, its trend, and it is a bound."""
     found = []
@@ -75,13 +76,16 @@ def _follows(panel: pd.DataFrame, axis: str, where: str) -> Claim:
     Two smooth curves along one axis rise and fall together by chance far more often than
     independent points, however many points the axis has; with other seeds they would not.
     """
+    # All are tested on the same samples. What their sampling error adds to every gap alike cancels,
+    # the gaps being centred; what it adds to some more than to others is in all seeds alike, so
+    # that the interval has none of it: no table tells how large it is.
     known = panel.dropna(subset=["bound", "gap"])
     ratio = trend_ratio(known, "gap", "bound")
     return Claim(
         text=f"The bound of Eq. 3 follows the trend of the generalization gap ({where}).",
         test="by what factor the bound changes from the smallest gap to the largest: least squares "
         "of its logarithm on the gap over the points of a seed, one value per seed; above 1 by a t "
-        "test over the seeds",
+        "test over the seeds, of the gap on these test samples",
         evidence=_words(ratio, known, axis, stratified_rho(known, "gap", "bound", strata=["seed"])),
         p_values=t_test(ratio, 1.0, side="above"),
     )

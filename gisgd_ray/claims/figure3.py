@@ -9,7 +9,7 @@ between generalization and memorization".
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -28,10 +28,20 @@ from gisgd_ray.claims.accuracies import (
     lift_of_best,
 )
 from gisgd_ray.claims.claim import Claim, corrected_together
-from gisgd_ray.claims.points import TEST, TRAIN, finished, numbers
-from gisgd_ray.claims.statistics import LEVEL, NOT_MEASURED, PValues, Side, all_of, short_number
+from gisgd_ray.claims.points import TEST, TRAIN, finished, not_measured, numbers, reading
+from gisgd_ray.claims.statistics import (
+    LEVEL,
+    NOT_MEASURED,
+    PValues,
+    Side,
+    all_of,
+    enough_seeds,
+    short_number,
+)
 from gisgd_ray.claims.valley import (
+    AUTOCORRELATION,
     FACTOR,
+    GROWTH,
     PEAK,
     WINDOW,
     Array,
@@ -93,6 +103,8 @@ class Course:
     """Largest train - test accuracy up to the valley, minus ``SMALL_GAP`` of that at the end."""
     learned: Points = UNDEFINED
     """Test accuracy at the valley, minus that ``LEARNED`` of the way from W_0's to the best."""
+    trained: Points = UNDEFINED
+    """By how much training accuracy has risen at the valley, minus ``LEARNED`` of that way."""
 
     @property
     def is_fitted(self) -> bool:
@@ -104,23 +116,28 @@ class Course:
 
 
 def course(points: pd.DataFrame, split: HeldOut) -> Course:
-    """One trial's course from its measuring points, W_0 at step 0 among them."""
-    start = 100 * numbers(points[points["step"] == 0], TEST).max()
+    """One trial's course from its measuring points, W_0 at step 0 among them.
+
+    Points at which an accuracy is not known are left out of what is about accuracies.
+    """
+    at_start = points[points["step"] == 0]
+    start, untrained = (100 * numbers(at_start, name).max() for name in (TEST, TRAIN))
     known = points.assign(v=numbers(points, DISPERSION))
     known = known[np.isfinite(known["v"])]  # no step, and so no V, before W_0
     if not len(known):
         return Course(0, math.nan, math.nan, None, Excluded())
-    epochs = known["epoch"].to_numpy(np.float64)
     dispersion = running_median(known["v"])
-    train, test = (running_median(100 * numbers(known, name)) for name in (TRAIN, TEST))
+    tested = known[(numbers(known, TRAIN) + numbers(known, TEST)).notna()]
+    epochs = tested["epoch"].to_numpy(np.float64)
+    train, test = (running_median(100 * numbers(tested, name)) for name in (TRAIN, TEST))
     seen = Course(
         points=len(known),
-        fitted=float(train.max()),
+        fitted=float(train.max()) if len(train) else math.nan,
         falls=float(dispersion[-1] / dispersion[0]),
-        valley=find_valley(epochs, known["v"]),
+        valley=find_valley(known["epoch"], known["v"]),
         excluded=excluded(known["v"]),
     )
-    if np.isnan(test).any() or np.isnan(train).any():
+    if len(tested) < WINDOW:
         return seen
     best = float(test.max())
     as_good = [
@@ -132,12 +149,15 @@ def course(points: pd.DataFrame, split: HeldOut) -> Course:
         plateau=_ends(epochs[as_good]),
         as_good=float(np.mean(as_good)) if any(as_good) else math.nan,
         lost=split.difference(best, float(test[-1])),
-        lift=lift_of_best(100 * numbers(known, TEST)),
+        lift=lift_of_best(100 * numbers(tested, TEST)),
     )
     if seen.valley is None:
         return seen
-    at = int(np.flatnonzero(epochs == seen.valley.epoch)[0])
-    return _up_to(at, seen, train=train, test=test, start=start, split=split)
+    at = int(np.abs(epochs - seen.valley.epoch).argmin())  # or beside it, if not tested there
+    seen = _up_to(at, seen, train=train, test=test, start=start, split=split)
+    way = split.difference(best, start)
+    trained = float(train[at]) - untrained - LEARNED * way.value
+    return replace(seen, trained=Points(trained, LEARNED * way.error))
 
 
 def _up_to(
@@ -180,17 +200,22 @@ def courses(tables: ResultTables, trials: pd.DataFrame) -> list[Course]:
 def figure_panels(trials: pd.DataFrame) -> dict[str, dict[float, pd.DataFrame]]:
     """By model, dataset and every other setting that varies: the trials at each label noise."""
     return {
-        where: {noise: group[group[NOISE] == noise] for noise in sorted(set(group[NOISE]))}
+        where: {cast(float, noise): part for noise, part in group.groupby(NOISE, dropna=False)}
         for where, group in panels(trials, [NOISE]).items()
     }
 
 
+@reading("Figure 3", trials=[NOISE], history=["step", "epoch"])
 def claims(tables: ResultTables) -> list[Claim]:
     """Figure 3 for each model, dataset and label noise: three claims, without noise two."""
     found = []
     for where, levels in figure_panels(finished(tables)).items():
         for noise, trials in levels.items():
             there = f"{where}, {setting_text(NOISE, noise)}"
+            if math.isnan(noise):
+                why = f"{NOISE} is not known of {len(trials)} trials"
+                found.append(not_measured(f"What the paper reads off Figure 3 ({there}).", why))
+                continue
             seen, split = courses(tables, trials), held_out(trials)
             if noise == 0:
                 decays = trials["model.name"].iloc[0] in ONLY_DECAYS_CLEAN
@@ -215,10 +240,14 @@ def shape_test(shown: Sequence[bool], denied: Sequence[bool]) -> PValues:
     if n == 1:
         return PValues(float(not shown[0]), float(not denied[0]), 1)
     for_it, against = (float(stats.binom.sf(sum(k) - 1, n, LEVEL)) for k in (shown, denied))
-    return PValues(1.0 if any(denied) else for_it, 1.0 if any(shown) else against, n)
+    return enough_seeds(PValues(1.0 if any(denied) else for_it, 1.0 if any(shown) else against, n))
 
 
-CHANCE = f"of each run with a false-alarm rate of {LEVEL * 100:g} %, of all by the binomial chance"
+CHANCE = (
+    f"of each run with a false-alarm rate of {LEVEL * 100:g} %, where its scatter grows {GROWTH:g} "
+    f"times at most and correlates by {AUTOCORRELATION:g} at most from point to point; of all by "
+    "the binomial chance"
+)
 IF_FITTED = f"a training accuracy of {FITTED:g} % counts as labels fitted"
 
 
@@ -227,7 +256,7 @@ def _descends_twice(seen: list[Course], where: str) -> Claim:
     long = [each for each in seen if each.points >= WINDOW]
     valleys = [each.valley for each in long if each.valley is not None]
     twice = [each.valley is not None and each.valley.descends_again for each in long]
-    excludes = [each.is_fitted and (each.excluded.rise or each.excluded.last_fall) for each in long]
+    excludes = [each.is_fitted and each.excluded.second_descent for each in long]
     evidence = _counted(seen, long, f"descends twice in {sum(twice)}, excluded in {sum(excludes)}")
     if valleys:
         evidence += (
@@ -241,7 +270,8 @@ def _descends_twice(seen: list[Course], where: str) -> Claim:
         test=f"V, as a running median over {WINDOW} points, falls, rises and falls again by a "
         f"factor of {FACTOR:g} and more than its scatter makes a curve do that only falls; against "
         f"it, with the labels fitted: a rise by {FACTOR:g} to a peak of at least {PEAK:g} of the "
-        f"first V, or the last fall, is excluded; {CHANCE}; {IF_FITTED}",
+        f"first V, and from there a last fall by {FACTOR:g}, are excluded together; {CHANCE}; "
+        f"{IF_FITTED}",
         evidence=evidence,
         p_values=shape_test(twice, excludes) if long else None,
     )
@@ -326,24 +356,27 @@ def _small_gap_before(seen: list[Course], split: HeldOut, where: str) -> Claim:
     found = _with_valley(seen)
     gap = accuracy_interval([each.gap for each, _ in found], split)
     learned = accuracy_interval([each.learned for each, _ in found], split)
+    trained = accuracy_interval([each.trained for each, _ in found], split)
     evidence = _absent(seen)
     if gap.n:
         evidence = (
             f"largest gap up to the valley minus {SMALL_GAP:g} of that at the end {gap}; test "
-            f"accuracy there minus that {LEARNED:g} of the way from W_0’s to its best {learned}"
+            f"accuracy there minus that {LEARNED:g} of the way from W_0’s to its best {learned}; "
+            f"rise of training accuracy there minus {LEARNED:g} of that way {trained}"
             f"{_without_valley(seen)}{_unfitted(seen)}"
         )
     return Claim(
         text=f"Up to the valley both accuracies rise with a small gap between them, which opens "
         f"after it ({where}).",
         test=f"largest train − test accuracy up to the valley below {SMALL_GAP:g} of that at the "
-        f"end, and more than {LEARNED:g} of the rise of test accuracy (from W_0 to its best) done; "
-        f"as differences in percentage points, in the mean over seeds with a valley; "
-        f"{split.in_words}; {IF_FITTED}",
+        f"end, more than {LEARNED:g} of the rise of test accuracy (from W_0 to its best) done, and "
+        f"training accuracy risen by as much; as differences in percentage points, in the mean "
+        f"over seeds with a valley; {split.in_words}; {IF_FITTED}",
         evidence=evidence,
         p_values=all_of(
             accuracy_test(gap, 0.0, side="below"),
             accuracy_test(learned, 0.0, side="above"),
+            accuracy_test(trained, 0.0, side="above"),
         ),
     )
 

@@ -31,7 +31,7 @@ from gisgd_ray.claims.accuracies import (
     sign_test,
 )
 from gisgd_ray.claims.claim import Claim, corrected_together
-from gisgd_ray.claims.points import TEST, TRAIN, finished, numbers, points_after_start
+from gisgd_ray.claims.points import TEST, TRAIN, finished, numbers, points_after_start, reading
 from gisgd_ray.claims.statistics import PValues, all_of
 from gisgd_ray.claims.valley import running_median
 from gisgd_ray.results.panels import panels, told_apart
@@ -90,8 +90,8 @@ def _label(trial: "pd.Series[Any]") -> str:
         return "SGD"
     if trial["scheme.name"] != "clipping":
         return str(trial["scheme.name"])
-    lag = trial["scheme.variant"] == "lag"
-    variant = f"lag of {trial['scheme.lag']:.0f} steps" if lag else "running minimum"
+    lag = trial.get("scheme.variant") == "lag"
+    variant = f"lag of {trial.get('scheme.lag', math.nan):.0f} steps" if lag else "running minimum"
     start = _start_epoch(trial)
     return f"{variant}, {'automatic start' if start is None else f'from epoch {start:.0f}'}"
 
@@ -157,6 +157,7 @@ def _last_near(points: pd.DataFrame) -> float:
     return float(near.iloc[-1])
 
 
+@reading("Figures 4 and 9", trials=["scheme.name"], history=["step", "epoch", TEST, TRAIN])
 def claims(tables: ResultTables) -> list[Claim]:
     """Figures 4 and 9, for each panel and way of clipping: three claims, and one on its start."""
     found = []

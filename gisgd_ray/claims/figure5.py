@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from gisgd_ray.claims.claim import Claim, corrected_together
-from gisgd_ray.claims.points import finished, noise_stds, numbers, points_after_start
+from gisgd_ray.claims.points import finished, noise_stds, numbers, points_after_start, reading
 from gisgd_ray.claims.statistics import NOT_MEASURED, RatioInterval, all_of, ratio_interval, t_test
 from gisgd_ray.errors import UserError
 from gisgd_ray.results.panels import panels
@@ -32,6 +32,7 @@ TENTH = 0.1
 """Fraction of the steps that counts as early, and as late."""
 
 
+@reading("Figure 5", history=["step"])
 def claims(tables: ResultTables) -> list[Claim]:
     """Figure 5 for each model and dataset: one claim per noise std, and two on V against V~."""
     found = []

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from gisgd_ray.claims.claim import Claim, corrected_together
-from gisgd_ray.claims.points import finished, numbers
+from gisgd_ray.claims.points import finished, numbers, reading
 from gisgd_ray.claims.statistics import (
     RatioInterval,
     all_of,
@@ -22,6 +22,7 @@ RATE, BATCH = "training.learning_rate", "training.batch_size"
 TRAJECTORY, FLATNESS = "term/trajectory_factor", "term/flatness_factor"
 
 
+@reading("Figure 6", trials=[RATE, BATCH])
 def claims(tables: ResultTables) -> list[Claim]:
     """Figure 6 for each model and dataset: two claims on the two factors.
 

@@ -4,7 +4,7 @@ import pandas as pd
 
 from gisgd_ray.claims.bound_and_gap import GAP, bound_above_gap
 from gisgd_ray.claims.claim import Claim
-from gisgd_ray.claims.points import finished, numbers, points_after_start
+from gisgd_ray.claims.points import finished, numbers, points_after_start, reading
 from gisgd_ray.results.panels import panels
 from gisgd_ray.results.tables import ResultTables
 
@@ -15,6 +15,7 @@ BOUNDS = {
 """The bound of each network: its column and its name. No other network has one here."""
 
 
+@reading("Figures 7 and 8", history=["step"])
 def claims(tables: ResultTables) -> list[Claim]:
     """Figure 7 (linear network) and Figure 8 (two-layer ReLU network): one claim a network.
 
@@ -41,6 +42,6 @@ def claims(tables: ResultTables) -> list[Claim]:
 
 
 def _gap_at_start(tables: ResultTables) -> "pd.Series[float]":
-    """The gap at W_0, by trial."""
+    """The gap at W_0, by trial; of several rows of it the first that knows it."""
     start = tables.history[tables.history["step"] == 0]
-    return numbers(start, GAP).set_axis(start["trial_id"])
+    return numbers(start, GAP).groupby(start["trial_id"]).first()

@@ -1,14 +1,62 @@
 """What the claims read from a sweep's tables: finished trials and their measured points."""
 
 import math
+from collections.abc import Callable, Sequence
+from functools import wraps
 
 import numpy as np
 import pandas as pd
 
+from gisgd_ray.claims.claim import Claim
+from gisgd_ray.claims.statistics import NOT_MEASURED
 from gisgd_ray.results.tables import ResultTables
 
 TRAIN, TEST = "train/accuracy", "test/accuracy"
 NOISE_STDS = "measurement.noise_stds"
+ALWAYS = {"trials": ("trial_id", "model.name", "data.dataset", "seed"), "history": ("trial_id",)}
+"""Columns by which the rows of either table belong together."""
+
+Claims = Callable[[ResultTables], list[Claim]]
+
+
+def reading(
+    item: str, *, trials: Sequence[str] = (), history: Sequence[str] | None = None
+) -> Callable[[Claims], Claims]:
+    """Of a module's ``claims``: what to say where the tables lack a column that they all read.
+
+    One undecided claim then, in place of all, which names what is lacking. A measured column is no
+    such one: :func:`numbers` gives NaN, and the claims on other columns stand.
+
+    Args:
+        item: of the paper, as in "Figure 6".
+        trials, history: columns, besides :data:`ALWAYS`; None where the history is not read.
+    """
+    needed = {"trials": trials, "history": history}
+
+    def with_check(claims: Claims) -> Claims:
+        @wraps(claims)
+        def checked(tables: ResultTables) -> list[Claim]:
+            if finished(tables).empty:
+                return []
+            lacking = [
+                f"no column {column} in the table {name}"
+                for name, columns in needed.items()
+                if columns is not None
+                for column in (*ALWAYS[name], *columns)
+                if column not in getattr(tables, name).columns
+            ]
+            if lacking:
+                return [not_measured(f"What the paper reads off {item}.", "; ".join(lacking))]
+            return claims(tables)
+
+        return checked
+
+    return with_check
+
+
+def not_measured(text: str, why: str) -> Claim:
+    """A claim that the tables say nothing of."""
+    return Claim(text, "by columns that these tables do not have", f"{NOT_MEASURED}: {why} (n = 0)")
 
 
 def finished(tables: ResultTables) -> pd.DataFrame:

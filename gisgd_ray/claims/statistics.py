@@ -22,6 +22,8 @@ Array = NDArray[np.float64]
 
 LEVEL = 0.05
 """Chance of any wrong verdict among the claims of a sweep; intervals cover with 1 - LEVEL each."""
+MIN_SEEDS = 3
+"""Fewer establish nothing about accuracies, shapes and times: they agree by chance too easily."""
 NOT_MEASURED = "not measured in this run"
 
 
@@ -181,12 +183,13 @@ def trend_ratio(
     is linear in log y, so that its t interval is right whatever the rows of one seed have in
     common, a seed's own effect of every x among it. That does not hold of rank correlations: over
     3 seeds they tie, or pile up at +-1, and a t test of them at 5 % finds a trend in 20 % of
-    unrelated smooth curves. Rows where x is NaN or y has no logarithm are left out, and so are
-    seeds in which x takes one value.
+    unrelated smooth curves. Rows where x is not finite or y has no logarithm are left out, and so
+    are seeds in which x takes one value.
     """
     values = frame[y].astype(np.float64)
     logs = np.log(values.where((values > 0) & (values < math.inf)))
-    known = frame.assign(x=frame[x].astype(np.float64), log_y=logs)
+    along = frame[x].astype(np.float64)
+    known = frame.assign(x=along.where(np.isfinite(along)), log_y=logs)
     known = known.dropna(subset=["x", "log_y"])
     stratum = known.groupby(["seed", *strata], dropna=False).ngroup().to_numpy()
     dx, dy = (_centred(known[name].to_numpy(), stratum) for name in ("x", "log_y"))
@@ -258,6 +261,11 @@ def t_test(interval: Interval, threshold: float, *, side: Side) -> PValues:
         t = np.float64(above) / interval.error
     p_holds, p_fails = (float(stats.t.sf(s * t, interval._degrees)) for s in (1, -1))
     return PValues(p_holds, p_fails, interval.n)
+
+
+def enough_seeds(found: PValues) -> PValues:
+    """These, or of two seeds nothing; one shows what it shows."""
+    return found if found.n < 2 or found.n >= MIN_SEEDS else PValues(1.0, 1.0, found.n)
 
 
 def all_of(*parts: PValues) -> PValues:

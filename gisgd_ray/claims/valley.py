@@ -12,12 +12,17 @@ to point j is as many standard errors as
     t_ij = (s_j - s_i) / sqrt(sigma_i^2 / m_i + sigma_j^2 / m_j)
 
 with s_i the median of m_i points. It is called a rise only if it is more than 95 % of flat curves
-with scatter alone show *anywhere*: a curve that only falls shows less, whatever its course, since
-it takes something off every rise. The curves that tell are drawn (:func:`null_changes`), with
-scatter whose neighbouring points correlate by AUTOCORRELATION, which makes false alarms rarer
-still where it does so less. About a parabola through 11 points, that of ten runs of the MLP on
-mnist5k (label noise 0.2 to 0.6, second halves) was -0.33 in the mean, where independent points
-have -0.28 and points that correlate by 0.3 have -0.12.
+with scatter alone show *anywhere*: a curve that only falls shows less, since it takes something off
+every rise. The 5 % hold for scatter of log V that is about normal, grows along the run by a factor
+of GROWTH at most (on a short run the nearest points are of all its parts, and tell too little of
+the last), and of which neighbouring points correlate by AUTOCORRELATION at most: the flat curves
+that tell (:func:`null_changes`) have as much of both. Of steadier scatter there are fewer.
+
+About a parabola through 11 points, the correlation of ten runs of the MLP on mnist5k (label noise
+0.2 to 0.6, second halves) was -0.33 in the mean, where independent points have -0.28 and points
+that correlate by 0.3 have -0.12. One run does not tell its own well enough to be refused by it.
+Beyond AUTOCORRELATION the 5 % do not hold: of level curves of 60 points that correlate by 0.5 up to
+a seventh has a valley, of those that correlate by 0.7 two fifths.
 """
 
 import math
@@ -40,9 +45,11 @@ NEIGHBOURS = 15
 """Second differences from which the scatter at a point is measured."""
 AUTOCORRELATION = 0.3
 """Of neighbouring points' scatter, up to which false alarms are as rare as stated."""
+GROWTH = 25.0
+"""Of the scatter along a run, up to which they are: from 1 % of V to 25 %."""
 DRAWS = 1_000
 """Flat curves from which quantiles are taken: 5 % are 5 +- 0.7 %."""
-PAIRS = 20
+PAIRS = 100
 """Pairs of points of each of them, for the changes between two points given beforehand."""
 FACTOR = 1.05
 """A change by less is none, however surely it is there."""
@@ -70,7 +77,10 @@ class NullChanges(NamedTuple):
     largest: float
     """The largest change of all pairs of points is below this in 1 - LEVEL of the curves."""
     single: float
-    """The change between two points given beforehand is below this with chance 1 - LEVEL."""
+    """The change between two points given beforehand, of the later half, where the scatter is the
+    largest, is below this with chance 1 - LEVEL."""
+    of_two: float
+    """The same with chance 1 - LEVEL / 2."""
 
 
 def running_median(values: ArrayLike) -> Array:
@@ -128,23 +138,34 @@ class Curves:
 
 
 def null_changes(n: int) -> NullChanges:
-    """Quantiles over ``DRAWS`` flat curves, of n points or a few more: both grow with n."""
-    size = WINDOW
+    """Quantiles over ``DRAWS`` flat curves: the larger of those of a few points less and more."""
+    below = size = WINDOW
     while size < n:
-        size = math.ceil(1.25 * size)
-    return _null_changes(size)
+        below, size = size, math.ceil(1.25 * size)
+    pairs = zip(_null_changes(below), _null_changes(size), strict=True)
+    return NullChanges(*(max(pair) for pair in pairs))
 
 
 @lru_cache
 def _null_changes(n: int) -> NullChanges:
     rng = np.random.default_rng(derived_seed(0, "flat curves", n))
-    curve = Curves.of(correlated_scatter(rng, DRAWS, n, AUTOCORRELATION))
-    largest = np.full(DRAWS, -math.inf)
+    even = correlated_scatter(rng, DRAWS, n, AUTOCORRELATION)
+    # On long curves scatter that is everywhere the same shows as much: the more of both counts.
+    pairs = zip(
+        _quantiles(even, rng), _quantiles(even * np.geomspace(1, GROWTH, n), rng), strict=True
+    )
+    return NullChanges(*(max(pair) for pair in pairs))
+
+
+def _quantiles(flat: Array, rng: np.random.Generator) -> NullChanges:
+    curve, n = Curves.of(flat), flat.shape[-1]
+    largest = np.full(len(flat), -math.inf)
     for i in range(n - 1):
         largest = np.maximum(largest, curve.t([i], slice(i + 1, n)).max(axis=-1))
-    pairs = [rng.choice(n, 2, replace=False) for _ in range(PAIRS)]
+    pairs = [n // 2 + rng.choice(n - n // 2, 2, replace=False) for _ in range(PAIRS)]
     given = np.concatenate([curve.t(i, j) for i, j in pairs])
-    return NullChanges(*(float(np.quantile(each, 1 - LEVEL)) for each in (largest, given)))
+    levels = (largest, LEVEL), (given, LEVEL), (given, LEVEL / 2)
+    return NullChanges(*(float(np.quantile(values, 1 - level)) for values, level in levels))
 
 
 def correlated_scatter(
@@ -166,7 +187,8 @@ def find_valley(epochs: Iterable[float], dispersion: Iterable[float]) -> Valley 
     than :func:`null_changes` allows. The highest p is the peak of the double descent. Medians next
     to a sharp extreme equal its own: of equal neighbours the middle one counts. None where there
     is no such p, or fewer than ``WINDOW`` points are known; points where V is not positive and
-    finite are left out. A curve that only falls has a valley with chance ``LEVEL`` at most.
+    finite are left out. A curve that only falls has a valley with chance ``LEVEL`` at most, under
+    the conditions of the module's text.
 
     Args:
         epochs: in ascending order.
@@ -208,8 +230,8 @@ class Excluded:
 
     rise: bool = False
     """A rise by ``FACTOR`` or more to a peak of at least ``PEAK`` of the first V."""
-    last_fall: bool = False
-    """That the last V is lower than any before by ``FACTOR`` or more."""
+    second_descent: bool = False
+    """Such a rise and, from its peak to the last V, a fall by ``FACTOR`` or more."""
     halving: bool = False
     """That the last V is below half of the first."""
 
@@ -217,24 +239,28 @@ class Excluded:
 def excluded(dispersion: Iterable[float]) -> Excluded:
     """What there is not: not having been found is no evidence of it.
 
-    The upper end of the one-sided 95 % interval of every change is below ``FACTOR``. No correction
-    for the many pairs is due: if there is a rise, that between its own two points is within its
-    interval in 95 % of runs. A rise takes at least half a window, which blurs any faster one.
+    The upper end of the one-sided 95 % interval of every change is below ``FACTOR``, of the two
+    changes of a second descent that of either's 97.5 %. No correction for the many pairs is due: if
+    there is a rise, that between its own two points is within its interval in 95 % of runs. A rise
+    takes at least half a window, which blurs any faster one.
     """
     x, curve = _known(None, dispersion)
     if curve is None:
         return Excluded()
-    n, single, least = len(x), null_changes(len(x)).single, math.log(FACTOR)
+    n, null, least = len(x), null_changes(len(x)), math.log(FACTOR)
     first, second = np.triu_indices(n, WINDOW // 2 + 1)
-    highest = curve.change(first, second) + single * curve.error(first, second)
     start = curve.smooth[0] + math.log(PEAK)
-    matters = curve.smooth[second] + single * np.sqrt(curve.variances[second]) >= start
-    before = np.arange(n - 1)
-    falls = single * curve.error(before, [n - 1]) - curve.change(before, [n - 1])
-    halves = curve.change(0, n - 1) - single * curve.error(0, n - 1)
+
+    def may_rise(errors: float) -> NDArray[np.bool_]:
+        matters = curve.smooth[second] + errors * np.sqrt(curve.variances[second]) >= start
+        highest = curve.change(first, second) + errors * curve.error(first, second)
+        return np.asarray(matters & (highest >= least), dtype=np.bool_)
+
+    falls = null.of_two * curve.error(second, [n - 1]) - curve.change(second, [n - 1])
+    halves = curve.change(0, n - 1) - null.single * curve.error(0, n - 1)
     return Excluded(
-        rise=not bool((highest[matters] >= least).any()),
-        last_fall=not bool((falls >= least).any()),
+        rise=not bool(may_rise(null.single).any()),
+        second_descent=not bool((may_rise(null.of_two) & (falls >= least)).any()),
         halving=bool(halves > math.log(0.5)),
     )
 
