@@ -7,12 +7,21 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from gisgd_ray.config.frozen import flatten, unflatten
-from gisgd_ray.config.model import LinearConfig, MLPConfig, TwoLayerReLUConfig, VGG16Config
+from gisgd_ray.config.frozen import Schedule, changes, flatten, unflatten
+from gisgd_ray.config.measurement import MeasurementConfig
+from gisgd_ray.config.model import (
+    AlexNetConfig,
+    LinearConfig,
+    MLPConfig,
+    TwoLayerReLUConfig,
+    VGG16Config,
+)
 from gisgd_ray.config.scheme import FloodingConfig, SAMConfig
+from gisgd_ray.config.sections import Sections
 from gisgd_ray.config.space import field_paths
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
@@ -295,7 +304,7 @@ def test_the_seeds_of_replicas() -> None:
 # ---------------------------------------------------------------- the trial's name
 
 PINNED = {
-    "default": (TrialConfig(), "42309d39b76e"),
+    "default": (TrialConfig(), "c2a8105acd21"),
     "every kind of value": (
         TrialConfig.model_validate(
             {
@@ -307,7 +316,7 @@ PINNED = {
                 "seed": 7,
             }
         ),
-        "cd969ea370b4",
+        "97ff432d5cec",
     ),
     "stochastic, in regression": (
         TrialConfig.model_validate(
@@ -319,7 +328,7 @@ PINNED = {
                 "replicas": 4,
             }
         ),
-        "e06c1c4f7a6c",
+        "02fc764db5ae",
     ),
 }
 
@@ -329,6 +338,60 @@ def test_pinned_ids(name: str) -> None:
     """A changed id orphans every result on disk: change these only on purpose."""
     config, trial_id = PINNED[name]
     assert config.trial_id == trial_id
+
+
+def test_a_new_field_with_a_default_changes_no_id() -> None:
+    """In a section, in one inside a section, and in one of another class than the default's."""
+
+    class NewerSchedule(Schedule):
+        offset: int = 0
+
+    class NewerAlexNet(AlexNetConfig):
+        groups: int = 1
+
+    class NewerMeasurement(MeasurementConfig):
+        hessian_schedule: NewerSchedule | None = None
+        more: bool = False
+
+    class Newer(Sections):
+        model: NewerAlexNet | MLPConfig = MLPConfig()
+        measurement: NewerMeasurement = NewerMeasurement()
+        extra: float = 0.5
+
+    given = {"model": {"name": "alexnet", "filters": 8}, "measurement": {"hessian_schedule": {}}}
+    now = TrialConfig.model_validate(given)
+    newer = Newer.model_validate(given)
+    assert changes(newer) == changes(now)
+    assert changes(now) == {
+        "model": {"name": "alexnet", "filters": 8},
+        "measurement": {"hessian_schedule": {}},
+    }
+    assert changes(TrialConfig()) == {}
+    assert now.trial_id != TrialConfig.model_validate({"model": given["model"]}).trial_id
+    moved = Newer.model_validate(given | {"extra": 0.25})
+    assert changes(moved) == {**changes(now), "extra": 0.25}
+
+
+def test_settings_are_what_differs_from_the_defaults() -> None:
+    assert TrialConfig().settings == '{"schema":2}'
+    config = trial({"training.learning_rate": 1, "training.lr_milestones": (1, 2), "seed": 3})
+    assert json.loads(config.settings) == {
+        "schema": 2,
+        "seed": 3,
+        "training": {"learning_rate": 1.0, "lr_milestones": [1, 2]},
+    }
+
+
+@pytest.mark.parametrize("path", [p for p, (good, _) in FIELDS.items() if 0.0 in good])
+def test_zero_has_one_name(path: str) -> None:
+    assert trial({path: -0.0}).trial_id == trial({path: 0}).trial_id
+    assert json.dumps(trial({path: -0.0}).flat()[path]) in ("0", "0.0", "false")
+
+
+def test_numbers_of_numpy_have_the_names_of_python_s() -> None:
+    plain = trial({"training.learning_rate": 0.5, "model.width": 64})
+    same = trial({"training.learning_rate": np.float32(0.5), "model.width": np.int64(64)})
+    assert plain.trial_id == same.trial_id
 
 
 def test_equal_configs_have_equal_ids() -> None:

@@ -263,7 +263,7 @@ def test_tables_of_a_sweep(tmp_path: Path) -> None:
     assert table["status"].tolist() == ["finished", "diverged", "failed"]
     assert table["trial_id"].tolist() == [t.trial_id for t in trials[:3]]
     assert table["seed"].tolist() == [0, 1, 2]
-    assert set(table) == {"trial_id", *METRICS, "error", *TrialConfig().flat()}
+    assert set(table) == {"trial_id", "settings", *METRICS, "error", *TrialConfig().flat()}
     assert table["measurement.noise_stds"].tolist()[0].tolist() == [1e-2, 1e-4, 1e-6]
     assert table["training.max_steps"].isna().all()
     assert table["train/loss"].isna().tolist() == [False, False, True]

@@ -8,15 +8,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gisgd_ray.config.frozen import id_of, unflatten
+from gisgd_ray.config.frozen import id_of
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.results.journal import Journal
-from gisgd_ray.results.row_check import is_of_this_version, require_numbers
+from gisgd_ray.results.row_check import config_of, is_of_this_version, require_numbers
 from gisgd_ray.results.tables import (
     ResultTables,
     finished_ids,
     require_own_rows,
+    reusable,
     reuse,
     row_of,
     write_tables,
@@ -35,10 +36,6 @@ STRANGE: dict[str, tuple[dict[str, Any], str]] = {
         {"training.learning_rate": "fast"},
         "has settings that are not valid, or not in this version of gisgd-ray "
         "(training.learning_rate = 'fast': input should be a valid number",
-    ),
-    "a setting of another version": (
-        {"training.news": 1},
-        "has settings that are not valid, or not in this version of gisgd-ray (training.news = 1",
     ),
     "a section that is a field": ({"data.dataset.x": 1}, "has settings that do not go together"),
     "a status that is none": ({"status": "won"}, "has the status 'won', which is none of finished"),
@@ -148,34 +145,101 @@ def test_what_real_trials_write_is_taken(tmp_path: Path) -> None:
     assert len(write_tables(tmp_path / "mine", trials).trials) == len(trials)
 
 
-def test_rows_of_other_versions_are_kept_and_shown_and_not_taken(tmp_path: Path) -> None:
-    """Their settings are not valid here, and their id is that of their settings all the same."""
+def of_another_version(**fields: Any) -> dict[str, Any]:
+    """A row whose settings are not valid here; its id is that of what differs from its defaults."""
+    changed = {"schema": 2, "seed": 1, "training": {"news": 1}}
+    settings = json.dumps(changed, sort_keys=True, separators=(",", ":"))
     flat = {**MINE.flat(), "training.news": 1}
     del flat["measurement.flatness"]
-    trial_id = id_of(unflatten(json.loads(json.dumps(flat))))
+    head = {"trial_id": id_of(settings), "status": "finished", "settings": settings}
+    return {**head, **flat, **fields}
+
+
+def test_rows_of_other_versions_are_kept_and_shown_and_not_taken(tmp_path: Path) -> None:
+    row = of_another_version()
     journal = Journal(tmp_path)
-    journal.add_row(trial_id, {"trial_id": trial_id, "status": "finished", **flat})
+    journal.add_row(row["trial_id"], row)
     mine = row_of(MINE, {"status": "finished"})
     journal.add_row(MINE.trial_id, mine)
-    assert require_own_rows(tmp_path, []) == [trial_id]
+    assert require_own_rows(tmp_path, []) == [row["trial_id"]]
     journal.path(MINE.trial_id).unlink()
     assert finished_ids(tmp_path, [MINE]) == set()
-    assert write_tables(tmp_path, [MINE]).trials["trial_id"].tolist() == [trial_id]
+    assert write_tables(tmp_path, [MINE]).trials["trial_id"].tolist() == [row["trial_id"]]
 
 
-def test_an_older_journal_is_shown_and_not_taken(tmp_path: Path) -> None:
-    """A trial had fewer settings then: none of today's has its id."""
-    journal = Journal(tmp_path)
-    journal.folder.mkdir(parents=True, exist_ok=True)
-    journal.path(OLD.stem).write_bytes(OLD.read_bytes())
-    row = journal.read_row(OLD.stem)
+def test_a_newer_version_s_field_at_its_default_makes_no_other_trial(tmp_path: Path) -> None:
+    theirs = folder_with(tmp_path, ROW | {"training.news": 1})
+    assert finished_ids(theirs, [MINE]) == {MINE.trial_id}
+    assert require_own_rows(theirs, [MINE]) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"training.news": 2},
+        {"seed": 3},
+        {"settings": '{"schema":2,"seed":1,"training":{"news":2}}'},
+        {"settings": "no JSON"},
+        {"settings": None},
+        {"settings": "[]"},
+    ],
+    ids=str,
+)
+def test_rows_of_other_versions_have_the_settings_of_their_id(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    row = of_another_version(**fields)
+    Journal(tmp_path).add_row(row["trial_id"], row)
+    with pytest.raises(UserError, match="has settings that are not valid, or not in this version"):
+        require_own_rows(tmp_path, [])
+
+
+def of_the_old_schema(config: TrialConfig) -> dict[str, Any]:
+    """A row as it was when all settings made the name."""
+    row = row_of(config, {"status": "finished", "train/loss": 0.5, "steps": 4})
+    del row["settings"]
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return row | {"trial_id": id_of(text)}
+
+
+def test_trials_of_the_old_names_are_taken_over_under_their_present_ones(tmp_path: Path) -> None:
+    old, mine = of_the_old_schema(MINE), tmp_path / "mine"
+    theirs = Journal(tmp_path / "theirs")
+    add_point(theirs, old["trial_id"], {"step": 4, "train/loss": 0.5})
+    theirs.add_row(old["trial_id"], old)
+    assert old["trial_id"] != MINE.trial_id
+    with pytest.raises(UserError, match=f"add --reuse {tmp_path / 'theirs'} to take its finished"):
+        require_own_rows(tmp_path / "theirs", [MINE])
+    assert finished_ids(tmp_path / "theirs", [MINE]) == set()
+    assert reusable(tmp_path / "theirs", [MINE, OTHER]) == {MINE.trial_id: old["trial_id"]}
+    assert reuse(mine, [MINE, OTHER], [tmp_path / "theirs"]) == 1
+    assert require_own_rows(mine, [MINE]) == []
+    row = Journal(mine).read_row(MINE.trial_id)
+    assert row == row_of(MINE, {"status": "finished", "train/loss": 0.5, "steps": 4})
+    tables = write_tables(mine, [MINE])
+    assert tables.trials["trial_id"].tolist() == [MINE.trial_id]
+    assert tables.history["trial_id"].tolist() == [MINE.trial_id]
+    # The old folder's own page can still be made.
+    kept = write_tables(tmp_path / "theirs", []).trials
+    assert kept["trial_id"].tolist() == [old["trial_id"]]
+
+
+def test_of_an_older_journal_a_field_that_is_newer_has_its_default(tmp_path: Path) -> None:
+    """A trial had fewer settings then."""
+    theirs = Journal(tmp_path / "theirs")
+    theirs.folder.mkdir(parents=True)
+    theirs.path(OLD.stem).write_bytes(OLD.read_bytes())
+    row = theirs.read_row(OLD.stem)
     assert row is not None
+    config = config_of(row)
+    assert config is not None
     assert not is_of_this_version(row)
-    assert require_own_rows(tmp_path, [MINE]) == [OLD.stem]
-    assert finished_ids(tmp_path, [MINE]) == set()
-    tables = write_tables(tmp_path, [MINE])
+    with pytest.raises(UserError, match="named by an earlier version"):
+        require_own_rows(tmp_path / "theirs", [MINE])
+    assert reuse(tmp_path / "mine", [config], [tmp_path / "theirs"]) == 1
+    tables = write_tables(tmp_path / "mine", [config])
     assert tables.trials["test/accuracy"].tolist() == [0.454]
-    assert len(tables.steps(OLD.stem)) == 8
+    assert len(tables.steps(config.trial_id)) == 8
 
 
 def test_an_id_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:

@@ -145,4 +145,4 @@ def test_pinned_id_with_every_field_of_the_tables_of_schemes() -> None:
             "measurement": {"dispersion_of": "applied", "dispersion_groups": 5},
         }
     )
-    assert config.trial_id == "2cee9d1fa5c5"
+    assert config.trial_id == "d0f47d148ae4"

@@ -49,6 +49,13 @@ def _plain_at(name: Any, value: Any) -> Any:
         raise ValueError(f"{name}{'' if told[0] in ' :' else '.'}{told}") from None
 
 
+def without_minus_zero(value: Any) -> Any:
+    """-0.0, alone or in a tuple, as 0.0: equal settings are written alike."""
+    if isinstance(value, tuple):
+        return tuple(map(without_minus_zero, value))
+    return 0.0 if type(value) is float and value == 0 else value
+
+
 class Frozen(BaseModel):
     """Base of every configuration model: immutable, no unknown fields, no NaN or infinity."""
 
@@ -66,10 +73,11 @@ class Frozen(BaseModel):
     @field_validator("*")
     @classmethod
     def _fits_a_table(cls, value: Any) -> Any:
-        """No integer beyond 64 bits: the tables could not be written once the trial is over."""
+        """No integer beyond 64 bits: the tables could not be written once the trial is over. And no
+        minus zero."""
         if isinstance(value, int) and value >= 2**63:
             raise PydanticCustomError("too_large", "input should be less than 2**63")
-        return value
+        return without_minus_zero(value)
 
 
 class Schedule(Frozen):
@@ -107,10 +115,37 @@ class Schedule(Frozen):
         return self.every * (steps_per_epoch if self.unit == "epoch" else 1)
 
 
-def id_of(settings: dict[str, Any]) -> str:
-    """Stable name of a trial's settings: 12 hex digits of SHA-256 over their sorted JSON."""
-    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+def changes(model: BaseModel, default: BaseModel | None = None) -> dict[str, Any]:
+    """The fields that differ from a default's, by default those of the model's own class; nested.
+
+    A section of another class than the default's, as another network is, is named and has what
+    differs from the defaults of its own class; where the default is none, it is there even if that
+    is nothing.
+    """
+    default = type(model)() if default is None else default
+    found: dict[str, Any] = {}
+    for name in type(model).model_fields:
+        value, usual = getattr(model, name), getattr(default, name)
+        if not isinstance(value, BaseModel):
+            if value != usual:
+                found[name] = value
+        elif type(value) is type(usual):
+            if inner := changes(value, usual):
+                found[name] = inner
+        else:
+            tag = {"name": value.name} if hasattr(value, "name") else {}
+            found[name] = tag | changes(value)
+    return found
+
+
+def id_of(settings: str) -> str:
+    """Stable name of settings as canonical JSON: 12 hex digits of its SHA-256."""
+    return hashlib.sha256(settings.encode()).hexdigest()[:12]
+
+
+def canonical(settings: dict[str, Any]) -> str:
+    """JSON without spaces, keys in order."""
+    return json.dumps(settings, sort_keys=True, separators=(",", ":"))
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,19 +13,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from gisgd_ray.config.checks import DataFacts, check_consistency
-from gisgd_ray.config.frozen import id_of, unflatten
+from gisgd_ray.config.frozen import canonical, changes, id_of, unflatten
 from gisgd_ray.config.scheme_checks import check_scheme
 from gisgd_ray.config.sections import Sections
 from gisgd_ray.errors import UserError
+
+SCHEMA = 2
+"""Of the names of trials. A new field whose default is what was done before changes no name; one
+more is due where a default changes, or what a value means. (1 named trials by all their fields.)"""
 
 
 class TrialConfig(Sections):
     """One training run, completely: equal configs give bit-identical runs on a machine's CPU."""
 
     @property
+    def settings(self) -> str:
+        """What differs from the defaults, and the schema, as canonical JSON."""
+        return canonical({"schema": SCHEMA, **changes(self, DEFAULT)})
+
+    @property
     def trial_id(self) -> str:
-        """Stable name of this configuration, :func:`id_of` all its fields."""
-        return id_of(self.model_dump(mode="json"))
+        """Stable name of this configuration, :func:`id_of` its :attr:`settings`."""
+        return id_of(self.settings)
 
     def changed(self, fields: Mapping[str, Any]) -> "TrialConfig":
         """The trial with other values of some fields, by dotted path, their own bounds checked.
@@ -46,3 +55,6 @@ class TrialConfig(Sections):
             check_scheme(self, given)
         except ValueError as fault:
             raise UserError(str(fault)) from None
+
+
+DEFAULT = TrialConfig()

@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from gisgd_ray.config.frozen import id_of, unflatten
-from gisgd_ray.config.space import validated
+from gisgd_ray.config.frozen import canonical, flatten, id_of, unflatten
+from gisgd_ray.config.space import field_paths, validated
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.theory.quantities import QUANTITIES, quantity
@@ -50,27 +50,59 @@ def _fault_of(row: Mapping[str, Any], trial_id: str) -> str:
         return f"is of trial {row.get('trial_id')!r}, not of {trial_id}"
     if row.get("status") not in STATUSES:
         return f"has the status {row.get('status')!r}, which is none of {', '.join(STATUSES)}"
-    settings = {name: value for name, value in row.items() if _is_setting(name)}
+    if _settings_are_named(row, trial_id):
+        return ""
     try:
-        if id_of(unflatten(settings)) == trial_id:
-            return ""
-        config = validated(settings)
+        config = validated(_settings(row))
     except UserError as fault:
         return f"has settings that are not valid, or not in this version of gisgd-ray ({fault})"
     except (TypeError, AttributeError):  # a section and a field of one name
         return "has settings that do not go together"
-    if config.trial_id == trial_id:
-        return ""
     return f"has the settings of trial {config.trial_id}, not of {trial_id}"
 
 
-def is_of_this_version(row: Mapping[str, Any]) -> bool:
-    """Whether a row's settings are all that a trial has, and valid."""
-    settings = {name: value for name, value in row.items() if _is_setting(name)}
+def _settings_are_named(row: Mapping[str, Any], trial_id: str) -> bool:
+    """Whether an id is that of a row's settings, be they valid in this version or not."""
+    settings = _settings(row)
     try:
-        return bool(validated(settings).trial_id == row["trial_id"])
-    except UserError:
+        if is_of_old_schema(row):
+            return id_of(canonical(unflatten(settings))) == trial_id
+        changed = json.loads(row["settings"])
+        if id_of(canonical(changed)) != trial_id:
+            return False
+        config = config_of(row)
+        if config is not None:
+            return config.trial_id == trial_id
+        # Of another version: what it has beside the fields of this one is not known here.
+        known = {name: value for name, value in settings.items() if name in field_paths()}
+        del changed["schema"]
+        unflatten(settings)  # or raises, where a section and a field have one name
+        return config_of(known) is not None and flatten(changed).items() <= settings.items()
+    except (TypeError, AttributeError, ValueError, KeyError):  # not what was written
         return False
+
+
+def is_of_old_schema(row: Mapping[str, Any]) -> bool:
+    """Whether the row is from a version that named trials by all their settings."""
+    return "settings" not in row
+
+
+def is_of_this_version(row: Mapping[str, Any]) -> bool:
+    """Whether a row's settings are valid, and its id the one that this version gives them."""
+    config = config_of(row)
+    return config is not None and config.trial_id == row["trial_id"]
+
+
+def config_of(row: Mapping[str, Any]) -> TrialConfig | None:
+    """The trial that a row is of; None where its settings are not valid in this version."""
+    try:
+        return validated(_settings(row))
+    except (UserError, TypeError, AttributeError):
+        return None
+
+
+def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if _is_setting(name)}
 
 
 def _is_setting(name: str) -> bool:

@@ -22,7 +22,9 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.results.journal import COMPLETE, Journal, Row
 from gisgd_ray.results.row_check import (
+    config_of,
     is_nothing,
+    is_of_old_schema,
     is_of_this_version,
     require_number_columns,
     require_numbers,
@@ -147,7 +149,7 @@ def varying_fields(trials: pd.DataFrame, *, besides: Sequence[str]) -> list[str]
 
 def row_of(config: TrialConfig, metrics: Mapping[str, Any]) -> Row:
     """``trial_id``, ``status``, every config field under its dotted path, then the metrics."""
-    head = {"trial_id": config.trial_id, "status": metrics["status"]}
+    head = {"trial_id": config.trial_id, "status": metrics["status"], "settings": config.settings}
     return {**head, **config.flat(), **metrics}
 
 
@@ -234,7 +236,8 @@ def require_own_rows(folder: Path, trials: Iterable[TrialConfig]) -> list[str]:
         same, and none of these trials.
 
     Raises:
-        UserError: one is not, or its journal is damaged.
+        UserError: one is not, or its journal is damaged. Or it has its name from a version that
+            named trials otherwise: beside it the same trial would run again, and count twice.
     """
     journal, foreign = Journal(folder), []
     asked = {trial.trial_id for trial in trials}
@@ -243,13 +246,41 @@ def require_own_rows(folder: Path, trials: Iterable[TrialConfig]) -> list[str]:
         if row is not None:
             require_own(row, trial_id, journal.path(trial_id))
             require_numbers(row, trial_id, journal.path(trial_id))
+            if is_of_old_schema(row):
+                raise UserError(
+                    f"{folder} holds trials named by an earlier version of gisgd-ray; choose "
+                    f"another folder with --out, and add --reuse {folder} to take its finished "
+                    "trials from there, under the names that they have now"
+                )
             if trial_id not in asked and not is_of_this_version(row):
                 foreign.append(trial_id)
     return foreign
 
 
+def reusable(other: Path, trials: Iterable[TrialConfig]) -> dict[str, str]:
+    """The trials that another sweep's folder has completed: their ids, and what they are there.
+
+    Raises:
+        UserError: as :func:`reuse`.
+    """
+    trials = list(trials)
+    found = {trial_id: trial_id for trial_id in finished_ids(other, trials)}
+    journal, asked = Journal(other), {trial.trial_id for trial in trials}
+    for old_id in journal.trial_ids():
+        row = None if old_id in asked else journal.read_row(old_id)
+        if row is None or row["status"] not in COMPLETE or not is_of_old_schema(row):
+            continue
+        require_own(row, old_id, journal.path(old_id))
+        config = config_of(row)
+        if config is not None and config.trial_id in asked:
+            found.setdefault(config.trial_id, old_id)
+    return found
+
+
 def reuse(folder: Path, trials: Sequence[TrialConfig], others: Sequence[Path]) -> int:
     """Take the trials that other sweeps' folders have completed from there; how many.
+
+    Those that an earlier version named get the names they have now.
 
     Raises:
         UserError: one of the folders holds no sweep, a damaged journal, or one with a row that is
@@ -260,13 +291,23 @@ def reuse(folder: Path, trials: Sequence[TrialConfig], others: Sequence[Path]) -
     mine = Journal(folder)
     for other in others:
         theirs = Journal(other)
-        for trial_id in finished_ids(other, trials) - finished_ids(folder, trials):
-            record = theirs.read(trial_id)  # whole, or it is not taken
+        done = finished_ids(folder, trials)
+        for trial_id, their_id in reusable(other, trials).items():
+            if trial_id in done:
+                continue
+            record = theirs.read(their_id)  # whole, or it is not taken
             for told in (record.row or {}, *record.points):
-                require_numbers(told, trial_id, theirs.path(trial_id))
-            mine.adopt(trial_id, theirs)
+                require_numbers(told, their_id, theirs.path(their_id))
+            if trial_id == their_id:
+                mine.adopt(trial_id, theirs)
+            elif record.row is not None and (config := config_of(record.row)) is not None:
+                mine.adopt(trial_id, theirs, named=their_id, row=_renamed(record.row, config))
             taken += 1
     return taken
+
+
+def _renamed(row: Row, config: TrialConfig) -> Row:
+    return {**row, **row_of(config, {"status": row["status"]})}
 
 
 class _Columns:

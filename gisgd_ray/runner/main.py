@@ -25,7 +25,7 @@ from gisgd_ray.results.launch_record import (
     versions,
 )
 from gisgd_ray.results.storage import is_uri, without_keys
-from gisgd_ray.results.tables import finished_ids, require_results
+from gisgd_ray.results.tables import finished_ids, require_results, reusable
 from gisgd_ray.runner import cli
 from gisgd_ray.runner.capacity import chosen_resources, told_cost
 from gisgd_ray.runner.cluster import (
@@ -206,7 +206,7 @@ def _keep_all(
 ) -> None:
     """Keep this launch's record, and what made the trials that are taken from elsewhere."""
     for other in others:
-        if finished_ids(other, trials) - finished_ids(folder, trials):
+        if reusable(other, trials).keys() - finished_ids(folder, trials):
             keep_versions_of(other, folder, sweep=record.sweep)
     keep(folder, record)
 

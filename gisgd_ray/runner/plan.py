@@ -11,7 +11,7 @@ from gisgd_ray.config.space import SearchSpace, require_few
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.stored import require_loader
 from gisgd_ray.numbers import counted
-from gisgd_ray.results.tables import finished_ids
+from gisgd_ray.results.tables import reusable
 from gisgd_ray.runner import cli
 from gisgd_ray.runner.estimate import Estimate
 from gisgd_ray.runner.packing import Resources
@@ -36,7 +36,7 @@ class Plan:
 
     def waiting(self, folders: Iterable[Path]) -> list[TrialConfig]:
         """The trials that no earlier launch into one of these folders has completed."""
-        done = {name for folder in folders for name in finished_ids(folder, self.trials)}
+        done = {name for folder in folders for name in reusable(folder, self.trials)}
         return [t for t in self.trials if t.trial_id not in done]
 
 

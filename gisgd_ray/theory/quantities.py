@@ -77,6 +77,9 @@ _ERROR = "Standard error of the one before"
 _ENDED = (
     Quantity("trial_id", "trial", "Hash of the trial's configuration", kind="text", tables="th"),
     Quantity("status", "status", "finished, diverged or failed", kind="text", tables="t"),
+    Quantity("settings", "settings",
+             "What differs from the defaults, as JSON, of which trial_id is the hash", kind="text",
+             tables="t"),
     Quantity("stop_reason", "stopped by", "Which rule ended the training, or why the run diverged",
              kind="text", tables="t"),
     Quantity("outside_theorem", "outside the theorem", "What of the training no theorem covers",
