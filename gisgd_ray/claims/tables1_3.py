@@ -21,21 +21,11 @@ from gisgd_ray.claims.claim import Claim, corrected_together
 from gisgd_ray.claims.paper_tables import GMP3_TIME
 from gisgd_ray.claims.points import finished, numbers
 from gisgd_ray.claims.statistics import LEVEL, Interval, PValues, all_of, ratio_interval, t_test
+from gisgd_ray.config.catalogue import SCHEMES
 from gisgd_ray.results.panels import panels, told_apart
 from gisgd_ray.results.tables import ResultTables, records
 
-NAMES = {
-    "sgd": "ERM",
-    "dropout": "Dropout",
-    "label_smoothing": "Label smoothing",
-    "flooding": "Flooding",
-    "mixup": "MixUp",
-    "adversarial": "Adv. training",
-    "amp": "AMP",
-    "sam": "SAM",
-    "clipping": "Dynamic clipping",
-}
-ERM, GMP3, ABSOLUTE = "ERM", "GMP3", "GMP3 absolute"
+ERM, GMP3, ABSOLUTE = SCHEMES["sgd"].printed, "GMP3", "GMP3 absolute"
 TOLERANCE = 1.25
 """A time "about" the paper's is within this factor of it."""
 TOP = 3
@@ -49,7 +39,7 @@ def scheme_label(row: Mapping[str, Any]) -> str:
     """
     name = row["scheme.name"]
     if name != "gmp":
-        return NAMES[name]
+        return SCHEMES.printed(name)
     label = f"GMP{int(row['scheme.draws'])}"
     if row.get("scheme.variant") == "absolute":
         label += " absolute"
