@@ -33,7 +33,7 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     ),
     "data.crop_padding": ([0, 1, 27], [-1, 28, 1.5, 2**63, None]),
     "data.flip": ([True, False], ["left", 2, None]),
-    "model.name": (list(MODELS), ["cnn", "MLP", "vgg", None, 0]),
+    "model.name": (list(MODELS), ["network", "MLP", "vgg", None, 0]),
     "scheme.name": (list(SCHEMES), ["erm", "SGD", "label smoothing", None, 0]),
     "training.learning_rate": ([TINY, 1e308], [0, -0.1, None, "fast", [0.1]]),
     "training.batch_size": ([2, 20.0, "20", 4000], [0, -1, 1.5, 4001, None]),

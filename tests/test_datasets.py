@@ -134,15 +134,19 @@ class TestFormats:
         assert loaded.normalization_std == pytest.approx((0.3530,), abs=5e-5)
 
     def test_sizes_of_the_real_sets(self):
-        assert {name: (known.train, known.test) for name, known in DATASETS.items()} == {
-            "mnist5k": (4_000, 1_000),
-            "mnist": (60_000, 10_000),
-            "fashion_mnist": (60_000, 10_000),
-            "cifar10": (50_000, 10_000),
-            "cifar100": (50_000, 10_000),
-            "svhn": (73_257, 26_032),
-            "teacher": (20_000, 20_000),
-        }
+        sizes = {name: (known.train, known.test) for name, known in DATASETS.items()}
+        assert (
+            sizes.items()
+            >= {
+                "mnist5k": (4_000, 1_000),
+                "mnist": (60_000, 10_000),
+                "fashion_mnist": (60_000, 10_000),
+                "cifar10": (50_000, 10_000),
+                "cifar100": (50_000, 10_000),
+                "svhn": (73_257, 26_032),
+                "teacher": (20_000, 20_000),
+            }.items()
+        )
 
 
 def truncated(content: bytes) -> bytes:

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 EDITS = {
     "config/catalogue.py": [
-        ('DatasetName = Literal["mnist5k", ', 'DatasetName = Literal["spots", "rows", "mnist5k", '),
+        ("DatasetName = Literal[\n", 'DatasetName = Literal[\n    "spots",\n    "rows",\n'),
         (
             "DATASETS = Catalogue(\n    [\n",
             "DATASETS = Catalogue(\n    [\n"

@@ -12,7 +12,15 @@ from typing import Any, Generic, Literal, TypeVar
 
 from gisgd_ray.errors import UserError
 
-DatasetName = Literal["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "teacher"]
+DatasetName = Literal[
+    "mnist5k",
+    "mnist",
+    "fashion_mnist",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "teacher",
+]
 
 
 @dataclass(frozen=True)
