@@ -88,9 +88,8 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
 REGRESSION = {"data.dataset": "teacher", "training.loss": "squared"}
 NEEDS: dict[str, dict[str, Any]] = {
     "teacher": {"training.loss": "squared"},
-    "linear": REGRESSION,
-    "two_layer_relu": REGRESSION,
-    "vgg16": {"data.dataset": "cifar10"},
+    **{name: REGRESSION for name, known in MODELS.items() if known.theorem},
+    **{n: {"data.dataset": "cifar10"} for n, k in MODELS.items() if (k.smallest_image or 1) > 28},
     "theorem3": {"model.name": "linear", **REGRESSION},
     "theorem4": {"model.name": "two_layer_relu", **REGRESSION},
 }
