@@ -15,7 +15,7 @@ import sys
 
 import pandas as pd
 
-from gisgd_ray.claims.figures7_8 import claims
+from gisgd_ray.claims.figures7_8 import BOUNDS, claims
 from gisgd_ray.claims.points import finished, points_after_start
 from gisgd_ray.config.space import SearchSpace
 from gisgd_ray.config.trial import TrialConfig
@@ -55,8 +55,8 @@ PANELS = {
 }
 
 THEOREMS = {
-    "linear": ("bound/theorem3", "Theorem 3", "figure7"),
-    "two_layer_relu": ("bound/theorem4", "Theorem 4", "figure8"),
+    model: (*BOUNDS[model], figure)
+    for model, figure in (("linear", "figure7"), ("two_layer_relu", "figure8"))
 }
 
 

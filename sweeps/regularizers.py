@@ -19,11 +19,12 @@ import pandas as pd
 from gisgd_ray.claims.paper_tables import TABLES, Accuracy
 from gisgd_ray.claims.points import finished
 from gisgd_ray.claims.tables1_3 import ERM, by_panel, claims, relative_time
+from gisgd_ray.config.catalogue import MODELS
 from gisgd_ray.config.space import UNMEASURED, SearchSpace
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.figures.style import COLOURS, Axes, Figure, panel_grid, style
 from gisgd_ray.figures.tables import Row, Table
-from gisgd_ray.results.panels import MODELS, printed
+from gisgd_ray.results.panels import printed
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
 from gisgd_ray.sweep import Sweep
@@ -153,7 +154,7 @@ def _table(title: str, panel: pd.DataFrame) -> Table:
             f"{time.center:.2f} ×" if time.n else "–",
         ]
         rows.append(Row(str(scheme), cells, bold=frozenset({0} if scheme in best else ())))
-    reference = f"paper: {MODELS[model if model in TABLES else 'vgg16']} on {shown}"
+    reference = f"paper: {MODELS.printed(model if model in TABLES else 'vgg16')} on {shown}"
     n = panel["seed"].nunique()
     over = "One seed" if n == 1 else f"Mean ± standard deviation over {n} seeds"
     aside = "" if same else " The paper has no such setting: its numbers are of another, as named."

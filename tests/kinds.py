@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 
-from gisgd_ray.config import checks as consistency
 from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.data import stored as datasets
 from gisgd_ray.sweep import Sweep
 from tests import ondisk
 from tests.sweep_runs import plan_of
@@ -68,8 +66,7 @@ def few_samples(folder: Path, patch: pytest.MonkeyPatch, *, num_train: int = SAM
         if not (folder / next(iter(files))).exists():
             ondisk.put(folder, files)
         ondisk.trust(patch, name, data, files)
-    patch.setitem(consistency.TRAIN_SIZES, "teacher", num_train)
-    patch.setitem(datasets.TEST_SIZES, "teacher", SAMPLES)
+    ondisk.resize(patch, "teacher", train=num_train, test=SAMPLES)
 
 
 def on_few_samples(folder: Path) -> Iterator[None]:

@@ -12,6 +12,7 @@ import struct
 import tarfile
 import threading
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +22,8 @@ import pytest
 import scipy.io
 import torchvision
 
-from gisgd_ray.config import checks as consistency
-from gisgd_ray.data import stored as datasets
-from gisgd_ray.data.downloads import LAYOUTS
+from gisgd_ray.config.catalogue import DATASETS
+from gisgd_ray.data.downloads import files_of
 
 REAL_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn")
 
@@ -53,8 +53,8 @@ def make(name: str, *, num_train: int = 50, num_test: int = 20, seed: int = 0) -
 
 def contents(name: str, data: Written) -> dict[str, bytes]:
     """Bytes of every file, unpacked, by its path below the data folder."""
-    files = LAYOUTS[name].files
-    if LAYOUTS[name].gzipped:
+    files = files_of(name).paths
+    if files_of(name).gzipped:
         arrays = (
             data.train_images[:, 0],
             data.train_labels,
@@ -123,7 +123,7 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 def downloadable(name: str, files: dict[str, bytes]) -> dict[str, bytes]:
     """What the servers of the dataset hold, by file name."""
-    layout = LAYOUTS[name]
+    layout = files_of(name)
     if layout.archive:
         return {layout.archive: archive(files)}
     if layout.gzipped:
@@ -143,6 +143,11 @@ def md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
+def resize(monkeypatch: pytest.MonkeyPatch, name: str, **sizes: int) -> None:
+    """Other numbers of ``train`` or ``test`` samples for a dataset."""
+    monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], **sizes))
+
+
 def trust(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -156,11 +161,10 @@ def trust(
     Returns:
         What a server at ``address`` would have to hold, by file name.
     """
-    monkeypatch.setitem(consistency.TRAIN_SIZES, name, len(data.train_labels))
-    monkeypatch.setitem(datasets.TEST_SIZES, name, len(data.test_labels))
-    source = getattr(torchvision.datasets, LAYOUTS[name].torchvision_class)
+    resize(monkeypatch, name, train=len(data.train_labels), test=len(data.test_labels))
+    source = getattr(torchvision.datasets, files_of(name).torchvision_class)
     served = downloadable(name, files)
-    if LAYOUTS[name].gzipped:
+    if files_of(name).gzipped:
         monkeypatch.setattr(source, "mirrors", [address])
         monkeypatch.setattr(source, "resources", [(f, md5(c)) for f, c in served.items()])
     elif name == "svhn":

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gisgd_ray.config.catalogue import DATASETS, MODELS, SCHEMES
 from gisgd_ray.config.space import SearchSpace, field_paths, make_space
 from gisgd_ray.errors import UserError
 from gisgd_ray.runner import cli
@@ -51,10 +52,9 @@ def test_help_shows_descriptions_bounds_and_defaults(capsys: pytest.CaptureFixtu
         "step size lambda_t before any schedule [> 0, default 0.01]",
         "[> 0, <= 1, default 1.0]",
         "of the SGD step; outside the theorem when not 0 [>= 0, < 1, default 0.0]",
-        "[default mnist5k] (mnist5k, mnist, fashion_mnist, cifar10, cifar100, svhn, teacher)",
-        "model family [mlp, alexnet, linear, two_layer_relu, vgg16, preactresnet18]",
-        "training scheme [sgd, flooding, clipping, gmp, amp, sam, dropout, label_smoothing, mixup, "
-        "adversarial]",
+        f"[default mnist5k] ({', '.join(DATASETS)})",
+        f"model family [{', '.join(MODELS)}]",
+        f"training scheme [{', '.join(SCHEMES)}]",
         "(variant average) or 1 (absolute) [>= 0, <= 1, default 0.5]",
         "(weights, local)",
         "fraction of units set to zero [>= 0, < 1, default 0.1]",

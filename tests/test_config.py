@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from gisgd_ray.config.catalogue import DATASETS, MODELS, SCHEMES
 from gisgd_ray.config.frozen import Schedule, changes, flatten, unflatten
 from gisgd_ray.config.measurement import MeasurementConfig
 from gisgd_ray.config.model import (
@@ -26,18 +27,14 @@ from gisgd_ray.config.space import field_paths
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
 
-DATASETS = ["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "teacher"]
 TINY = 5e-324  # the smallest positive float
 ABOVE_ONE = math.nextafter(1, 2)
 BELOW_ONE = math.nextafter(1, 0)
 BIGGEST = 2**63 - 1  # what a table's column holds
-MODELS = ["mlp", "alexnet", "linear", "two_layer_relu", "vgg16", "preactresnet18"]
-SCHEMES = ["sgd", "flooding", "clipping", "gmp", "amp", "sam", "dropout", "label_smoothing"]
-SCHEMES += ["mixup", "adversarial"]
 
 # Written by hand: of every field, values at its very edge and the nearest ones beyond it.
 FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
-    "data.dataset": (DATASETS, ["MNIST", "imagenet", "", 1, None]),
+    "data.dataset": (list(DATASETS), ["MNIST", "imagenet", "", 1, None]),
     "data.train_fraction": ([0.02, 1, 1.0], [0, -TINY, ABOVE_ONE, None, "all"]),
     "data.label_noise": ([0, TINY, 1], [-TINY, ABOVE_ONE, None]),
     "data.normalization": (
@@ -46,8 +43,8 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     ),
     "data.crop_padding": ([0, 1, 27], [-1, 28, 1.5, 2**63, None]),
     "data.flip": ([True, False], ["left", 2, None]),
-    "model.name": (MODELS, ["cnn", "MLP", "vgg", None, 0]),
-    "scheme.name": (SCHEMES, ["erm", "SGD", "label smoothing", None, 0]),
+    "model.name": (list(MODELS), ["network", "MLP", "vgg", None, 0]),
+    "scheme.name": (list(SCHEMES), ["erm", "SGD", "label smoothing", None, 0]),
     "training.learning_rate": ([TINY, 1e308], [0, -0.1, None, "fast", [0.1]]),
     "training.batch_size": ([2, 20.0, "20", 4000], [0, -1, 1.5, 4001, None]),
     "training.last_batch": (["keep", "drop"], ["pad", True, None]),
@@ -101,9 +98,8 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
 REGRESSION = {"data.dataset": "teacher", "training.loss": "squared"}
 NEEDS: dict[str, dict[str, Any]] = {
     "teacher": {"training.loss": "squared"},
-    "linear": REGRESSION,
-    "two_layer_relu": REGRESSION,
-    "vgg16": {"data.dataset": "cifar10"},
+    **{name: REGRESSION for name, known in MODELS.items() if known.theorem},
+    **{n: {"data.dataset": "cifar10"} for n, k in MODELS.items() if (k.smallest_image or 1) > 28},
     "theorem3": {"model.name": "linear", **REGRESSION},
     "theorem4": {"model.name": "two_layer_relu", **REGRESSION},
 }
@@ -213,7 +209,7 @@ def test_what_leaves_the_theorem_is_named() -> None:
         "passes in bfloat16": {"training.precision": "bfloat16"},
         "augmented data": {"data.crop_padding": 1},
         "batch normalisation": {"model.name": "vgg16"},
-        **{f"scheme {name}": {"scheme.name": name} for name in SCHEMES[1:]},
+        **{f"scheme {name}": {"scheme.name": name} for name in list(SCHEMES)[1:]},
     }
     for said, fields in leaves.items():
         assert trial(fields).outside_theorem() == said
@@ -278,16 +274,16 @@ def test_how_the_dispersion_is_estimated(asked: str) -> None:
     """auto: by sample wherever samples have gradients of their own that are known."""
     estimator = {"measurement.dispersion_estimator": asked}
     by_sample = "per_sample" if asked == "auto" else asked
-    for name in SCHEMES:
+    for name, known in SCHEMES.items():
         plain = trial({**estimator, "scheme.name": name})
         assert plain.dispersion_estimator == by_sample
-        if name in ("sgd", "flooding", "clipping") or asked != "per_sample":  # else refused
+        another = known.gradient == "another"
+        if not another or asked != "per_sample":  # else refused
             applied = {"measurement.dispersion_of": "applied", "scheme.name": name}
-            known = name in ("sgd", "flooding", "clipping")
-            expected = by_sample if known else "groups"
+            expected = "groups" if another else by_sample
             assert trial({**estimator, **applied}).dispersion_estimator == expected
-    for name in MODELS:
-        mixes = name in ("vgg16", "preactresnet18")
+    for name, model in MODELS.items():
+        mixes = model.batchnorm
         if not mixes or asked != "per_sample":
             found = trial({**estimator, "model.name": name}).dispersion_estimator
             assert found == ("groups" if mixes else by_sample)

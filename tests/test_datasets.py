@@ -9,12 +9,11 @@ import pytest
 import torch
 import torchvision
 
-from gisgd_ray.config import checks as consistency
+from gisgd_ray.config.catalogue import DATASETS
 from gisgd_ray.config.data import DataConfig
-from gisgd_ray.data import stored as datasets
 from gisgd_ray.data.dataset import load_dataset
-from gisgd_ray.data.downloads import LAYOUTS
-from gisgd_ray.data.stored import load_raw
+from gisgd_ray.data.downloads import files_of
+from gisgd_ray.data.stored import RawDataset, load_raw
 from gisgd_ray.errors import DataError
 from tests import ondisk
 
@@ -36,7 +35,7 @@ def put(tmp_path, monkeypatch):
     return write
 
 
-def assert_holds(raw: datasets.RawDataset, written: ondisk.Written) -> None:
+def assert_holds(raw: RawDataset, written: ondisk.Written) -> None:
     for field in written._fields:
         found = getattr(raw, field)
         assert found.dtype == (np.uint8 if field.endswith("images") else np.int64)
@@ -51,7 +50,7 @@ def sentence(name: str, folder: Path) -> str:
     assert "\n" not in message
     assert f"to supply {name} without a network, put " in message
     assert "GISGD_DATA" in message
-    assert all(file in message for file in LAYOUTS[name].files)
+    assert all(file in message for file in files_of(name).paths)
     assert f"into {folder}" in message
     return message
 
@@ -73,7 +72,7 @@ class TestFormats:
 
     def test_unpacked_and_gzipped_may_be_mixed(self, put, tmp_path):
         written, _ = put("mnist")
-        path = tmp_path / LAYOUTS["mnist"].files[0]
+        path = tmp_path / files_of("mnist").paths[0]
         path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
         assert_holds(load_raw("mnist", tmp_path), written)
@@ -82,7 +81,7 @@ class TestFormats:
     def test_torchvision_reads_the_same(self, name, put, tmp_path, monkeypatch):
         """The writers here and the readers there know the formats independently."""
         put(name)
-        source = getattr(torchvision.datasets, LAYOUTS[name].torchvision_class)
+        source = getattr(torchvision.datasets, files_of(name).torchvision_class)
         if name.startswith("cifar"):  # it wants the class names besides
             monkeypatch.setattr(source, "_load_meta", lambda _: None)
         raw = load_raw(name, tmp_path)
@@ -135,19 +134,19 @@ class TestFormats:
         assert loaded.normalization_std == pytest.approx((0.3530,), abs=5e-5)
 
     def test_sizes_of_the_real_sets(self):
-        assert datasets.TEST_SIZES.keys() == consistency.TRAIN_SIZES.keys()
-        assert {
-            name: (size, datasets.TEST_SIZES[name])
-            for name, size in consistency.TRAIN_SIZES.items()
-        } == {
-            "mnist5k": (4_000, 1_000),
-            "mnist": (60_000, 10_000),
-            "fashion_mnist": (60_000, 10_000),
-            "cifar10": (50_000, 10_000),
-            "cifar100": (50_000, 10_000),
-            "svhn": (73_257, 26_032),
-            "teacher": (20_000, 20_000),
-        }
+        sizes = {name: (known.train, known.test) for name, known in DATASETS.items()}
+        assert (
+            sizes.items()
+            >= {
+                "mnist5k": (4_000, 1_000),
+                "mnist": (60_000, 10_000),
+                "fashion_mnist": (60_000, 10_000),
+                "cifar10": (50_000, 10_000),
+                "cifar100": (50_000, 10_000),
+                "svhn": (73_257, 26_032),
+                "teacher": (20_000, 20_000),
+            }.items()
+        )
 
 
 def truncated(content: bytes) -> bytes:
@@ -155,7 +154,7 @@ def truncated(content: bytes) -> bytes:
 
 
 class TestDamagedIdx:
-    IMAGES, LABELS = LAYOUTS["mnist"].files[:2]
+    IMAGES, LABELS = files_of("mnist").paths[:2]
 
     @pytest.mark.parametrize(
         ("file", "damage", "expected", "found"),
@@ -228,7 +227,7 @@ class TestDamagedIdx:
     def test_another_dataset_of_the_format(self, put, tmp_path, monkeypatch):
         """Sound files with another number of samples, as a cut-down MNIST would have."""
         put("mnist")
-        monkeypatch.setitem(consistency.TRAIN_SIZES, "mnist", 60_000)
+        ondisk.resize(monkeypatch, "mnist", train=60_000)
         message = sentence("mnist", tmp_path)
         assert "expected the IDX header 00000803 0000ea60 0000001c 0000001c" in message
         assert "60000 x 28 x 28" in message
@@ -244,7 +243,7 @@ class TestDamagedBinary:
     )
     def test_content(self, put, tmp_path, name, index, damage):
         _, files = put(name)
-        file = LAYOUTS[name].files[index]
+        file = files_of(name).paths[index]
         content = damage(files[file])
         (tmp_path / file).write_bytes(content)
         message = sentence(name, tmp_path)
@@ -255,19 +254,18 @@ class TestDamagedBinary:
     def test_no_pickle_is_opened_before_its_sum_is_right(self, put, tmp_path):
         """A pickle can run code."""
         put("cifar10")
-        path = tmp_path / LAYOUTS["cifar10"].files[0]
+        path = tmp_path / files_of("cifar10").paths[0]
         evidence = tmp_path / "evidence"
         path.write_bytes(b"cbuiltins\nopen\n(S'" + str(evidence).encode() + b"'\nS'w'\ntR.")
         sentence("cifar10", tmp_path)
         assert not evidence.exists()
 
     @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
-    @pytest.mark.parametrize("sizes", ["TRAIN_SIZES", "TEST_SIZES"])
-    def test_number_of_samples(self, put, tmp_path, monkeypatch, name, sizes):
+    @pytest.mark.parametrize(("size", "split"), [("train", "training"), ("test", "test")])
+    def test_number_of_samples(self, put, tmp_path, monkeypatch, name, size, split):
         put(name)
-        true = (consistency.TRAIN_SIZES if sizes == "TRAIN_SIZES" else datasets.TEST_SIZES)[name]
-        monkeypatch.setitem(getattr(datasets, sizes), name, 12_345)
-        split = "training" if sizes == "TRAIN_SIZES" else "test"
+        true = getattr(DATASETS[name], size)
+        ondisk.resize(monkeypatch, name, **{size: 12_345})
         assert f"expected 12345 {split} samples, found {true};" in sentence(name, tmp_path)
 
 

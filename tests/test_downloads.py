@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gisgd_ray.config.catalogue import TRAIN_SIZES
+from gisgd_ray.config.catalogue import DATASETS
 from gisgd_ray.data import downloads
-from gisgd_ray.data.downloads import LAYOUTS, data_folder, ensure_files, not_here
+from gisgd_ray.data.downloads import data_folder, ensure_files, files_of, not_here
 from gisgd_ray.data.stored import load_raw
 from gisgd_ray.errors import DataError
 from tests import ondisk
@@ -55,7 +55,7 @@ def failure(name: str, folder: Path) -> str:
     message = str(caught.value)
     assert "\n" not in message
     assert f"to supply {name} without a network, put " in message
-    assert all(file in message for file in LAYOUTS[name].files)
+    assert all(file in message for file in files_of(name).paths)
     return message
 
 
@@ -88,7 +88,7 @@ class TestDownload:
     def test_bundled_and_drawn_data_need_nothing(self, name, tmp_path):
         ensure_files(name, tmp_path / "new")
         assert not (tmp_path / "new").exists()
-        assert name in TRAIN_SIZES.keys() - LAYOUTS.keys()
+        assert DATASETS[name].files is None
 
 
 class TestFailedDownload:
@@ -100,7 +100,7 @@ class TestFailedDownload:
         message = failure(name, tmp_path)
         assert time.monotonic() - started < 10
         assert (
-            f"{tmp_path / LAYOUTS[name].files[0]}" in message.split(" is missing and could not")[0]
+            f"{tmp_path / files_of(name).paths[0]}" in message.split(" is missing and could not")[0]
         )
         assert "refused" in message
 
@@ -210,7 +210,7 @@ class TestFolder:
         target = (Path, "mkdir") if function == "mkdir" else (downloads, "file_lock")
         monkeypatch.setattr(*target, refuse)
         message = failure("mnist", tmp_path)
-        assert message.startswith(f"{tmp_path / LAYOUTS['mnist'].files[3]} is missing and cannot")
+        assert message.startswith(f"{tmp_path / files_of('mnist').paths[3]} is missing and cannot")
         assert f"the folder {tmp_path} cannot be written" in message
         assert "Read-only file system" in message
         assert not server.requests
@@ -350,7 +350,7 @@ class TestNotHere:
     @pytest.mark.parametrize("name", ondisk.REAL_NAMES)
     def test_says_what_there_is_to_download_and_does_not(self, name, publish, server, tmp_path):
         _, files = publish(name)
-        size = LAYOUTS[name].megabytes
+        size = files_of(name).megabytes
         assert not_here(name, tmp_path / "none") == (
             f"{name} is not in {tmp_path / 'none'} ({size} MB, which the sweep itself will "
             "download)"

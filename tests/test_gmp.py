@@ -16,7 +16,8 @@ from gisgd_ray.config.model import AlexNetConfig, MLPConfig, PreActResNet18Confi
 from gisgd_ray.config.scheme import GMPConfig
 from gisgd_ray.device import Precision
 from gisgd_ray.networks.losses import LossName
-from gisgd_ray.networks.models import build_model, mlp, num_parameters, preactresnet18
+from gisgd_ray.networks.models import build_model, mlp, num_parameters
+from gisgd_ray.networks.residual import preactresnet18
 from gisgd_ray.schemes.base import Batch, Scheme, Setting, Step
 from gisgd_ray.schemes.gmp import GMP, noise_std_at
 from gisgd_ray.schemes.sgd import SGD

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gisgd_ray.config.catalogue import INPUTS_AND_OUTPUTS
+from gisgd_ray.config.catalogue import DATASETS
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.runner.memory import (
@@ -37,7 +37,8 @@ def test_parameters_are_counted_without_weights() -> None:
 
 def test_the_shapes_are_those_of_the_data() -> None:
     data = start(TrialConfig()).dataset
-    assert INPUTS_AND_OUTPUTS["mnist5k"] == (data.input_shape, data.num_classes)
+    known = DATASETS["mnist5k"]
+    assert (known.shape, known.classes) == (data.input_shape, data.num_classes)
 
 
 def test_draws() -> None:

@@ -95,7 +95,7 @@ def test_the_row_records_what_was_done() -> None:
         (
             {"data.dataset": "svhn", "data.normalization": "authors"},
             "data.normalization = 'authors': the authors' code has no numbers for data.dataset = "
-            "'svhn', only for mnist, mnist5k, cifar10; choose 'auto', or numbers",
+            "'svhn', only for mnist5k, mnist, cifar10; choose 'auto', or numbers",
         ),
         (
             {"data.dataset": "cifar10", "data.normalization": "0:0/1:1"},
@@ -104,8 +104,8 @@ def test_the_row_records_what_was_done() -> None:
         ),
         (
             {"data.dataset": "teacher", "training.loss": "squared", "data.normalization": "0/1"},
-            "data.normalization = '0/1' does not apply: data.dataset = 'teacher' has inputs of "
-            "unit norm by definition; choose 'auto'",
+            "data.normalization = '0/1' does not apply: data.dataset = 'teacher' is taken as "
+            "it is; choose 'auto'",
         ),
         (
             {"data.normalization": "0.1307,0.3081"},

@@ -1,59 +1,52 @@
-"""README's recipes for a dataset, a network and a scheme of one's own, followed to the letter in a
-copy of the package."""
+"""CONTRIBUTING.md's recipes, followed in a copy of the package; and a step of them left out."""
 
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from gisgd_ray.config import catalogue
-from gisgd_ray.config.data import DataConfig
-from gisgd_ray.config.scheme import GMPConfig
-from gisgd_ray.config.space import make_space, validated
-from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.data import stored as datasets
+from gisgd_ray.config.catalogue import DATASETS, MODELS, SCHEMES, DatasetName, DatasetRecord
+from gisgd_ray.config.model import ModelConfig
+from gisgd_ray.config.scheme import SchemeConfig
+from gisgd_ray.config.space import make_space
 from gisgd_ray.data.dataset import normalized
 from gisgd_ray.data.stored import RawDataset, load_raw
 from gisgd_ray.errors import DataError, UserError
 from gisgd_ray.networks.models import build_model
 from gisgd_ray.runner.plan import make_plan
-from gisgd_ray.schemes import builders
+from gisgd_ray.training.loop import start
+from tests.runs import config, finish
 from tests.test_plan import options
 
 ROOT = Path(__file__).parents[1]
 
-PATCHES = {
-    "config/data.py": [
-        ('DatasetName = Literal["mnist5k", ', 'DatasetName = Literal["spots", "rows", "mnist5k", ')
-    ],
+EDITS = {
     "config/catalogue.py": [
-        ('    "mnist5k": 4_000,\n', '    "mnist5k": 4_000,\n    "spots": 60,\n    "rows": 60,\n'),
+        ("DatasetName = Literal[\n", 'DatasetName = Literal[\n    "spots",\n    "rows",\n'),
         (
-            '    "mnist5k": ((1, 28, 28), 10),\n',
-            '    "mnist5k": ((1, 28, 28), 10),\n    "spots": ((2, 8, 8), 3),\n'
-            '    "rows": ((5,), 3),\n',
-        ),
-    ],
-    "data/stored.py": [
-        (
-            "LOADERS: dict",
-            "def _read_mine(name, _folder):\n"
-            "    rng = np.random.default_rng(0)\n"
-            "    shape = (2, 8, 8) if name == 'spots' else (5,)\n"
-            "    labels = rng.integers(3, size=80)\n"
-            "    inputs = rng.normal(labels.reshape(-1, *[1] * len(shape)), size=(80, *shape))\n"
-            "    inputs = inputs.astype(np.float32)\n"
-            "    return RawDataset(train_images=inputs[:60], train_labels=labels[:60],\n"
-            "        test_images=inputs[60:], test_labels=labels[60:], num_classes=3)\n\n\n"
-            "LOADERS: dict",
+            "DATASETS = Catalogue(\n    [\n",
+            "DATASETS = Catalogue(\n    [\n"
+            '        DatasetRecord("spots", "Spots", "mine:read", shape=(2, 8, 8), classes=3,\n'
+            "            train=60, test=20),\n"
+            '        DatasetRecord("rows", "Rows", "mine:read", shape=(5,), classes=3,\n'
+            "            train=60, test=20),\n",
         ),
         (
-            '    "mnist5k": _read_mnist5k,\n',
-            '    "mnist5k": _read_mnist5k,\n    "spots": _read_mine,\n    "rows": _read_mine,\n',
+            "MODELS = Catalogue(\n    [\n",
+            "MODELS = Catalogue(\n    [\n"
+            '        ModelRecord("deep", "deep network", "deep:deep"),\n',
+        ),
+        (
+            "SCHEMES = Catalogue(\n    [\n",
+            "SCHEMES = Catalogue(\n    [\n"
+            '        SchemeRecord("half", "Half", "half:build", gradient="multiple"),\n',
         ),
     ],
     "config/model.py": [
@@ -65,17 +58,6 @@ PATCHES = {
             "ModelConfig = Annotated[\n    MLPConfig\n    | DeepConfig\n",
         )
     ],
-    "networks/models.py": [
-        ("    MLPConfig,\n", "    DeepConfig,\n    MLPConfig,\n"),
-        (
-            "            case AlexNetConfig():\n",
-            "            case DeepConfig():\n"
-            "                d, w = int(torch.Size(input_shape).numel()), config.width\n"
-            "                model = nn.Sequential(nn.Flatten(), nn.Linear(d, w), nn.ReLU(),\n"
-            "                    nn.Linear(w, w), nn.ReLU(), nn.Linear(w, num_classes))\n"
-            "            case AlexNetConfig():\n",
-        ),
-    ],
     "config/scheme.py": [
         (
             "SchemeConfig = Annotated[\n    SGDConfig\n",
@@ -85,21 +67,40 @@ PATCHES = {
             "SchemeConfig = Annotated[\n    SGDConfig\n    | HalfConfig\n",
         )
     ],
-    "schemes/builders.py": [
-        ("    SGDConfig,\n", "    HalfConfig,\n    SGDConfig,\n"),
-        (
-            "from gisgd_ray.schemes.sgd",
-            "from gisgd_ray.schemes.half import Half\nfrom gisgd_ray.schemes.sgd",
-        ),
-        (
-            "    SGDConfig: lambda *_: SGD(),\n",
-            "    SGDConfig: lambda *_: SGD(),\n"
-            "    HalfConfig: lambda config, *_: Half(factor=config.factor),\n",
-        ),
-    ],
 }
+FILES = {
+    "data/mine.py": """
+import numpy as np
 
-HALF = """
+from gisgd_ray.data.stored import RawDataset
+
+
+def read(name, folder):
+    rng = np.random.default_rng(0)
+    shape = (2, 8, 8) if name == "spots" else (5,)
+    labels = rng.integers(3, size=80)
+    inputs = rng.normal(labels.reshape(-1, *[1] * len(shape)), size=(80, *shape))
+    inputs = inputs.astype(np.float32)
+    return RawDataset(
+        train_images=inputs[:60],
+        train_labels=labels[:60],
+        test_images=inputs[60:],
+        test_labels=labels[60:],
+        num_classes=3,
+    )
+""",
+    "networks/deep.py": """
+import math
+
+from torch import nn
+
+
+def deep(input_shape, outputs, *, width):
+    d = math.prod(input_shape)
+    return nn.Sequential(nn.Flatten(), nn.Linear(d, width), nn.ReLU(),
+        nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
+""",
+    "schemes/half.py": """
 from gisgd_ray.schemes.base import Stateless
 
 
@@ -108,14 +109,22 @@ class Half(Stateless):
         self.factor = factor
 
     def gradient(self, step):
-        return step.plain().new_ones(()) * self.factor
-"""
+        factor = step.plain().new_ones(()) * self.factor
+        step.scale(factor)
+        return factor
+
+
+def build(config, model, setting):
+    return Half(factor=config.factor)
+""",
+}
 
 RUN = """
 import gisgd_ray, sys
 from gisgd_ray.runner import cli
 from gisgd_ray.training import loop as training
 from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.networks.models import build_model
 from gisgd_ray.runner.plan import make_plan
 from gisgd_ray.config.space import make_space
 assert gisgd_ray.__file__.startswith(sys.argv[1])
@@ -133,16 +142,18 @@ for config in plan.trials:
 """
 
 
-def test_a_dataset_a_network_and_a_scheme_of_ones_own(tmp_path: Path) -> None:
+def test_a_dataset_a_model_and_a_scheme_of_ones_own(tmp_path: Path) -> None:
     package = tmp_path / "gisgd_ray"
     shutil.copytree(ROOT / "gisgd_ray", package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name, changes in PATCHES.items():
+    for name, changes in EDITS.items():
         text = (package / name).read_text(encoding="utf-8")
         for old, new in changes:
             assert old in text, (name, old)
             text = text.replace(old, new, 1)
         (package / name).write_text(text, encoding="utf-8")
-    (package / "schemes" / "half.py").write_text(HALF)
+    for name, text in FILES.items():
+        assert not (package / name).exists()
+        (package / name).write_text(text, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True
     )
@@ -153,46 +164,76 @@ def test_a_dataset_a_network_and_a_scheme_of_ones_own(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- a step that was left out
 
 
-@pytest.mark.parametrize("table", ["TRAIN_SIZES", "INPUTS_AND_OUTPUTS"])
-def test_a_dataset_that_a_table_lacks(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(getattr(catalogue, table), "svhn")
-    said = f"'svhn' has no entry in {table} of gisgd_ray/config/catalogue.py; add its "
-    with pytest.raises(UserError, match=said):
-        validated({"data.dataset": "svhn"})
+def sections(union: Any) -> tuple[Any, ...]:
+    return get_args(get_args(union)[0])
 
 
-def test_a_dataset_without_a_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(datasets.LOADERS, "svhn")
-    said = "data.dataset = 'svhn' has no entry in LOADERS of gisgd_ray/data/stored.py; add the "
-    with pytest.raises(UserError, match=said):
-        load_raw("svhn", tmp_path)
-    with pytest.raises(UserError, match=said):
-        make_plan({"one": make_space({"data.dataset": ["mnist5k", "svhn"]})}, options(), "laptop")
+def test_a_record_for_every_name_and_no_other() -> None:
+    assert tuple(DATASETS) == get_args(DatasetName)
+    for catalogue, union in ((MODELS, ModelConfig), (SCHEMES, SchemeConfig)):
+        assert list(catalogue) == [s.model_fields["name"].default for s in sections(union)]
 
 
-def test_a_scheme_without_a_builder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(builders.BUILDERS, GMPConfig)
-    said = (
-        "scheme.name = 'gmp' has no entry in BUILDERS of gisgd_ray/schemes/builders.py; add "
-        "GMPConfig and what builds it there"
-    )
-    with pytest.raises(UserError, match=said):
-        make_plan({"one": make_space({"scheme.name": ["sgd", "gmp"]})}, options(), "laptop")
+def test_every_record_names_a_function() -> None:
+    for catalogue in (DATASETS, MODELS, SCHEMES):
+        assert all(callable(record.function()) for record in catalogue.values())
 
 
-def test_a_network_without_a_case() -> None:
-    other = SimpleNamespace(name="mine")
-    said = r"model.name = 'mine' has no case in build_model of gisgd_ray/networks/models.py; add"
-    with pytest.raises(UserError, match=said):
-        build_model(other, (3,), 2, seed=0)  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", MODELS)
+def test_what_a_models_record_says_of_it_is_so(name: str) -> None:
+    known = MODELS[name]
+    section = next(s for s in sections(ModelConfig) if s.model_fields["name"].default == name)
+    side = known.smallest_image or 1
+    with torch.device("meta"):
+        model = build_model(section(), (3, side, side), 10, seed=0).eval()
+        assert len(model(torch.zeros(2, 3, side, side))) == 2
+    mixing = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert bool(mixing) == known.batchnorm
 
 
-def test_every_name_has_all_that_the_recipes_ask_for() -> None:
-    names = DataConfig.model_fields["dataset"].annotation.__args__  # type: ignore[union-attr]
-    assert set(names) == catalogue.TRAIN_SIZES.keys() == catalogue.INPUTS_AND_OUTPUTS.keys()
-    assert set(names) == {*datasets.LOADERS, "teacher"}
-    schemes_known = TrialConfig.model_fields["scheme"].annotation.__args__  # type: ignore[union-attr]
-    assert set(schemes_known) == set(builders.BUILDERS)
+@pytest.mark.parametrize("name", SCHEMES)
+def test_what_a_schemes_record_says_of_its_gradient_is_so(name: str) -> None:
+    factors = []
+    state = start(config({"scheme.name": name}))
+    scheme = state.stepper.scheme
+    gradient = scheme.gradient
+    scheme.gradient = lambda step: factors.append(gradient(step)) or factors[-1]
+    finish(state)
+    known = [factor is not None for factor in factors]
+    assert known == [SCHEMES[name].gradient != "another"] * 12
+    assert SCHEMES[name].gradient != "plain" or all(factor == 1 for factor in factors)
+
+
+@pytest.mark.parametrize(
+    ("catalogue", "path", "name"),
+    [
+        (DATASETS, "data.dataset", "svhn"),
+        (MODELS, "model.name", "alexnet"),
+        (SCHEMES, "scheme.name", "gmp"),
+    ],
+)
+def test_a_step_that_was_left_out(
+    catalogue: Any, path: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = make_space({path: name})
+    record = catalogue[name]
+    file = record.made_by.split(":")[0]
+    for made_by, left_out in (("none:build", "build"), (f"{file}:none", "none")):
+        monkeypatch.setitem(catalogue, name, replace(record, made_by=made_by))
+        said = (
+            f"{path} = {name!r} needs a function {left_out} in gisgd_ray/{record.package}/"
+            f"{made_by.split(':')[0]}.py, which its record in gisgd_ray/config/catalogue.py names"
+        )
+        with pytest.raises(UserError, match=said):
+            make_plan({"one": space}, options(), "laptop")
+    kept = dict(catalogue)
+    try:
+        del catalogue[name]
+        with pytest.raises(UserError, match=f"{name!r} has no record in gisgd_ray/config/cata"):
+            make_plan({"one": space}, options(), "laptop")
+    finally:
+        catalogue.clear()
+        catalogue.update(kept)
 
 
 # ---------------------------------------------------------------- what a loader may give
@@ -250,21 +291,21 @@ def test_inputs_that_are_no_numbers_are_refused() -> None:
     [
         (
             raw(VECTORS[:40]),
-            "gives 40 training samples, and TRAIN_SIZES in gisgd_ray/config/catalogue.py has 250; "
+            "gives 40 training samples, and its record in gisgd_ray/config/catalogue.py has 250; "
             "correct one of them",
         ),
         (raw(VECTORS[:249], np.zeros(250, int)), "249 training inputs, and their labels are 250"),
-        (raw(VECTORS[:, :3]), r"\(3,\) as shape of an input, and INPUTS_AND_.* has \(4,\)"),
-        (raw(VECTORS, classes=7), "7 classes, and INPUTS_AND_OUTPUTS in .* has 10"),
+        (raw(VECTORS[:, :3]), r"\(3,\) as shape of an input, and its record in .* has \(4,\)"),
+        (raw(VECTORS, classes=7), "7 classes, and its record in .* has 10"),
         (raw(VECTORS, np.arange(250)), "must be integers from 0 to 9, not int64 from 0 to 249"),
         (raw(VECTORS, np.ones(250)), r"must be integers from 0 to 9, not float64 from 1.0 to 1.0"),
     ],
 )
-def test_a_loader_that_does_not_give_what_the_tables_say(
+def test_a_reader_that_does_not_give_what_its_record_says(
     given: RawDataset, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(catalogue.TRAIN_SIZES, "mine", 250)
-    monkeypatch.setitem(catalogue.INPUTS_AND_OUTPUTS, "mine", ((4,), 10))
-    monkeypatch.setitem(datasets.LOADERS, "mine", lambda *_: given)
+    mine = DatasetRecord("mine", "", "mine:read", shape=(4,), classes=10, train=250, test=5)
+    monkeypatch.setitem(DATASETS, "mine", mine)
+    monkeypatch.setattr(DatasetRecord, "function", lambda _: lambda *_: given)
     with pytest.raises(DataError, match=said):
         load_raw("mine", tmp_path)

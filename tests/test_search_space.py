@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
+from gisgd_ray.config.catalogue import DATASETS, MODELS
 from gisgd_ray.config.space import (
     Choice,
     LogUniform,
@@ -223,8 +224,8 @@ FAULTS: dict[str, dict[str, Any]] = {
     "training.learning_rate = [] is an empty grid; give at least one value": {RATE: []},
     "training.batch_size = 20.5: input should be a valid integer, "
     "got a number with a fractional part": {BATCH: 20.5},
-    "data.dataset = 'mnsit': input should be 'mnist5k', 'mnist', 'fashion_mnist', "
-    "'cifar10', 'cifar100', 'svhn' or 'teacher'": {"data.dataset": "mnsit"},
+    f"data.dataset = 'mnsit': input should be {', '.join(map(repr, list(DATASETS)[:-1]))} "
+    f"or {list(DATASETS)[-1]!r}": {"data.dataset": "mnsit"},
     "training.lr is not a field of a trial; did you mean training.loss?": {"training.lr": 0.1},
     "learning_rate is not a field of a trial; did you mean training.learning_rate?": {
         "learning_rate": 0.1
@@ -244,10 +245,8 @@ FAULTS: dict[str, dict[str, Any]] = {
         "model.width": 3,
     },
     "scheme.level = 0.1: scheme 'sgd' has no field 'level'; it has name": {"scheme.level": 0.1},
-    "model.name = 'mpl': expected one of 'mlp', 'alexnet', 'linear', 'two_layer_relu', 'vgg16', "
-    "'preactresnet18'": {"model.name": "mpl"},
-    "model.name = None: expected one of 'mlp', 'alexnet', 'linear', 'two_layer_relu', 'vgg16', "
-    "'preactresnet18'": {"model.name": None},
+    f"model.name = 'mpl': expected one of {', '.join(map(repr, MODELS))}": {"model.name": "mpl"},
+    f"model.name = None: expected one of {', '.join(map(repr, MODELS))}": {"model.name": None},
     "training.lr_milestones = [20, 10] must be epochs from 1, ascending": {MILESTONES: [20, 10]},
     "measurement.noise_stds = [0.1, -1.0] has -1; a noise std must be above 0": {STDS: [0.1, -1]},
     "training.nesterov = true needs training.momentum > 0, but it is 0": {

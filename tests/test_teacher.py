@@ -11,6 +11,7 @@ from gisgd_ray.data import teacher
 from gisgd_ray.data.dataset import Dataset, load_dataset
 from gisgd_ray.data.teacher import HIDDEN, INPUTS, teacher_samples
 from gisgd_ray.randomness import generator
+from tests import ondisk
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +23,10 @@ def full() -> Dataset:
 @pytest.fixture
 def few_tests(monkeypatch):
     """Ten test samples, where their number does not matter."""
-    monkeypatch.setitem(teacher.TEST_SIZES, "teacher", 10)
-    data._load_teacher.cache_clear()
+    ondisk.resize(monkeypatch, "teacher", test=10)
+    data._drawn.cache_clear()
     yield
-    data._load_teacher.cache_clear()
+    data._drawn.cache_clear()
 
 
 def test_sizes_norms_and_targets_are_the_papers(full):

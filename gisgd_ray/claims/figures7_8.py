@@ -5,12 +5,14 @@ import pandas as pd
 from gisgd_ray.claims.bound_and_gap import GAP, bound_above_gap
 from gisgd_ray.claims.claim import Claim
 from gisgd_ray.claims.points import finished, numbers, points_after_start, reading
+from gisgd_ray.config.catalogue import MODELS
 from gisgd_ray.results.panels import panels
 from gisgd_ray.results.tables import ResultTables
 
 BOUNDS = {
-    "linear": ("bound/theorem3", "Theorem 3"),
-    "two_layer_relu": ("bound/theorem4", "Theorem 4"),
+    name: (f"bound/{model.theorem}", f"Theorem {model.theorem[-1]}")
+    for name, model in MODELS.items()
+    if model.theorem
 }
 """The bound of each network: its column and its name. No other network has one here."""
 

@@ -29,21 +29,11 @@ from gisgd_ray.claims.statistics import (
     ratio_interval,
     t_test,
 )
+from gisgd_ray.config.catalogue import SCHEMES
 from gisgd_ray.results.panels import panels, told_apart
 from gisgd_ray.results.tables import ResultTables, records
 
-NAMES = {
-    "sgd": "ERM",
-    "dropout": "Dropout",
-    "label_smoothing": "Label smoothing",
-    "flooding": "Flooding",
-    "mixup": "MixUp",
-    "adversarial": "Adv. training",
-    "amp": "AMP",
-    "sam": "SAM",
-    "clipping": "Dynamic clipping",
-}
-ERM, GMP3, ABSOLUTE = "ERM", "GMP3", "GMP3 absolute"
+ERM, GMP3, ABSOLUTE = SCHEMES["sgd"].printed, "GMP3", "GMP3 absolute"
 TOLERANCE = 1.25
 """A time "about" the paper's is within this factor of it."""
 TOP = 3
@@ -57,7 +47,7 @@ def scheme_label(row: Mapping[str, Any]) -> str:
     """
     name = row["scheme.name"]
     if name != "gmp":
-        return NAMES.get(name, str(name))
+        return SCHEMES.printed(name)
     if row.get("scheme.estimator") == "local":
         return "GMP local"  # its one pass has no number of draws
     draws = row.get("scheme.draws")

@@ -8,12 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from gisgd_ray.config.catalogue import (
-    AUTHORS_NORMALIZATION,
-    INPUTS_AND_OUTPUTS,
-    NETWORK_THEOREMS,
-    TRAIN_SIZES,
-)
+from gisgd_ray.config.catalogue import DATASETS, MODELS
 from gisgd_ray.config.data import DataConfig
 from gisgd_ray.config.sections import Sections
 
@@ -34,17 +29,15 @@ class DataFacts:
 
     @staticmethod
     def of(data: DataConfig) -> "DataFacts":
-        """Of a configured set, which has an entry in the catalogue."""
-        name = data.dataset
-        shape, _ = INPUTS_AND_OUTPUTS[name]
-        return DataFacts(
-            f"data.dataset = {name!r}", num_train_samples(data), shape, real=name == "teacher"
-        )
+        """Of a configured set."""
+        known = DATASETS[data.dataset]
+        told = f"data.dataset = {data.dataset!r}"
+        return DataFacts(told, num_train_samples(data), known.shape, real=known.classes is None)
 
 
 def num_train_samples(data: DataConfig) -> int:
     """n: training samples left by ``train_fraction`` (at least 1)."""
-    return max(1, round(TRAIN_SIZES[data.dataset] * data.train_fraction))
+    return max(1, round(DATASETS[data.dataset].train * data.train_fraction))
 
 
 def steps_per_epoch(num_samples: int, batch_size: int, last_batch: Literal["keep", "drop"]) -> int:
@@ -82,8 +75,6 @@ def check_consistency(config: Sections, given: DataFacts | None = None) -> None:
     Raises:
         ValueError: the first contradiction found.
     """
-    if given is None:
-        _check_tables(config)
     data = given or DataFacts.of(config.data)
     _check_sizes(config, data)
     _check_schedules(config, data)
@@ -91,20 +82,6 @@ def check_consistency(config: Sections, given: DataFacts | None = None) -> None:
     _check_normalization(config, data)
     if config.replicas is not None:
         _check_replicas(config, config.replicas)
-
-
-def _check_tables(config: Sections) -> None:
-    """A dataset that was added by its name alone."""
-    name = config.data.dataset
-    for table, known, what in (
-        ("TRAIN_SIZES", TRAIN_SIZES, "number of training samples"),
-        ("INPUTS_AND_OUTPUTS", INPUTS_AND_OUTPUTS, "shape of one input and number of classes"),
-    ):
-        if name not in known:
-            raise ValueError(
-                f"data.dataset = {name!r} has no entry in {table} of gisgd_ray/config/catalogue.py"
-                f"; add its {what} there"
-            )
 
 
 def _check_sizes(config: Sections, data: DataFacts) -> None:
@@ -160,10 +137,10 @@ def _check_schedules(config: Sections, data: DataFacts) -> None:
 
 def _check_regression(config: Sections, data: DataFacts) -> None:
     real, model = data.real, config.model.name
-    own = NETWORK_THEOREMS.get(model)
+    own = MODELS[model].theorem
     asked = config.measurement.network_theorem
     if asked in ("theorem3", "theorem4") and asked != own:
-        needed = next(name for name, theorem in NETWORK_THEOREMS.items() if theorem == asked)
+        needed = next(name for name, known in MODELS.items() if known.theorem == asked)
         raise ValueError(
             f"measurement.network_theorem = {asked!r} holds for model.name = {needed!r}, not "
             f"for {model!r}; choose that model, or measurement.network_theorem = 'auto'"
@@ -175,11 +152,6 @@ def _check_regression(config: Sections, data: DataFacts) -> None:
         )
     if not real:
         return
-    if model == "alexnet" and len(data.input_shape) != 3:
-        raise ValueError(
-            f"model.name = 'alexnet' needs images, and {data.told} has vectors; "
-            "choose 'linear', 'two_layer_relu' or 'mlp'"
-        )
     if config.training.loss != "squared":
         raise ValueError(
             f"{data.told} has real targets: training.loss = {config.training.loss!r} does not "
@@ -201,11 +173,10 @@ def _check_normalization(config: Sections, data: DataFacts) -> None:
     told = f"data.normalization = {asked!r}"
     if asked == "auto":
         return
-    if data.given or config.data.dataset == "teacher":
-        what = "is taken as it is" if data.given else "has inputs of unit norm by definition"
-        raise ValueError(f"{told} does not apply: {data.told} {what}; choose 'auto'")
-    if asked == "authors" and config.data.dataset not in AUTHORS_NORMALIZATION:
-        known = ", ".join(AUTHORS_NORMALIZATION)
+    if data.given or data.real:
+        raise ValueError(f"{told} does not apply: {data.told} is taken as it is; choose 'auto'")
+    if asked == "authors" and config.data.moments is None:
+        known = ", ".join(name for name, record in DATASETS.items() if record.authors)
         raise ValueError(
             f"{told}: the authors' code has no numbers for {data.told}, only for {known}; choose "
             "'auto', or numbers"

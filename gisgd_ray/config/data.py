@@ -1,14 +1,11 @@
 """Configuration of the data."""
 
 import math
-from typing import Literal
 
 from pydantic import Field, field_validator
 
-from gisgd_ray.config.catalogue import AUTHORS_NORMALIZATION
+from gisgd_ray.config.catalogue import DATASETS, DatasetName
 from gisgd_ray.config.frozen import Frozen
-
-DatasetName = Literal["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "teacher"]
 
 
 class DataConfig(Frozen):
@@ -57,7 +54,7 @@ class DataConfig(Frozen):
         if self.normalization == "auto":
             return None
         if self.normalization == "authors":
-            return AUTHORS_NORMALIZATION[self.dataset]
+            return DATASETS[self.dataset].authors
         means, stds = (tuple(map(float, part.split(":"))) for part in self.normalization.split("/"))
         return means, stds
 

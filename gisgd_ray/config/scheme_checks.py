@@ -5,7 +5,7 @@ Called from :mod:`gisgd_ray.config.trial` once the sizes are known to be right.
 
 import json
 
-from gisgd_ray.config.catalogue import BATCHNORM_MODELS, NETWORK_THEOREMS, SMALLEST_IMAGES
+from gisgd_ray.config.catalogue import MODELS, SCHEMES
 from gisgd_ray.config.checks import (
     DataFacts,
     planned_epoch_steps,
@@ -32,17 +32,14 @@ def check_scheme(config: Sections, given: DataFacts | None = None) -> None:
 
 def _check_images(config: Sections, data: DataFacts) -> None:
     shape, told = data.input_shape, data.told
+    smallest = MODELS[config.model.name].smallest_image
     if len(shape) != 3:
-        model, padding = config.model.name, config.data.crop_padding
+        scheme, padding = config.scheme.name, config.data.crop_padding
         for field, asked, instead in (
-            (f"model.name = {model!r}", model in SMALLEST_IMAGES, "model.name = 'mlp'"),
+            (f"model.name = {config.model.name!r}", smallest is not None, "model.name = 'mlp'"),
             (f"data.crop_padding = {padding}", padding > 0, "data.crop_padding = 0"),
             ("data.flip = true", config.data.flip, "data.flip = false"),
-            (
-                "scheme.name = 'adversarial'",
-                config.scheme.name == "adversarial",
-                "scheme.name = 'sgd'",
-            ),
+            (f"scheme.name = {scheme!r}", _needs(config, "images"), "scheme.name = 'sgd'"),
         ):
             if asked:
                 raise ValueError(
@@ -50,8 +47,7 @@ def _check_images(config: Sections, data: DataFacts) -> None:
                     f"data.dataset, or {instead}"
                 )
         return
-    side = min(shape[1:])
-    needed = SMALLEST_IMAGES.get(config.model.name, 1)
+    side, needed = min(shape[1:]), smallest or 1
     if side < needed:
         raise ValueError(
             f"model.name = {config.model.name!r} needs images of at least {needed}x{needed} "
@@ -66,16 +62,20 @@ def _check_images(config: Sections, data: DataFacts) -> None:
 
 
 def _check_targets(config: Sections, data: DataFacts) -> None:
-    if data.real and config.scheme.name == "label_smoothing":
+    scheme = f"scheme.name = {config.scheme.name!r}"
+    if data.real and _needs(config, "classes"):
         raise ValueError(
-            f"scheme.name = 'label_smoothing' needs classes, and {data.told} has real targets; "
-            "choose another scheme"
+            f"{scheme} needs classes, and {data.told} has real targets; choose another scheme"
         )
-    if config.model.name in NETWORK_THEOREMS and config.scheme.name == "dropout":
+    if MODELS[config.model.name].theorem is not None and _needs(config, "layers"):
         raise ValueError(
-            "scheme.name = 'dropout' drops units between layers, and model.name = "
-            f"{config.model.name!r} has one trained layer; choose another scheme"
+            f"{scheme} needs units between layers, and model.name = {config.model.name!r} has one "
+            "trained layer; choose another scheme"
         )
+
+
+def _needs(config: Sections, what: str) -> bool:
+    return SCHEMES[config.scheme.name].needs == what
 
 
 def _check_lag(config: Sections, data: DataFacts) -> None:
@@ -115,7 +115,7 @@ def _check_dispersion(config: Sections, data: DataFacts) -> None:
     if not m.dispersion:
         return
     if m.dispersion_estimator == "per_sample":
-        if config.model.name in BATCHNORM_MODELS:
+        if MODELS[config.model.name].batchnorm:
             raise ValueError(
                 "measurement.dispersion_estimator = 'per_sample' (BackPACK's) needs gradients by "
                 f"sample, and the BatchNorm of model.name = {config.model.name!r} mixes the "
@@ -147,7 +147,7 @@ def _check_dispersion(config: Sections, data: DataFacts) -> None:
 
 def _check_replicas(config: Sections, replicas: int) -> None:
     t = config.training
-    if config.model.name in BATCHNORM_MODELS:
+    if MODELS[config.model.name].batchnorm:
         raise ValueError(
             f"replicas = {replicas} needs a network that treats the samples of a batch one by one, "
             f"and the BatchNorm of model.name = {config.model.name!r} mixes them; choose another "

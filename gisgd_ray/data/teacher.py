@@ -12,7 +12,7 @@ seed, so that the mean of the gap over seeds estimates the expectation over S th
 import torch
 from torch import Tensor
 
-from gisgd_ray.data.stored import TEST_SIZES
+from gisgd_ray.config.catalogue import DATASETS
 from gisgd_ray.randomness import generator
 
 INPUTS = 200
@@ -29,7 +29,7 @@ def teacher_samples(seed: int, *, num_train: int) -> tuple[Tensor, Tensor, Tenso
     weights = torch.randn(HIDDEN, INPUTS, generator=source)
     signs = 2.0 * torch.randint(2, (HIDDEN,), generator=source) - 1.0
     parts: list[Tensor] = []
-    for split, size in (("train", num_train), ("test", TEST_SIZES["teacher"])):
+    for split, size in (("train", num_train), ("test", DATASETS["teacher"].test)):
         # torch.randn's last 16 values depend on how many there are: an even number of rows of 200
         # has no such rest.
         even = size + size % 2

@@ -8,17 +8,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.config.model import (
-    AlexNetConfig,
-    LinearConfig,
-    MLPConfig,
-    ModelConfig,
-    PreActResNet18Config,
-    TwoLayerReLUConfig,
-    VGG16Config,
-)
+from gisgd_ray.config.catalogue import MODELS
+from gisgd_ray.config.model import ModelConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.networks.residual import PreActBlock, preactresnet18
+from gisgd_ray.networks.residual import PreActBlock
 from gisgd_ray.randomness import isolated_rng
 
 
@@ -58,13 +51,13 @@ def mlp(input_shape: tuple[int, ...], num_classes: int, *, width: int) -> nn.Seq
     )
 
 
-def linear(input_shape: tuple[int, ...]) -> nn.Sequential:
+def linear(input_shape: tuple[int, ...], _outputs: int = 1) -> nn.Sequential:
     """f(w, x) = w.x, without bias (section 4, Theorem 3): (b, *input_shape) -> (b, 1)."""
     inputs = int(torch.Size(input_shape).numel())
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, 1, bias=False))
 
 
-def two_layer_relu(input_shape: tuple[int, ...], *, width: int) -> nn.Sequential:
+def two_layer_relu(input_shape: tuple[int, ...], _outputs: int = 1, *, width: int) -> nn.Sequential:
     """m^(-1/2) sum_r A_r ReLU(w_r.x) (section 4, Theorem 4): (b, *input_shape) -> (b, 1)."""
     inputs = int(torch.Size(input_shape).numel())
     hidden = nn.Linear(inputs, width, bias=False)
@@ -74,7 +67,7 @@ def two_layer_relu(input_shape: tuple[int, ...], *, width: int) -> nn.Sequential
 def alexnet(
     input_shape: tuple[int, ...], num_classes: int, *, filters: int, hidden: int = 4096
 ) -> nn.Sequential:
-    """AlexNet for small images: (b, C, H, W) -> (b, num_classes); H and W at least 27.
+    """AlexNet for small images: (b, C, H, W) -> (b, num_classes).
 
     Appendix E.1 with the strides and paddings of the authors' code, no dropout, no BatchNorm.
 
@@ -82,6 +75,7 @@ def alexnet(
         UserError: the images are too small for the three pooling layers.
     """
     channels, height, width = input_shape
+    _require_size("alexnet", height, width)
 
     def conv(inputs: int, outputs: int, size: int, stride: int, padding: int) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, size, stride=stride, padding=padding), nn.ReLU()]
@@ -108,11 +102,6 @@ def alexnet(
             size = (size - 3) // 2 + 1
         return size
 
-    if min(pooled(height), pooled(width)) < 1:
-        raise UserError(
-            f"model.name = 'alexnet' needs images of at least 27x27 pixels, not {height}x{width}; "
-            "choose another data.dataset or model.name = 'mlp'"
-        )
     classifier = [
         nn.Linear(256 * pooled(height) * pooled(width), hidden),
         nn.ReLU(),
@@ -128,19 +117,14 @@ def vgg16(
 ) -> nn.Sequential:
     """VGG16 with BatchNorm (Simonyan & Zisserman 2015, D): (b, C, H, W) -> (b, num_classes).
 
-    H and W at least 32. Thirteen 3x3 convolutions with F, F; 2F, 2F; 4F x 3; 8F x 3; 8F x 3
-    filters, each with BatchNorm and ReLU, a 2x2 max-pool after every block, then 8F-hidden-hidden-K
-    without dropout.
+    Thirteen 3x3 convolutions with F, F; 2F, 2F; 4F x 3; 8F x 3; 8F x 3 filters, each with BatchNorm
+    and ReLU, a 2x2 max-pool after every block, then 8F-hidden-hidden-K without dropout.
 
     Raises:
         UserError: the images are too small for the five pooling layers.
     """
     channels, height, width = input_shape
-    if min(height, width) < 32:
-        raise UserError(
-            f"model.name = 'vgg16' needs images of at least 32x32 pixels, not {height}x{width}; "
-            "choose another data.dataset, or model.name = 'preactresnet18' or 'mlp'"
-        )
+    _require_size("vgg16", height, width)
     layers: list[nn.Module] = []
     inputs = channels
     for convolutions, multiple in ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8)):
@@ -161,6 +145,16 @@ def vgg16(
     )
 
 
+def _require_size(name: str, height: int, width: int) -> None:
+    needed = MODELS[name].smallest_image or 1
+    if min(height, width) < needed:
+        raise UserError(
+            f"model.name = {name!r} needs images of at least {needed}x{needed} pixels, not "
+            f"{height}x{width}; choose another data.dataset, or model.name = 'preactresnet18' or "
+            "'mlp'"
+        )
+
+
 def build_model(
     config: ModelConfig,
     input_shape: tuple[int, ...],
@@ -175,30 +169,15 @@ def build_model(
 
     The draw uses a stream of its own ("initialization"), so that neither the data nor the order
     of batches changes W_0, and building a model disturbs no other random number.
+
+    Raises:
+        UserError: the images are too small, or the function that builds the network is missing.
     """
+    build = MODELS[config.name].function()
     with isolated_rng(seed, "initialization"):
-        match config:
-            case MLPConfig():
-                model = mlp(input_shape, num_classes, width=config.width)
-            case AlexNetConfig():
-                model = alexnet(
-                    input_shape, num_classes, filters=config.filters, hidden=config.hidden
-                )
-            case LinearConfig():
-                model = linear(input_shape)
-            case TwoLayerReLUConfig():
-                model = two_layer_relu(input_shape, width=config.width)
-            case VGG16Config():
-                model = vgg16(
-                    input_shape, num_classes, filters=config.filters, hidden=config.hidden
-                )
-            case PreActResNet18Config():
-                model = preactresnet18(input_shape, num_classes, filters=config.filters)
-            case _:
-                raise UserError(
-                    f"model.name = {config.name!r} has no case in build_model of "
-                    "gisgd_ray/networks/models.py; add the function that builds it there"
-                )
+        model: nn.Sequential = build(
+            input_shape, num_classes, **config.model_dump(exclude={"name"})
+        )
         if initialization == "xavier":
             initialize_xavier(model)
         elif initialization == "kaiming":

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import jinja2
 import pandas as pd
 
+from gisgd_ray.claims.paper_tables import DATASETS
 from gisgd_ray.claims.statistics import Verdict
 from gisgd_ray.figures.tables import Table
 from gisgd_ray.numbers import counted
@@ -37,7 +38,7 @@ ITEMS = (
 )
 """Of Wang & Mao (ICLR 2022): what it is, the sweep that reproduces it, and what it shows."""
 
-TABLES_OF = {"data.dataset": ("svhn", "cifar10", "cifar100")}
+TABLES_OF = {"data.dataset": DATASETS}
 ONLY: dict[str, dict[str, Sequence[str]]] = {
     "Figure 4": {"model.name": ("mlp",)},
     "Figure 7": {"model.name": ("linear",)},

@@ -6,28 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from gisgd_ray.config.catalogue import DATASETS, MODELS
 from gisgd_ray.numbers import field_name, format_setting
 from gisgd_ray.results.tables import varying_fields
-
-MODELS = {
-    "mlp": "MLP",
-    "alexnet": "AlexNet",
-    "linear": "linear network",
-    "two_layer_relu": "two-layer ReLU network",
-    "vgg16": "VGG16",
-    "preactresnet18": "PreActResNet18",
-}
-"""Model families as the paper calls them; any other goes by its own name."""
-DATASETS = {
-    "mnist5k": "MNIST-5k",
-    "mnist": "MNIST",
-    "fashion_mnist": "Fashion-MNIST",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "svhn": "SVHN",
-    "teacher": "teacher data",
-}
-"""Datasets as a figure's title has them; tables and claims keep the names that are typed."""
 
 
 def panels(trials: pd.DataFrame, axes: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -60,7 +41,7 @@ def panels(trials: pd.DataFrame, axes: Sequence[str]) -> dict[str, pd.DataFrame]
 def model_and_dataset(trials: pd.DataFrame) -> str:
     """What the trials of a panel have in common, as the paper says it: "MLP on mnist"."""
     model, dataset = trials[["model.name", "data.dataset"]].iloc[0]
-    return f"{MODELS.get(model, model)} on {dataset}"
+    return f"{MODELS.printed(model)} on {dataset}"
 
 
 def printed(title: str) -> str:
@@ -69,7 +50,7 @@ def printed(title: str) -> str:
     >>> printed("MLP on mnist5k, label_noise = 0.2")
     'MLP on MNIST-5k, label noise = 0.2'
     """
-    title = re.sub(r"(?<= on )\w+", lambda m: DATASETS.get(m.group(), m.group()), title)
+    title = re.sub(r"(?<= on )\w+", lambda m: DATASETS.printed(m.group()), title)
     return re.sub(r"\w+_\w+(?= = )", lambda m: m.group().replace("_", " "), title)
 
 

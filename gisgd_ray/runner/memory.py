@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import torch
 
-from gisgd_ray.config.catalogue import INPUTS_AND_OUTPUTS
+from gisgd_ray.config.catalogue import DATASETS
 from gisgd_ray.config.measurement import MeasurementConfig
 from gisgd_ray.config.model import ModelConfig
 from gisgd_ray.config.trial import TrialConfig
@@ -46,9 +46,9 @@ def count_parameters(config: TrialConfig) -> int:
 
 @lru_cache(maxsize=1024)
 def _parameters(model: ModelConfig, dataset: str) -> int:
-    shape, outputs = INPUTS_AND_OUTPUTS[dataset]
+    data = DATASETS[dataset]
     with torch.device("meta"):
-        return num_parameters(build_model(model, shape, outputs, seed=0))
+        return num_parameters(build_model(model, data.shape, data.outputs, seed=0))
 
 
 def replicas_bytes(config: TrialConfig, parameters: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from annotated_types import Ge
 
-from gisgd_ray.config.catalogue import INPUTS_AND_OUTPUTS
+from gisgd_ray.config.catalogue import DATASETS, SCHEMES
 from gisgd_ray.config.measurement import MeasurementConfig
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.device import GPU
@@ -87,9 +87,9 @@ def dearest(trials: Sequence[TrialConfig], count: int = PROBED) -> list[TrialCon
 
 def rough_bytes(config: TrialConfig) -> int:
     """Weights, gradients and copies of them; and what a batch leaves in every layer. To compare."""
-    shape, outputs = INPUTS_AND_OUTPUTS[config.data.dataset]
+    data = DATASETS[config.data.dataset]
     with torch.device("meta"):
-        model = build_model(config.model, shape, outputs, seed=0)
+        model = build_model(config.model, data.shape, data.outputs, seed=0)
         kept = 0
 
         def count(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
@@ -99,8 +99,8 @@ def rough_bytes(config: TrialConfig) -> int:
         for module in model.modules():
             if not list(module.children()):
                 module.register_forward_hook(count)
-        model(torch.empty(2, *shape))
-    copies = 2 + (config.training.momentum > 0) + (config.scheme.name in ("gmp", "amp", "sam"))
+        model(torch.empty(2, *data.shape))
+    copies = 2 + (config.training.momentum > 0) + SCHEMES[config.scheme.name].keeps_weights
     by_batch = WEIGHT * (kept // 2) * config.training.batch_size
     return replicas_bytes(config, copies * count_parameters(config)) + by_batch * (
         config.replicas or 1

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gisgd_ray.config.catalogue import DATASETS, MODELS, SCHEMES
 from gisgd_ray.config.frozen import flatten
 from gisgd_ray.config.space import SearchSpace, require_few
 from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.data.stored import require_loader
 from gisgd_ray.numbers import counted
 from gisgd_ray.results.tables import reusable
 from gisgd_ray.runner import cli
@@ -17,7 +17,6 @@ from gisgd_ray.runner.estimate import Estimate
 from gisgd_ray.runner.packing import Resources
 from gisgd_ray.runner.place import Place
 from gisgd_ray.runner.progress import trial_label
-from gisgd_ray.schemes.builders import require_builder
 
 SHOWN = 40
 """A longer list of trials is cut: the first and the last of them are shown."""
@@ -57,10 +56,9 @@ def make_plan(
     if (count := require_few(spaces.values())) > TOLD:
         print(f"Planning {count:,} trials ...", file=sys.stderr, flush=True)
     trials = {t.trial_id: t for space in spaces.values() for t in space.trials()}
-    for name in dict.fromkeys(t.data.dataset for t in trials.values()):
-        require_loader(name)
-    for scheme in {type(t.scheme): t.scheme for t in trials.values()}.values():
-        require_builder(scheme)
+    for t in {(t.data.dataset, t.model.name, t.scheme.name): t for t in trials.values()}.values():
+        for record in (DATASETS[t.data.dataset], MODELS[t.model.name], SCHEMES[t.scheme.name]):
+            record.function()
     if check is not None:
         for config in trials.values():
             check(config)

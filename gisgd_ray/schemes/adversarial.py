@@ -1,9 +1,10 @@
 """One-step adversarial training (Goodfellow et al., ICLR 2015), a baseline of Tables 1-2."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gisgd_ray.schemes.base import Batch, Stateless, Step
+from gisgd_ray.config.scheme import AdversarialConfig
+from gisgd_ray.schemes.base import Batch, Setting, Stateless, Step
 
 
 class Adversarial(Stateless):
@@ -31,3 +32,9 @@ class Adversarial(Stateless):
         step.batch = Batch(moved, targets)
         step.zero_grad()
         step.losses(step.forward(moved)).mean().backward()
+
+
+def build(config: AdversarialConfig, _: nn.Module, setting: Setting) -> Adversarial:
+    assert setting.black is not None
+    assert setting.white is not None
+    return Adversarial(pixels=config.pixels, black=setting.black, white=setting.white)

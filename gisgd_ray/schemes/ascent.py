@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from gisgd_ray.config.scheme import AMPConfig, SAMConfig
 from gisgd_ray.schemes.base import Stateless, Step
 from gisgd_ray.schemes.perturbed import StandIns
 
@@ -74,3 +75,11 @@ class SAM(_Ascent):
     def scales(self, gradients: list[Tensor]) -> list[Tensor]:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         return [self._to_edge(norm)] * len(gradients)
+
+
+def build_amp(config: AMPConfig, *_: object) -> AMP:
+    return AMP(radius=config.radius, inner_learning_rate=config.inner_learning_rate)
+
+
+def build_sam(config: SAMConfig, *_: object) -> SAM:
+    return SAM(radius=config.radius)

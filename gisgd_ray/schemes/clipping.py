@@ -13,9 +13,10 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gisgd_ray.schemes.base import Step
+from gisgd_ray.config.scheme import ClippingConfig
+from gisgd_ray.schemes.base import Setting, Step
 
 
 def clip_factor(norm: Tensor, threshold: Tensor, *, factor: float) -> Tensor:
@@ -119,3 +120,16 @@ class Clipping:
         self._epoch_total = state["epoch_total"].to(device)
         self._epoch_before = state["epoch_before"].to(device)
         self._started = state["started"].to(device)
+
+
+def build(config: ClippingConfig, _: nn.Module, setting: Setting) -> Clipping:
+    start = config.start_epoch
+    return Clipping(
+        variant=config.variant,
+        factor=config.factor,
+        start_step=None if start is None else start * setting.steps_per_epoch,
+        initial_threshold=config.initial_threshold or math.inf,
+        lag=config.lag,
+        steps_per_epoch=setting.steps_per_epoch,
+        device=setting.device,
+    )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gisgd_ray.config.scheme import DropoutConfig
 from gisgd_ray.schemes.base import Draws, Objective, Setting, Step
 
 
@@ -37,6 +38,10 @@ class Dropout:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._draws.load_state_dict(state)
+
+
+def build(config: DropoutConfig, _: nn.Module, setting: Setting) -> Dropout:
+    return Dropout(rate=config.rate, setting=setting)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from gisgd_ray.config.scheme import FloodingConfig
 from gisgd_ray.schemes.base import Stateless, Step
 
 
@@ -21,3 +22,7 @@ class Flooding(Stateless):
         sign = torch.sign(losses.mean() - self.level)
         step.scale(sign)
         return sign
+
+
+def build(config: FloodingConfig, *_: object) -> Flooding:
+    return Flooding(level=config.level)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gisgd_ray.config.scheme import GMPConfig
 from gisgd_ray.networks.models import trainable
@@ -142,6 +142,12 @@ def _towards(weight: float) -> Fold:
 def _loss(step: Step) -> Tensor:
     """L of the batch at the weights as they stand."""
     return step.losses(step.forward(step.batch.inputs)).mean()
+
+
+def build(config: GMPConfig, model: nn.Module, setting: Setting) -> GMP:
+    if config.estimator == "local":
+        check_layers(model)
+    return GMP(config, setting)
 
 
 __all__ = ["GMP", "check_layers", "noise_std_at"]

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from gisgd_ray.config.scheme import LabelSmoothingConfig
 from gisgd_ray.networks.losses import LossName
 from gisgd_ray.schemes.base import Objective, Stateless, Step
 
@@ -29,3 +30,7 @@ class LabelSmoothing(Stateless):
             return Objective(smooth, step.losses(outputs.detach()))
 
         step.own(objective)
+
+
+def build(config: LabelSmoothingConfig, *_: object) -> LabelSmoothing:
+    return LabelSmoothing(smoothing=config.smoothing)

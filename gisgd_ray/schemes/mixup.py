@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gisgd_ray.config.scheme import MixUpConfig
 from gisgd_ray.networks.losses import per_sample_loss
 from gisgd_ray.schemes.base import Draws, Objective, Setting, Step
 
@@ -48,6 +49,10 @@ class MixUp:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._draws.load_state_dict(state)
+
+
+def build(config: MixUpConfig, _: nn.Module, setting: Setting) -> MixUp:
+    return MixUp(alpha=config.alpha, setting=setting)
 
 
 def mix(first: Tensor, second: Tensor, share: float) -> Tensor:
