@@ -313,3 +313,28 @@ class TestShortCut:
         short = measured()
         monkeypatch.setattr(posterior, "SURELY_APART", math.inf)
         np.testing.assert_allclose(short, measured(), rtol=1e-12)
+
+    def test_replicas_that_run_into_each_other_are_noticed(self, monkeypatch):
+        """Four lines fitted to the same points: surely apart at first, then within the noise."""
+        torch.manual_seed(0)
+        x, y = torch.randn(1, 6, 3), torch.randn(1, 6)
+
+        def measured() -> np.ndarray:
+            models: list[nn.Module] = []
+            for r in range(4):
+                models.append(nn.Sequential(nn.Flatten(), nn.Linear(3, 1)))
+                with torch.no_grad():
+                    for parameter in models[-1].parameters():
+                        parameter.fill_(10.0 * r)
+            lockstep = Lockstep(models, loss="squared", dispersion=True, noise_stds=[0.01])
+            for step in range(40):
+                lockstep.step(x.expand(4, -1, -1), y.expand(4, -1), learning_rate=0.3, step=step)
+            series = lockstep.drain()
+            assert series.conditional_dispersions is not None
+            return series.conditional_dispersions[:, 0] / series.gradient_dispersion_neu[:, None]
+
+        short = measured()
+        np.testing.assert_allclose(short[0].mean(), 1, rtol=1e-6)
+        assert (np.abs(short[-1] - 1) > 0.1).any()
+        monkeypatch.setattr(posterior, "SURELY_APART", math.inf)
+        np.testing.assert_allclose(short, measured(), rtol=1e-5)
