@@ -26,7 +26,7 @@ from tests.tables import Tables, history, trial
 
 Claims = Callable[[ResultTables], list[Claim]]
 
-BOTH = {"trials": ["model.name", "data.dataset", "seed"], "history": ["trial_id", "step"]}
+BOTH = {"trials": ["model.name", "data.dataset", "seed", "status"], "history": ["trial_id", "step"]}
 READ: dict[Claims, dict[str, list[str]]] = {
     figure1.claims: BOTH,
     figure2.claims: {"trials": BOTH["trials"]},

@@ -163,14 +163,23 @@ def test_identical_samples_are_remarked_upon(loss: str) -> None:
     assert trained(data).row["bound/remark"] is None
 
 
-def test_of_replicas_only_what_is_within_them_is_gone() -> None:
+@pytest.mark.parametrize("batch_size", [4, 30])
+@pytest.mark.parametrize("seed", range(3))
+def test_of_replicas_identical_samples_are_remarked_upon_too(seed: int, batch_size: int) -> None:
+    """Between replicas of their own W_0 V is what it is, and Eqs. 2 and 3 have their terms."""
     data = images(30)
     same = replace(
         data, train_x=data.train_x[:1].expand(30, 1, 4, 4), train_y=data.train_y[:1].expand(30)
     )
-    row = trained(same, {"replicas": 3}).row
+    changes = {"replicas": 3, "seed": seed, "training.batch_size": batch_size}
+    row = trained(same, changes).row
     assert row["measure/gradient_dispersion_neu"] < 1e-6 < row["measure/gradient_dispersion"]
-    assert row["bound/remark"] is None  # Eqs. 2 and 3 have their terms, between the replicas
+    assert row["bound/remark"].startswith("the dispersion V~ within the replicas is 0, or no more ")
+    assert "Theorem 1, at noise that leaves no doubt of the replica, has a" in row["bound/remark"]
+    alike = training.start(trial(changes), dataset=same, initial_state=weights(1))
+    remark = finish(alike).row["bound/remark"]
+    assert "Theorem 1, Eqs. 2 and 3 have a trajectory term of 0" in remark
+    assert "sampling error" not in remark
 
 
 def test_of_replicas_that_are_alike_v_is_that_within_them() -> None:
@@ -183,6 +192,7 @@ def test_of_replicas_that_are_alike_v_is_that_within_them() -> None:
     np.testing.assert_allclose(series.gradient_dispersion, series.gradient_dispersion_neu)
     ours, theirs = (row[f"term/theorem{i}_trajectory@0.01"] for i in (1, 2))
     assert ours == pytest.approx(theirs, rel=1e-9)
+    assert row["bound/remark"] is None
 
 
 def test_samples_that_nearly_agree_are_not_taken_for_rounding() -> None:

@@ -295,3 +295,28 @@ class TestRun:
             smoothness(model, x[:0], y[:0], loss="squared", seed=0)
         with pytest.raises(ValueError, match="trainable"):
             smoothness(model.requires_grad_(False), x, y, loss="squared", seed=0)
+
+
+@pytest.mark.parametrize(("d", "top"), [(5_000, 1.07), (100_000, 1.3), (100_000, -1.5)])
+def test_one_eigenvalue_above_very_many_equal_ones(d: int, top: float) -> None:
+    """A random start is so nearly one of the equal ones' eigenvectors that its residual is small
+    at once: half of the searches ended there."""
+    spectrum = torch.ones(d)
+    spectrum[d // 3] = top
+    for seed in range(10):
+        starts = iter(torch.randn(3, d, generator=torch.Generator().manual_seed(seed)))
+        found = module._largest(spectrum.mul, starts.__next__, 1e-3, 100)
+        assert found.value == pytest.approx(abs(top), rel=1e-3)
+        assert found.converged
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 7])
+def test_what_has_fewer_directions_than_a_basis(d: int) -> None:
+    starts = iter(torch.randn(6, d, generator=torch.Generator().manual_seed(0)))
+    spectrum = torch.linspace(-2, 1, d)
+    found = module._largest(spectrum.mul, starts.__next__, 1e-5, 100)
+    assert found.value == pytest.approx(float(spectrum.abs().max()), rel=1e-5)
+    assert found.converged
+    flat = module._largest(torch.zeros_like, starts.__next__, 1e-5, 100)
+    assert flat.value == 0
+    assert flat.converged

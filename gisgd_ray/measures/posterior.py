@@ -9,8 +9,8 @@ sigma_s^2 and u standard normal (Wang & Mao 2022, Theorem 1; PAPER section 3, it
 with m = sum_q pi_q g_q, and g_q and s2_q of replica q's batch of size b, as in
 :mod:`gisgd_ray.measures.dispersion`. The replicas draw their batches independently, each without
 replacement from n samples, and so with G_q = E_Z grad l(W^(q), Z) the first sum has the expectation
-sum_q pi_q ||G_q - M||^2 + sum_q pi_q (1 - pi_q) (1 - b/n) s2_q / b: the second makes D_t unbiased
-for
+sum_q pi_q ||G_q - M||^2 + sum_q pi_q (1 - pi_q) (1 - b/n) s2_q / b, as far as W and B are
+independent (see there): the second then makes D_t unbiased for
 
     E[ ||g(W, B) - E[g(W, Z) | w~]||^2 | w~ ] = sum_q pi_q ||G_q - M||^2 + sum_q pi_q s2_q / b
 
@@ -123,7 +123,8 @@ def conditional_dispersions(
     # A variance as half the mean squared distance of two draws: nothing cancels.
     between = ((posteriors @ squared_distances(gradient_gram)) * posteriors).sum(axis=-1) / 2
     own = posteriors * (posteriors + (1 - posteriors) * share)
-    return np.asarray(between + own @ batch_dispersions)
+    with np.errstate(invalid="ignore"):  # of a batch of one sample s2 is not known
+        return np.asarray(between + own @ batch_dispersions)
 
 
 class Posteriors:

@@ -80,8 +80,9 @@ def smoothness(
 ) -> Smoothness:
     """max |eigenvalue| of the Hessian of the mean loss at the current weights; leaves no trace.
 
-    A search stops when the residual is at most ``tolerance`` of the largest |theta| so far. That it
-    is the largest eigenvalue is very likely after the second search, and not certain.
+    A search stops when its basis has been full and the residual is at most ``tolerance`` of the
+    largest |theta| so far. That it is the largest eigenvalue is very likely after the second
+    search, and not certain.
 
     Args:
         model: any network; in evaluation mode while measured. Frozen parameters are left out.
@@ -198,7 +199,11 @@ def _lanczos(
         order = np.argsort(-np.abs(values))
         theta, top = float(values[order[0]]), vectors[:, order[0]]
         residual = new * abs(float(top[-1]))  # H Q = Q T + image e_last^T
-        converged = residual <= tolerance * max(abs(theta), least)
+        # A start that is nearly one of many equal eigenvectors has a small residual at once, be the
+        # largest another: the first basis is filled, if there is anything left to fill it with.
+        eps = torch.finfo(start.dtype).eps
+        spent = iteration >= min(BASIS, len(start)) or new <= 10 * eps * abs(theta)
+        converged = spent and residual <= tolerance * max(abs(theta), least)
         if converged or iteration == max_iterations:
             x = torch.from_numpy(top).to(start) @ known
             return Smoothness(abs(theta), residual, iteration, converged), x / _norm(x)

@@ -136,8 +136,8 @@ _BOUNDS = (
              group=Group.BOUND, detail="Theorem 2", defined="theory.bounds.theorem2_closed_form",
              lower_is_better=True),
     Quantity("bound/lemma7", f"Lemma{NBSP}7",
-             "Eq. 3 with the squared gradient norm in place of the dispersion, which is never more "
-             "than it", "loss",
+             "Eq. 3 with the squared gradient norm in place of the dispersion: the greater of "
+             "the two, but for batches that are a good part of n, without replacement", "loss",
              rf"\mathrm{{gen}} \le \frac{{3}}{{2}} \left( \frac{{R^2 T}}{{n}} {_LR2} "
              r"\mathbb{E}\lVert g(W_{t-1}, B_t) \rVert^2 \cdot "
              r"\mathrm{Tr}\, \mathbb{E}_Z[H_{W_T}(Z)] \right)^{1/3}",
@@ -317,9 +317,9 @@ _AT_NOISE_STDS = (
     Quantity("measure/flatness_gap_sampling_stderr@", "± over samples",
              "Its standard error over the samples of S and S′", "loss"),
     Quantity("measure/flatness_draws@", "draws",
-             "Draws of Δ_T, all replicas together: 16, then twice as many until the error is below "
-             "measurement.flatness_target of the gap, measurement.flatness_draws at most, but 4 of "
-             "each replica",
+             "Draws of Δ_T, all replicas together: 16 or a few more, then twice as many until the "
+             "error is below measurement.flatness_target of the gap, measurement.flatness_draws at "
+             "most, but 4 of each replica",
              kind="count"),
     Quantity("term/corollary2_flatness@", f"β{NBSP}d{NBSP}Σσ²",
              "Corollary 2's flatness term, for a loss that is β-smooth", "loss",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gisgd_ray.measures.dispersion import StepSeries, subgaussian_constant
+from gisgd_ray.measures.dispersion import ROUNDING, StepSeries, subgaussian_constant
 from gisgd_ray.measures.flatness import half_widths
 from gisgd_ray.theory import bounds
 
@@ -346,15 +346,21 @@ def remark(series: StepSeries, terms: TrajectoryTerms) -> str | None:
     """
     if not _is_measured(series):
         return None
-    if terms.stochastic:
-        return _remark_on_replicas(terms)
     if not series.is_rounding:
-        return None
-    return (
+        return _remark_on_replicas(terms) if terms.stochastic else None
+    agree = (
         "the dispersion is 0, or no more than rounding, at every step: in every batch the samples' "
-        "gradients agree, as those of identical samples do, and Eqs. 2 and 3 have a trajectory "
-        "term of 0, or of rounding, whatever the gap"
+        "gradients agree, as those of identical samples do, and {} a trajectory term of 0, or of "
+        "rounding, whatever the gap"
     )
+    if not terms.stochastic:
+        return agree.format("Eqs. 2 and 3 have")
+    # V between replicas is another matter where their weights differ.
+    beyond = terms.dispersion > ROUNDING * float((series.mean_squared_norm).sum())
+    within = agree.replace("the dispersion", "the dispersion V~ within the replicas", 1)
+    if beyond:
+        return within.format("Theorem 1, at noise that leaves no doubt of the replica, has")
+    return within.format("Theorem 1, Eqs. 2 and 3 have")
 
 
 def condition_remark(point: Mapping[str, float], *, replicas: int | None) -> str | None:
@@ -385,10 +391,10 @@ def condition_remark(point: Mapping[str, float], *, replicas: int | None) -> str
 
 def _remark_on_replicas(terms: TrajectoryTerms) -> str | None:
     """V >= V~ and Eq. 2 >= Theorem 1 by definition; estimates from few replicas may be in another
-    order."""
+    order, by more than rounding."""
     ours, neu = terms.lr2_dispersion, terms.lr2_dispersion_neu
-    squares = zip(terms.theorem1_squares, terms.theorem2_squares, strict=True)
-    if not (ours < neu or any(first > second for first, second in squares)):
+    pairs = [(neu, ours), *zip(terms.theorem1_squares, terms.theorem2_squares, strict=True)]
+    if not any(lesser > greater * (1 + ROUNDING) for lesser, greater in pairs):
         return None
     return (
         f"the dispersion over the replicas comes to sum lambda^2 V = {ours:.3g}, within them to "
