@@ -227,7 +227,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         failed = row["status"] != "finished"
         self._wandb.finish(row, failed=failed, steps=state.series.table())
         self._keep_wandb()
-        return row | {"wandb/status": self._wandb.status}
+        return row | {"wandb/status": str(self._wandb.status)}
 
     def _keep_wandb(self) -> None:
         """Bring an offline run to the bucket, if results go to one: this machine may not last."""

@@ -24,6 +24,8 @@ from gisgd_ray.theory.quantities import QUANTITIES
 from gisgd_ray.tracking.access import (
     Contained,
     Mode,
+    WandbStatus,
+    Where,
     forget_identity,
     other_settings,
     within,
@@ -101,8 +103,8 @@ class WandbRun:
 
     ``earlier`` are the points of a trial that continues from a checkpoint.
 
-    ``status`` is ``online``, ``offline``, ``disabled``, ``offline: <fault>`` where an online run
-    could not be opened and was kept offline instead, or ``off: <fault>`` once logging ended.
+    ``status`` has a fault where an online run could not be opened and was kept offline instead, and
+    where logging ended.
     """
 
     _unreachable_until = 0.0
@@ -117,7 +119,7 @@ class WandbRun:
         config: Mapping[str, Any],
         earlier: Sequence[Mapping[str, Any]] = (),
     ):
-        self.status: str = settings.mode
+        self.status = WandbStatus(Where(settings.mode))
         self._run: Any = None
         self._id = trial_id
         self._best: dict[str, float] = {}
@@ -128,7 +130,7 @@ class WandbRun:
         if settings.mode == "disabled":
             return
         if trial_id in settings.foreign:
-            self.status = f"off: {settings.foreign[trial_id]}"
+            self.status = WandbStatus(Where.OFF, settings.foreign[trial_id])
             return
         with self._contained():
             self._run = self._open(settings, trial_id=trial_id, name=name, config=config)
@@ -200,7 +202,7 @@ class WandbRun:
                 raise caught.fault
             reason = _told(caught.fault)
             WandbRun._unreachable_until = time.monotonic() + RETRY_ONLINE_S
-        self.status = f"offline: {reason}"
+        self.status = WandbStatus(Where.OFFLINE, reason)
         for attempt in range(5):
             with Contained() as caught:
                 return init("offline")
@@ -268,7 +270,7 @@ class WandbRun:
             yield
         if caught.fault is not None:
             self._run = None
-            self.status = f"off: {_told(caught.fault)}"
+            self.status = WandbStatus(Where.OFF, _told(caught.fault))
 
 
 def named(name: str, trial_id: str) -> str:

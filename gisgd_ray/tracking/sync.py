@@ -25,6 +25,7 @@ from gisgd_ray.results.journal import Journal
 from gisgd_ray.results.whole_files import replace_file, require_no_links
 from gisgd_ray.tracking.access import (
     Contained,
+    Where,
     chosen_mode,
     forget_identity,
     no_answer,
@@ -97,9 +98,9 @@ def sync(root: Path) -> int:
     forget_identity()
     if why := no_answer(server()):
         raise UserError(f"{server()} does not answer ({why}); the runs are kept, try again later")
-    mode, reason = chosen_mode()
-    if mode != "online":
-        raise UserError(f"{reason}; log in with wandb login, or set WANDB_API_KEY")
+    chosen = chosen_mode()
+    if chosen.mode != "online":
+        raise UserError(f"{chosen.reason}; log in with wandb login, or set WANDB_API_KEY")
     new = [kept for kept in offline if not kept.uploaded]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(read, [kept.path for kept in new]))
@@ -200,7 +201,7 @@ def _complete(folder: Path, where: str, trial_id: str, kept: Kept | None) -> str
     else:
         steps = record.steps.table()
         run.finish(row, failed=row["status"] != "finished", steps=steps)
-    return "" if run.status == "online" else run.status
+    return "" if run.status.where is Where.ONLINE else str(run.status)
 
 
 def read(path: Path) -> Kept:
