@@ -131,15 +131,7 @@ def launch(
             with Progress(
                 total=len(trials), done=len(done), title=title or name, labels=labels or {}
             ) as progress:
-                recorder = Recorder(
-                    folder,
-                    trials,
-                    progress,
-                    storage=place.storage,
-                    mirror=place.mirror,
-                    retries=retries,
-                    names=labels or {},
-                )
+                recorder = Recorder(place, trials, progress, retries=retries)
                 wandb = wandb_launch.begin(
                     folder,
                     name,

@@ -124,9 +124,9 @@ def _require_sound(options: cli.Options) -> None:
     Resources(cpus=options.cpus_per_trial, gpus=options.gpus_per_trial or 0.0)
     if options.retries < 0:
         raise UserError(f"--retries = {options.retries} must be at least 0")
-    if options.checkpoint_every_s < SHORTEST_S:
+    if options.checkpoint_every < SHORTEST_S:
         raise UserError(
-            f"--checkpoint-every = {options.checkpoint_every_s:g} must be at least {SHORTEST_S:g} "
+            f"--checkpoint-every = {options.checkpoint_every:g} must be at least {SHORTEST_S:g} "
             "seconds; a trial does little else when it saves itself at every step"
         )
     if options.wandb_requests <= 0:
@@ -178,7 +178,7 @@ def _run(
         resume=options.resume,
         reused_folders=options.reuse,
         labels=plan.labels,
-        checkpoint_every_s=options.checkpoint_every_s,
+        checkpoint_every_s=options.checkpoint_every,
         retries=options.retries,
         title=sweep.item,
         on_start=lambda: _keep_all(place.folder, record, plan.trials, options.reuse),

@@ -45,7 +45,9 @@ def tune_trials(
         tuner = tune.Tuner(
             TrialTrainable,
             param_space=param_space(
-                trials, {**run, "cpus": resources.cpus, "gpus": resources.gpus}, recorder.names
+                trials,
+                {**run, "cpus": resources.cpus, "gpus": resources.gpus},
+                recorder.progress.labels,
             ),
             tune_config=tune.TuneConfig(
                 reuse_actors=True,
