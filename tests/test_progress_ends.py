@@ -12,17 +12,17 @@ from torch import nn
 from gisgd_ray.errors import LONGEST
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner import progress
-from gisgd_ray.runner.launch import Outcome
-from gisgd_ray.runner.main import FAILURES_TOLD, _print_closing
+from gisgd_ray.runner.closing import FAILURES_TOLD, tell
+from gisgd_ray.runner.launch import Ended, Outcome, Ran
+from gisgd_ray.tracking.access import WandbStatus, Where
 from tests.test_progress import DIVERGED, FINISHED, LABELS, POINT, display, written
 
 PAGE = Path("results/my sweeps/lr_batch/report.html")
 
 
 def closing(*rows: dict[str, Any], seconds: float = 7, interrupted: bool = False) -> None:
-    outcome = Outcome(ResultTables(PAGE.parent), reused=0, interrupted=interrupted)
-    outcome.rows.extend({"trial_id": f"id{i}", **row} for i, row in enumerate(rows))
-    _print_closing(outcome, PAGE, seconds)
+    ended = [Ended(f"id{i}", **row) for i, row in enumerate(rows)]
+    tell(Outcome(ResultTables(PAGE.parent), 0, interrupted, ended), PAGE, seconds)
 
 
 # ---------------------------------------------------------------- the closing words
@@ -41,7 +41,7 @@ def test_long_sweeps_are_not_told_in_seconds(
 def test_the_page_comes_last_and_a_path_with_spaces_can_be_pasted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    closing({"status": "finished", "wandb/status": "offline"}, interrupted=True)
+    closing({"status": "finished", "wandb": WandbStatus(Where.OFFLINE)}, interrupted=True)
     counts, stopped, upload, page = capsys.readouterr().out.splitlines()
     assert counts == "1 finished in 7 s."
     assert stopped.startswith("Stopped before the end")
@@ -95,9 +95,27 @@ def test_a_failure_is_told_to_the_end_of_its_sentence(capsys: pytest.CaptureFixt
 def test_lost_and_failed_are_told_apart(
     lost: int, tried_again: int, said: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outcome = Outcome(ResultTables(PAGE.parent), 0, False, lost=lost, tried_again=tried_again)
-    _print_closing(outcome, PAGE, 7)
+    ran = Ran(lost=lost, tried_again=tried_again)
+    tell(Outcome(ResultTables(PAGE.parent), 0, False, ran=ran), PAGE, 7)
     assert capsys.readouterr().out.splitlines()[1:-1] == said
+
+
+def test_what_kept_runs_from_wandb_is_told_once_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    statuses = [
+        None,
+        WandbStatus(Where.ONLINE),
+        WandbStatus(Where.OFF, "TimeoutError"),
+        WandbStatus(Where.OFF, "CommError"),
+        WandbStatus(Where.OFF, "CommError"),
+        WandbStatus(Where.OFFLINE, "no answer"),
+    ]
+    closing(*({"status": "finished", "wandb": status} for status in statuses))
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [
+        "W&B was switched off for some trials: CommError (and 1 like it)",
+        "W&B was kept offline for some trials: no answer",
+    ]
+    assert "W&B runs are offline; upload with: make sync" in out
 
 
 class Stream:
