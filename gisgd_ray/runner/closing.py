@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from gisgd_ray.errors import error_line
+from gisgd_ray.results.journal import Status
 from gisgd_ray.runner.estimate import duration
 from gisgd_ray.runner.launch import Outcome
 from gisgd_ray.tracking.access import Where
@@ -15,11 +16,7 @@ FAILURES_TOLD = 10
 
 def tell(outcome: Outcome, page: Path, seconds: float) -> None:
     """Print them, faults to stderr; the page comes last."""
-    counts = [
-        f"{outcome.count(status)} {status}"
-        for status in ("finished", "diverged", "failed")
-        if outcome.count(status)
-    ]
+    counts = [f"{outcome.count(status)} {status}" for status in Status if outcome.count(status)]
     reused = f" ({outcome.reused} from an earlier launch)" if outcome.reused else ""
     print(f"{', '.join(counts) or 'no trial ended'}{reused} in {duration(seconds)}.")
     for count, what in (
@@ -37,7 +34,7 @@ def tell(outcome: Outcome, page: Path, seconds: float) -> None:
     elif outcome.interrupted:
         print("Stopped before the end: the same command with --resume runs what is missing.")
     sys.stdout.flush()  # in a log of both, stderr would come before it
-    failed = [each for each in outcome.ended if each.status == "failed"]
+    failed = [each for each in outcome.ended if each.status is Status.FAILED]
     for each in failed[:FAILURES_TOLD]:
         print(f"failed: trial {each.trial_id}: {error_line(each.error)}", file=sys.stderr)
     if (rest := len(failed) - FAILURES_TOLD) > 0:

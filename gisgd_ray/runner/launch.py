@@ -17,7 +17,7 @@ from gisgd_ray.data.downloads import data_folder, ensure_files
 from gisgd_ray.errors import UserError
 from gisgd_ray.file_locks import LockedError, file_lock
 from gisgd_ray.numbers import counted
-from gisgd_ray.results.journal import Journal, Row
+from gisgd_ray.results.journal import Journal, Row, Status
 from gisgd_ray.results.storage import Storage, is_uri
 from gisgd_ray.results.tables import (
     ResultTables,
@@ -78,7 +78,7 @@ class Ended:
     """What the closing words say of a trial that has ended; the tables have the rest."""
 
     trial_id: str
-    status: str
+    status: Status
     error: str | None = None
     wandb: WandbStatus | None = None
 
@@ -95,8 +95,8 @@ class Outcome:
     wandb_faults: Sequence[str] = ()
     """What W&B does not have in the end, in sentences."""
 
-    def count(self, status: str) -> int:
-        return sum(each.status == status for each in self.ended)
+    def count(self, status: Status) -> int:
+        return sum(each.status is status for each in self.ended)
 
 
 @contextlib.contextmanager
@@ -178,7 +178,7 @@ def launch(job: Job) -> Outcome:
 
 def _ended(row: Row) -> Ended:
     wandb = WandbStatus.of(row.get("wandb/status"))
-    return Ended(row["trial_id"], row["status"], row.get("error"), wandb)
+    return Ended(row["trial_id"], Status(row["status"]), row.get("error"), wandb)
 
 
 def _run(job: Job) -> Ran:

@@ -16,6 +16,7 @@ from gisgd_ray.errors import DataError, UserError
 from gisgd_ray.figures.tables import for_terminal
 from gisgd_ray.numbers import counted
 from gisgd_ray.report.sweep_report import write_report
+from gisgd_ray.results.journal import Status
 from gisgd_ray.results.launch_record import (
     LaunchRecord,
     keep,
@@ -217,7 +218,7 @@ def _report(sweep: Sweep, job: Job, outcome: Outcome, record: LaunchRecord) -> i
     closing.tell(outcome, report.page, record.seconds or 0.0)
     if outcome.interrupted:
         return 1 if ran.cluster_lost else 130
-    return 1 if outcome.count("failed") else 0
+    return 1 if outcome.count(Status.FAILED) else 0
 
 
 def _choose_scale(asked: str, connection: Connection) -> str:

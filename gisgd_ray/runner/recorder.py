@@ -9,7 +9,7 @@ from typing import Any
 
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.results.journal import Journal, Row
+from gisgd_ray.results.journal import Journal, Row, Status
 from gisgd_ray.results.storage import Storage
 from gisgd_ray.results.tables import row_of, write_steps, write_tables
 from gisgd_ray.runner.checkpoints import Checkpoints, step_of
@@ -117,7 +117,7 @@ class Recorder:
 
     def failed(self, trial_id: str, error: str) -> None:
         """The trial has failed for good."""
-        row = row_of(self.by_id[trial_id], {"status": "failed", "error": error})
+        row = row_of(self.by_id[trial_id], {"status": Status.FAILED.value, "error": error})
         try:
             self._finish(trial_id, row)
         except OSError as fault:
@@ -127,7 +127,7 @@ class Recorder:
     def _finish(self, trial_id: str, row: Row) -> None:
         self.journal.add_row(trial_id, row)
         self.progress.finished(trial_id, row)
-        if row["status"] != "failed":  # a failed one goes on from there if it is tried again
+        if row["status"] != Status.FAILED:  # a failed one goes on from there if it is tried again
             with contextlib.suppress(OSError):  # what is left behind the next launch clears
                 if self._mirror is not None:
                     self._mirror.push_file(self.journal.path(trial_id))

@@ -26,7 +26,7 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.device import Device, gpu
 from gisgd_ray.errors import DataError, UserError
 from gisgd_ray.measures.dispersion import StepSeries
-from gisgd_ray.results.journal import Row
+from gisgd_ray.results.journal import Row, Status
 from gisgd_ray.results.storage import Storage, is_uri
 from gisgd_ray.results.tables import row_of
 from gisgd_ray.runner.checkpoints import Checkpoints
@@ -224,7 +224,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         row["device"] = self._device.torch.type
         row["hostname"] = os.uname().nodename
         row |= {"resources/cpus": self._run.cpus, "resources/gpus": self._run.gpus}
-        failed = row["status"] != "finished"
+        failed = row["status"] != Status.FINISHED
         self._wandb.finish(row, failed=failed, steps=state.series.table())
         self._keep_wandb()
         return row | {"wandb/status": str(self._wandb.status)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import one_line
 from gisgd_ray.numbers import counted
+from gisgd_ray.results.journal import Status
 from gisgd_ray.results.tables import ResultTables, records
 from gisgd_ray.tracking.access import Contained, WandbStatus, Where, access, project
 from gisgd_ray.tracking.existing import foreign_runs, incomplete, mark_failed, note_told
@@ -65,7 +66,7 @@ def end(settings: WandbSettings, tables: ResultTables, ids: Iterable[str]) -> li
         return []
     where, faults = f"{settings.entity}/{settings.project}", []
     rows = {row["trial_id"]: row for row in records(trials) if row["trial_id"] in ours}
-    failed = {name: row for name, row in rows.items() if row["status"] == "failed"}
+    failed = {name: row for name, row in rows.items() if row["status"] == Status.FAILED}
     if fault := mark_failed(where, failed):
         faults.append(f"W&B: the runs of failed trials are not marked as failed ({fault})")
     told = {name: WandbStatus.of(row.get("wandb/status")) for name, row in rows.items()}

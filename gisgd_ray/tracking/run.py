@@ -19,6 +19,7 @@ import numpy as np
 import wandb
 
 from gisgd_ray.errors import one_line
+from gisgd_ray.results.journal import Status
 from gisgd_ray.results.whole_files import replace_file
 from gisgd_ray.theory.quantities import QUANTITIES
 from gisgd_ray.tracking.access import (
@@ -243,7 +244,7 @@ class WandbRun:
                 # A run that had failed before, and went on, has an error no more.
                 before = {"error": None} if self._run.resumed else {}
                 self._run.summary.update({**before, **row, **self._best})
-                if row["status"] != "finished":
+                if row["status"] != Status.FINISHED:
                     self._run.tags = (*(self._run.tags or ()), str(row["status"]))
             if steps:
                 self._run.log_artifact(_table_of(steps, f"steps-{self._id}"))
