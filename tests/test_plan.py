@@ -150,6 +150,23 @@ def test_a_list_that_is_short_enough_is_whole(count: int, tmp_path: Path) -> Non
     assert [line.split()[-1] for line in lines[:-1]] == [str(i) for i in range(count)]
 
 
+def test_what_is_left_is_looked_up_here_and_where_trials_are_taken_from(tmp_path: Path) -> None:
+    plan = of_seeds(4)
+    here, other, same = (tmp_path / name for name in ("here", "other", "same"))
+    for folder, seed, status in (
+        (here, 0, "finished"),
+        (here, 2, "failed"),
+        (other, 0, "finished"),
+        (other, 1, "diverged"),
+        (same, 0, "finished"),
+    ):
+        note(folder, plan.trials[seed], status)
+    left = plan.left(here, [other, same])
+    assert [trial.seed for trial in left.waiting] == [2, 3]
+    assert left.here == {plan.trials[0].trial_id}
+    assert left.taken_from == [other]
+
+
 @pytest.mark.parametrize("count", [SHOWN + 1, 999])
 def test_a_long_list_is_cut_in_its_middle(count: int, tmp_path: Path) -> None:
     plan = of_seeds(count)
