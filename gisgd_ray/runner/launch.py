@@ -8,9 +8,8 @@ themselves, to a storage that all nodes share.
 import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.downloads import data_folder, ensure_files
@@ -37,6 +36,7 @@ from gisgd_ray.runner.place import Place
 from gisgd_ray.runner.plan import Left, Plan
 from gisgd_ray.runner.progress import Progress
 from gisgd_ray.runner.recorder import Recorder
+from gisgd_ray.runner.settings import RunSettings
 from gisgd_ray.runner.tuning import TuneFailedError, tune_trials
 from gisgd_ray.tracking import launch as wandb_launch
 from gisgd_ray.tracking.access import WandbStatus
@@ -199,14 +199,10 @@ def _run(job: Job) -> Ran:
             requests_per_minute=options.wandb_requests,
             note=progress.note,
         )
-        run = {
-            "threads": resources.threads or resources.cpus,
-            "checkpoint_every_s": options.checkpoint_every,
-            "wandb": asdict(wandb),
-        }
         try:
             with handed_over(Handover(job.place.storage, account())) as name:
-                in_the_end = _rounds(job, {**run, "handover": name}, recorder)
+                run = RunSettings(resources, name, options.checkpoint_every, wandb)
+                in_the_end = _rounds(job, run, recorder)
         except ClusterLostError as fault:
             abandon()
             cluster_lost = "" if fault.stopped else str(fault)
@@ -235,31 +231,31 @@ def _fetch_data(trials: Sequence[TrialConfig]) -> None:
             ensure_files(name, data_folder())
 
 
-def _rounds(job: Job, run: dict[str, Any], recorder: Recorder) -> Resources:
+def _rounds(job: Job, run: RunSettings, recorder: Recorder) -> Resources:
     """Run the trials, and those again, with more room, that ran out of memory; the room at last."""
-    waiting, resources, folder = job.left.waiting, job.chosen.resources, job.place.folder
+    waiting, folder = job.left.waiting, job.place.folder
     while True:
         try:
-            stopped = tune_trials(waiting, run, resources, recorder)
+            stopped = tune_trials(waiting, run, recorder)
         except (OSError, TuneFailedError) as error:
             _raise_if_storage_failed(folder, recorder.fault or error)
             raise
         waiting = [t for t in waiting if t.trial_id in recorder.out_of_memory]
         if not waiting or stopped:
-            return resources
-        roomier = resources.roomier(most_cpus=most_cpus())
+            return run.resources
+        roomier = run.resources.roomier(most_cpus=most_cpus())
         if roomier is None:
             try:
                 for trial in waiting:
                     recorder.failed(trial.trial_id, recorder.out_of_memory[trial.trial_id])
             except OSError as error:
                 _raise_if_storage_failed(folder, error)
-            return resources
+            return run.resources
         recorder.progress.note(
-            f"{counted(len(waiting), 'trial')} ran out of memory with {resources} each; run again "
-            f"with {roomier}"
+            f"{counted(len(waiting), 'trial')} ran out of memory with {run.resources} each; run "
+            f"again with {roomier}"
         )
-        resources = roomier
+        run = replace(run, resources=roomier)
         recorder.out_of_memory.clear()
 
 
