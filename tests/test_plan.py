@@ -163,6 +163,7 @@ def test_what_is_left_is_looked_up_here_and_where_trials_are_taken_from(tmp_path
         note(folder, plan.trials[seed], status)
     left = plan.left(here, [other, same])
     assert [trial.seed for trial in left.waiting] == [2, 3]
+    assert [trial.seed for trial in left.done] == [0, 1]
     assert left.here == {plan.trials[0].trial_id}
     assert left.taken_from == [other]
 

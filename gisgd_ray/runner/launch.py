@@ -153,7 +153,8 @@ def launch(job: Job) -> Outcome:
         DataError: a dataset is missing and cannot be had.
     """
     folder, trials, waiting = job.place.folder, job.plan.trials, job.left.waiting
-    reuse(folder, trials, job.options.reuse)
+    # No more than was looked up: what another sweep has completed since is among those that wait.
+    reuse(folder, job.left.done, job.options.reuse)
     _clear_leftovers(job)
     ran = _run(job) if waiting else Ran()
     tables, faults = ResultTables(folder), list[str]()
@@ -168,7 +169,7 @@ def launch(job: Job) -> Outcome:
     give_back_freed()
     return Outcome(
         tables,
-        reused=len(trials) - len(waiting),
+        reused=len(job.left.done),
         interrupted=len(ended) < len(trials),
         ended=ended,
         ran=ran,
@@ -183,14 +184,12 @@ def _ended(row: Row) -> Ended:
 
 def _run(job: Job) -> Ran:
     """Run the trials that are left, as often as it takes."""
-    waiting, plan, options = job.left.waiting, job.plan, job.options
+    waiting, done, options = job.left.waiting, len(job.left.done), job.options
+    trials, labels, resources = job.plan.trials, job.plan.labels, job.chosen.resources
     _fetch_data(waiting)
-    total, resources = len(plan.trials), job.chosen.resources
     in_the_end, cluster_lost = None, ""
-    with Progress(
-        total=total, done=total - len(waiting), title=job.title, labels=plan.labels
-    ) as progress:
-        recorder = Recorder(job.place, plan.trials, progress, retries=options.retries)
+    with Progress(total=len(trials), done=done, title=job.title, labels=labels) as progress:
+        recorder = Recorder(job.place, trials, progress, retries=options.retries)
         wandb = wandb_launch.begin(
             job.place.folder,
             job.name,
@@ -213,9 +212,8 @@ def _clear_leftovers(job: Job) -> None:
     """Checkpoints of finished trials and halves of files: left by a driver lost on the way."""
     for path in (job.place.folder / "journal").glob("*.partial"):
         path.unlink()
-    done = {t.trial_id for t in job.plan.trials} - {t.trial_id for t in job.left.waiting}
     with contextlib.suppress(OSError):
-        clear_all(Storage(job.place.storage), done)
+        clear_all(Storage(job.place.storage), {t.trial_id for t in job.left.done})
 
 
 def _fetch_data(trials: Sequence[TrialConfig]) -> None:

@@ -40,9 +40,10 @@ class Plan:
         """
         here = finished_ids(folder, self.trials)
         there = {other: finished_ids(other, self.trials) - here for other in others}
-        done = here.union(*there.values())
-        waiting = [t for t in self.trials if t.trial_id not in done]
-        return Left(waiting, here, [other for other, found in there.items() if found])
+        ids = here.union(*there.values())
+        waiting = [t for t in self.trials if t.trial_id not in ids]
+        done = [t for t in self.trials if t.trial_id in ids]
+        return Left(waiting, done, here, [other for other, found in there.items() if found])
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,10 @@ class Left:
     """What is left to run of a plan."""
 
     waiting: list[TrialConfig]
+    done: list[TrialConfig]
+    """All others."""
     here: set[str]
-    """Completed in the sweep's own folder."""
+    """Ids of those completed in the sweep's own folder."""
     taken_from: list[Path]
     """Other folders that have completed trials which this one lacks."""
 
