@@ -1,15 +1,20 @@
 """Hand-made result rows, the page made from them, and a reader of that page."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from gisgd_ray.report import page
+from gisgd_ray.report.contents import Report
+from gisgd_ray.results import launch_record
 from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.sweep import Sweep
 
 NAN = math.nan
 RATE, BATCH = "training.learning_rate", "training.batch_size"
@@ -97,28 +102,44 @@ def failed(trial_id: str, error: str, **changes: Any) -> dict[str, Any]:
     return {"trial_id": trial_id, "status": "failed", **config, "error": error}
 
 
+SWEEP = Sweep(
+    name="lr_batch",
+    item="Figure 6",
+    description="Figure 6: how two things move the bound.",
+    panels={},
+    plot=lambda _: {},
+    claims=lambda _: [],
+)
+
+
+def report_of(results: ResultTables, sweep: Sweep = SWEEP, **changes: Any) -> Report:
+    """What is shown of these results; the changes are the report's, or its sweep's."""
+    names = ("name", "item", "description", "captions", "run_panels")
+    sweep = replace(sweep, **{name: changes.pop(name) for name in names if name in changes})
+    trials = results.trials
+    given = {"swept": [], "planned": len(trials), "facts": {}, "versions": {}}
+    return Report(sweep, results, trials, **(given | changes))
+
+
 def write(
     folder: Path,
     rows: Sequence[dict[str, Any]],
     *,
-    swept: Sequence[str] = (RATE, BATCH),
-    **args: Any,
+    charts: Mapping[str, Figure] | None = None,
+    price_per_hour: float | None = None,
+    **changes: Any,
 ) -> str:
     """The text of the page made from these rows."""
     frame = pd.DataFrame(rows, columns=None if rows else ["trial_id", "status"])
     frame.to_parquet(folder / "trials.parquet")
-    defaults: dict[str, Any] = {
-        "item": "Figure 6",
-        "name": "lr_batch",
-        "description": "Figure 6: how two things move the bound.",
+    given = {
+        "swept": [RATE, BATCH],
         "facts": {"scale": "laptop", "command": "python sweeps/lr_batch.py"},
-        "figures": {},
-        "claims": [],
-        "planned": len(rows),
+        "versions": launch_record.versions(),
     }
-    path = page.write_page(ResultTables(folder), swept=swept, **(defaults | args))
-    assert path == folder / "report.html"
-    return path.read_text(encoding="utf-8")
+    report = report_of(ResultTables(folder), **(given | changes))
+    page.write_page(report, charts or {}, price_per_hour=price_per_hour)
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
 class Document(HTMLParser):

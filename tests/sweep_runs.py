@@ -8,6 +8,11 @@ import pandas as pd
 from gisgd_ray.config.space import SearchSpace, validated
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.results.tables import row_of
+from gisgd_ray.runner import cli
+from gisgd_ray.runner.capacity import Chosen
+from gisgd_ray.runner.launch import Job
+from gisgd_ray.runner.packing import Resources
+from gisgd_ray.runner.place import Place
 from gisgd_ray.runner.plan import Plan
 from gisgd_ray.sweep import Sweep
 from gisgd_ray.training import loop as training
@@ -42,6 +47,13 @@ def tiny(trial: TrialConfig) -> TrialConfig:
     if flat["data.dataset"] == "teacher":
         asked |= {"training.max_epochs": 1, "training.batch_size": 100}
     return validated(flat | asked | {"training.max_steps": 4})
+
+
+def job(trials: list[TrialConfig], place: Place) -> Job:
+    """A launch of those of these trials that have not finished, a CPU for each."""
+    plan, options = Plan(trials, {}, []), cli.parse([], prog="", description="")
+    chosen = Chosen(Resources())
+    return Job("one", "One", plan, plan.left(place.folder), place, options, chosen)
 
 
 def measured(trial: TrialConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -12,7 +12,7 @@ import torch
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import DataError, UserError
 from gisgd_ray.runner import capacity, cli, cluster
-from gisgd_ray.runner.capacity import Probed, chosen_resources, told_cost
+from gisgd_ray.runner.capacity import Chosen, Probed, chosen_resources, sweep_cost
 from gisgd_ray.runner.cluster import run_on_a_gpu
 from gisgd_ray.runner.estimate import Cost, Estimate
 from gisgd_ray.runner.packing import PROBED, Resources, dearest
@@ -87,12 +87,12 @@ def nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None
 def test_the_share_follows_from_the_dearest_trial_and_the_machine(
     probed: list[TrialConfig],
 ) -> None:
-    resources, reason = chosen_resources(TRIALS, options())
+    chosen = chosen_resources(TRIALS, options())
     assert probed == dearest(TRIALS)
     assert [t.training.batch_size for t in probed] == [100, 80, 60]
     # By memory 23 / (1.15 * 5) = 4, by CPUs 4.
-    assert resources == Resources(cpus=1, gpus=0.25)
-    assert reason == (
+    assert chosen.resources == Resources(cpus=1, gpus=0.25)
+    assert str(chosen.why) == (
         "the dearest takes 5.00 GB of a GPU's 23.0 GB (NVIDIA A10G, measured), and there are 4 "
         "CPUs to a GPU"
     )
@@ -100,8 +100,8 @@ def test_the_share_follows_from_the_dearest_trial_and_the_machine(
 
 @pytest.mark.usefixtures("_ray")
 def test_cpus_for_each_trial_leave_fewer_beside_one_another(probed: list[TrialConfig]) -> None:
-    assert chosen_resources(TRIALS, options("--cpus-per-trial=2"))[0] == Resources(2, 0.5)
-    assert chosen_resources(TRIALS, options("--cpus-per-trial=3"))[0] == Resources(3, 1.0)
+    assert chosen_resources(TRIALS, options("--cpus-per-trial=2")).resources == Resources(2, 0.5)
+    assert chosen_resources(TRIALS, options("--cpus-per-trial=3")).resources == Resources(3, 1.0)
     assert len(probed) == 2 * PROBED
 
 
@@ -109,9 +109,10 @@ def test_the_gpu_with_the_fewest_cpus_decides(
     probed: list[TrialConfig], nodes: Callable[..., None]
 ) -> None:
     nodes((64, 0), (64, 8), (6, 2))
-    resources, reason = chosen_resources(TRIALS[:1], options())
-    assert resources == Resources(cpus=1, gpus=0.3333)
-    assert reason.endswith("and there are 3 CPUs to a GPU")
+    chosen = chosen_resources(TRIALS[:1], options())
+    assert chosen.resources == Resources(cpus=1, gpus=0.3333)
+    assert chosen.why is not None
+    assert chosen.why.cpus_to_a_gpu == 3
     assert probed == TRIALS[:1]
 
 
@@ -122,7 +123,7 @@ def test_the_smallest_gpu_decides(
     monkeypatch.setattr(capacity, "run_on_a_gpu", lambda *_: Probed(*next(sizes), NAME))
     nodes((64, 2))
     # The dearest of the three by what was measured: 40 / (1.15 * 6) = 5.8.
-    assert chosen_resources(TRIALS, options())[0] == Resources(gpus=0.2)
+    assert chosen_resources(TRIALS, options()).resources == Resources(gpus=0.2)
 
 
 @pytest.mark.usefixtures("_ray")
@@ -131,14 +132,14 @@ def test_a_trial_that_no_gpu_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match=r"takes 30 GB of GPU memory, and the GPU has 23 GB"):
         chosen_resources(TRIALS, options())
     with pytest.raises(UserError, match=r"takes 30 GB of GPU memory, and the GPU has 23 GB"):
-        told_cost(TRIALS, options(), connected=True)
+        sweep_cost(TRIALS, options(), connected=True)
 
 
 @pytest.mark.usefixtures("_ray")
 @pytest.mark.parametrize("asked", [0.0, 0.1, 1.0, 2.0])
 def test_what_the_user_asks_for_is_left_as_it_is(asked: float, probed: list[TrialConfig]) -> None:
     given = options(f"--gpus-per-trial={asked}", "--cpus-per-trial=2")
-    assert chosen_resources(TRIALS, given) == (Resources(cpus=2, gpus=asked), "")
+    assert chosen_resources(TRIALS, given) == Chosen(Resources(cpus=2, gpus=asked))
     assert probed == []
 
 
@@ -146,7 +147,7 @@ def test_without_a_gpu_none_is_asked_for(
     probed: list[TrialConfig], nodes: Callable[..., None]
 ) -> None:
     nodes((4, 0), (8, 0))
-    assert chosen_resources(TRIALS, options("--cpus-per-trial=2")) == (Resources(cpus=2), "")
+    assert chosen_resources(TRIALS, options("--cpus-per-trial=2")) == Chosen(Resources(cpus=2))
     assert probed == []
 
 
@@ -154,7 +155,7 @@ def test_without_a_gpu_none_is_asked_for(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU is there")
 @pytest.mark.parametrize("asked", [(), ("--gpus-per-trial=0.5",)])
 def test_a_gpu_that_only_ray_counts_is_told_in_a_sentence(asked: tuple[str, ...]) -> None:
-    for told in (chosen_resources, partial(told_cost, connected=True)):
+    for told in (chosen_resources, partial(sweep_cost, connected=True)):
         with pytest.raises(UserError) as caught:
             told(TRIALS, options(*asked))
         assert "can use no GPU on" in str(caught.value)
@@ -163,7 +164,7 @@ def test_a_gpu_that_only_ray_counts_is_told_in_a_sentence(asked: tuple[str, ...]
 
 @pytest.mark.usefixtures("_ray")
 def test_nothing_left_to_run_is_not_tried_out(probed: list[TrialConfig]) -> None:
-    assert chosen_resources([], options()) == (Resources(), "")
+    assert chosen_resources([], options()) == Chosen(Resources())
     assert probed == []
 
 
@@ -211,6 +212,13 @@ def test_another_fault_on_a_gpu_comes_with_its_traceback() -> None:
 
 # ---------------------------------------------------------------- what it costs
 
+
+def lines(*argv: str, connected: bool = True) -> list[str]:
+    cost = sweep_cost(TRIALS, options(*argv), connected=connected)
+    assert cost is not None
+    return cost.lines()
+
+
 FOUND = Estimate(low_s=60, high_s=60, trials=5, points=30, tried=3)
 
 
@@ -233,7 +241,7 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_the_cost_on_a_machine_without_ray(
     together: list[int], cpus: int, words: str, at_once: int
 ) -> None:
-    assert told_cost(TRIALS, options(f"--cpus-per-trial={cpus}"), connected=False) == [
+    assert lines(f"--cpus-per-trial={cpus}", connected=False) == [
         f"Each takes {words}; {at_once} at once on this machine (6 CPUs; its GPUs, if "
         "any, are found when Ray starts).",
         "Time: about 60 s, by 2 s of 3 trials on this machine.",
@@ -244,22 +252,8 @@ def test_the_cost_on_a_machine_without_ray(
 
 
 def test_a_trial_of_more_cpus_than_there_are_is_still_one(together: list[int]) -> None:
-    told_cost(TRIALS, options("--cpus-per-trial=64"), connected=False)
+    lines("--cpus-per-trial=64", connected=False)
     assert together == [1]
-
-
-@pytest.mark.parametrize("connected", [False, True])
-def test_without_data_the_time_is_not_known(
-    connected: bool, monkeypatch: pytest.MonkeyPatch, nodes: Callable[..., None]
-) -> None:
-    def missing(*_: Any, **__: Any) -> Estimate:
-        raise DataError("cifar10 is not there; put it into data")
-
-    monkeypatch.setattr(capacity, "estimate", missing)
-    nodes((4, 0))
-    assert told_cost(TRIALS, options(), connected=connected) == [
-        "Time: not known, since a trial cannot be tried out: cifar10 is not there; put it into data"
-    ]
 
 
 @pytest.mark.usefixtures("probed")
@@ -282,8 +276,7 @@ def test_the_trials_at_once_on_gpus(
     nodes: Callable[..., None],
 ) -> None:
     nodes((128, 0), (64, 8), (6, 2))
-    lines = told_cost(TRIALS, options(*argv), connected=True)
-    assert lines[0] == f"Each takes {words}; {at_once} at once on 10 GPUs."
+    assert lines(*argv)[0] == f"Each takes {words}; {at_once} at once on 10 GPUs."
     assert together == [at_once]
 
 
@@ -292,8 +285,7 @@ def test_a_cluster_whose_gpus_are_not_up_yet_says_so(
 ) -> None:
     nodes((4, 0))
     monkeypatch.setattr(capacity, "cluster_gpus", lambda: 8.0)
-    (line,) = told_cost(TRIALS, options(), connected=True)
-    assert line.startswith("No machine with a GPU is up yet")
+    assert sweep_cost(TRIALS, options(), connected=True) is None
     assert together == []
 
 
@@ -310,8 +302,8 @@ def test_on_gpus_trials_are_timed_on_a_gpu(
 
     monkeypatch.setattr(capacity, "run_on_a_gpu", remote)
     nodes((4, 1))
-    lines = told_cost(TRIALS, options(), connected=True)
+    told = lines()
     assert asked[:PROBED] == [(capacity._probe, False)] * PROBED  # which downloads nothing
     assert asked[PROBED:] == [(capacity._cost_on_a_gpu,)] * len(TRIALS)
-    assert lines[0].endswith("4 at once on 1 GPU.")
-    assert lines[1].startswith("Time: about 20 s")  # 50 s in fours, and the start
+    assert told[0].endswith("4 at once on 1 GPU.")
+    assert told[1].startswith("Time: about 20 s")  # 50 s in fours, and the start

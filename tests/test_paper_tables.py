@@ -22,7 +22,7 @@ TABLE = Table(
 
 
 def test_the_page_shows_it_as_a_table_with_its_caption(tmp_path: Path) -> None:
-    text = pages.write(tmp_path, [pages.finished("a")], paper_tables=[TABLE])
+    text = pages.write(tmp_path, [pages.finished("a")], tables=[TABLE])
     document = pages.Document(text)
     expected = [
         ["", "test accuracy (%)", "paper: VGG16 on cifar10"],

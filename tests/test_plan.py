@@ -11,10 +11,12 @@ from gisgd_ray.errors import UserError
 from gisgd_ray.results.journal import Journal
 from gisgd_ray.results.tables import row_of
 from gisgd_ray.runner import cli
+from gisgd_ray.runner.capacity import SweepCost
+from gisgd_ray.runner.cluster import Machine
 from gisgd_ray.runner.estimate import Estimate
 from gisgd_ray.runner.packing import Resources
 from gisgd_ray.runner.place import Place
-from gisgd_ray.runner.plan import SHOWN, Plan, cost_lines, make_plan, plan_lines
+from gisgd_ray.runner.plan import SHOWN, Plan, make_plan, plan_lines
 from tests.journals import add_point
 
 RATE, BATCH = "training.learning_rate", "training.batch_size"
@@ -38,7 +40,7 @@ def note(folder: Path, config: TrialConfig, status: str) -> None:
 
 
 def told(plan: Plan, place: Place, item: str) -> list[str]:
-    return plan_lines(plan, plan.waiting([place.folder]), place, item)
+    return plan_lines(plan, plan.left(place.folder).waiting, place, item)
 
 
 # ---------------------------------------------------------------- the trials and their labels
@@ -148,6 +150,24 @@ def test_a_list_that_is_short_enough_is_whole(count: int, tmp_path: Path) -> Non
     assert [line.split()[-1] for line in lines[:-1]] == [str(i) for i in range(count)]
 
 
+def test_what_is_left_is_looked_up_here_and_where_trials_are_taken_from(tmp_path: Path) -> None:
+    plan = of_seeds(4)
+    here, other, same = (tmp_path / name for name in ("here", "other", "same"))
+    for folder, seed, status in (
+        (here, 0, "finished"),
+        (here, 2, "failed"),
+        (other, 0, "finished"),
+        (other, 1, "diverged"),
+        (same, 0, "finished"),
+    ):
+        note(folder, plan.trials[seed], status)
+    left = plan.left(here, [other, same])
+    assert [trial.seed for trial in left.waiting] == [2, 3]
+    assert [trial.seed for trial in left.done] == [0, 1]
+    assert left.here == {plan.trials[0].trial_id}
+    assert left.taken_from == [other]
+
+
 @pytest.mark.parametrize("count", [SHOWN + 1, 999])
 def test_a_long_list_is_cut_in_its_middle(count: int, tmp_path: Path) -> None:
     plan = of_seeds(count)
@@ -166,7 +186,7 @@ def test_a_long_list_is_cut_in_its_middle(count: int, tmp_path: Path) -> None:
 def test_the_cost_in_words() -> None:
     found = Estimate(low_s=600.0, high_s=2000.0, trials=1200, points=45_000, tried=6)
     resources = Resources(cpus=2, gpus=0.125)
-    assert cost_lines(found, resources, together=64, machines="8 GPUs") == [
+    assert SweepCost(found, resources, [Machine(128, 8)], joined=True).lines() == [
         "Each takes 2 CPUs and 0.125 of a GPU; 64 at once on 8 GPUs.",
         f"Time: {found}.",
         "W&B: about 45,000 points in 1,200 runs, 22 a second.",
@@ -185,15 +205,15 @@ def test_the_cost_in_words() -> None:
 )
 def test_the_points_a_second_are_words_for_people(points: int, high_s: float, words: str) -> None:
     found = Estimate(high_s, high_s, trials=5, points=points, tried=1)
-    line = cost_lines(found, Resources(), together=1, machines="this machine (2 CPUs)")[2]
+    line = SweepCost(found, Resources(), [Machine(2, 0)], joined=False).lines()[2]
     assert line == f"W&B: {words}"
 
 
 def test_nothing_left_costs_nothing() -> None:
     nothing = Estimate(0.0, 0.0, 0, 0, 0)
-    lines = cost_lines(nothing, Resources(), together=2, machines="this machine (2 CPUs)")
+    lines = SweepCost(nothing, Resources(), [Machine(2, 0)], joined=True).lines()
     assert lines[:3] == [
-        "Each takes 1 CPU; 2 at once on this machine (2 CPUs).",
+        "Each takes 1 CPU; 2 at once on 2 CPUs.",
         "Time: nothing is left to run.",
         "W&B: about 0 points in 0 runs.",
     ]
@@ -201,7 +221,7 @@ def test_nothing_left_costs_nothing() -> None:
 
 def test_what_is_known_is_said_where_the_time_is_not() -> None:
     found = Estimate(0.0, 0.0, trials=33, points=0, tried=0, unknown="mnist is not here")
-    assert cost_lines(found, Resources(), together=2, machines="2 CPUs")[:3] == [
+    assert SweepCost(found, Resources(), [Machine(2, 0)], joined=True).lines()[:3] == [
         "Each takes 1 CPU; 2 at once on 2 CPUs.",
         "Time: not known, since a dry run downloads nothing, and mnist is not here.",
         "W&B: 33 runs.",

@@ -10,19 +10,20 @@ from rich.console import Console
 from torch import nn
 
 from gisgd_ray.errors import LONGEST
+from gisgd_ray.results.journal import Status
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner import progress
-from gisgd_ray.runner.launch import Outcome
-from gisgd_ray.runner.main import FAILURES_TOLD, _print_closing
+from gisgd_ray.runner.closing import FAILURES_TOLD, tell
+from gisgd_ray.runner.launch import Ended, Outcome, Ran
+from gisgd_ray.tracking.access import WandbStatus, Where
 from tests.test_progress import DIVERGED, FINISHED, LABELS, POINT, display, written
 
 PAGE = Path("results/my sweeps/lr_batch/report.html")
 
 
 def closing(*rows: dict[str, Any], seconds: float = 7, interrupted: bool = False) -> None:
-    outcome = Outcome(ResultTables(PAGE.parent), reused=0, interrupted=interrupted)
-    outcome.rows.extend({"trial_id": f"id{i}", **row} for i, row in enumerate(rows))
-    _print_closing(outcome, PAGE, seconds)
+    ended = [Ended(f"id{i}", **row) for i, row in enumerate(rows)]
+    tell(Outcome(ResultTables(PAGE.parent), 0, interrupted, ended), PAGE, seconds)
 
 
 # ---------------------------------------------------------------- the closing words
@@ -34,14 +35,14 @@ def closing(*rows: dict[str, Any], seconds: float = 7, interrupted: bool = False
 def test_long_sweeps_are_not_told_in_seconds(
     seconds: float, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    closing({"status": "finished"}, seconds=seconds)
+    closing({"status": Status.FINISHED}, seconds=seconds)
     assert capsys.readouterr().out.startswith(f"1 finished in {told}.\n")
 
 
 def test_the_page_comes_last_and_a_path_with_spaces_can_be_pasted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    closing({"status": "finished", "wandb/status": "offline"}, interrupted=True)
+    closing({"status": Status.FINISHED, "wandb": WandbStatus(Where.OFFLINE)}, interrupted=True)
     counts, stopped, upload, page = capsys.readouterr().out.splitlines()
     assert counts == "1 finished in 7 s."
     assert stopped.startswith("Stopped before the end")
@@ -52,8 +53,8 @@ def test_the_page_comes_last_and_a_path_with_spaces_can_be_pasted(
 def test_failures_are_a_line_each_and_never_crowd_out_the_rest(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    silent = {"status": "failed", "error": " \n"}
-    loud = {"status": "failed", "error": "Traceback:\n  here\nRuntimeError: no\n"}
+    silent = {"status": Status.FAILED, "error": " \n"}
+    loud = {"status": Status.FAILED, "error": "Traceback:\n  here\nRuntimeError: no\n"}
     closing(silent, *[loud] * (FAILURES_TOLD + 4))
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == [
@@ -67,7 +68,9 @@ def test_a_failure_is_told_to_the_end_of_its_sentence(capsys: pytest.CaptureFixt
     net = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU()))
     failing = "Traceback (most recent call last):\n  File x\nRuntimeError: it knows no\n"
     text = f"{failing}{net}; choose\n  another\n\nNOTE: of somebody else's\n"
-    closing({"status": "failed", "error": text}, {"status": "failed", "error": "x" * 2000})
+    closing(
+        {"status": Status.FAILED, "error": text}, {"status": Status.FAILED, "error": "x" * 2000}
+    )
     first, second = capsys.readouterr().err.splitlines()
     assert first == (
         "failed: trial id0: RuntimeError: it knows no Sequential( (0): Linear(in_features=2, "
@@ -95,9 +98,27 @@ def test_a_failure_is_told_to_the_end_of_its_sentence(capsys: pytest.CaptureFixt
 def test_lost_and_failed_are_told_apart(
     lost: int, tried_again: int, said: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outcome = Outcome(ResultTables(PAGE.parent), 0, False, lost=lost, tried_again=tried_again)
-    _print_closing(outcome, PAGE, 7)
+    ran = Ran(lost=lost, tried_again=tried_again)
+    tell(Outcome(ResultTables(PAGE.parent), 0, False, ran=ran), PAGE, 7)
     assert capsys.readouterr().out.splitlines()[1:-1] == said
+
+
+def test_what_kept_runs_from_wandb_is_told_once_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    statuses = [
+        None,
+        WandbStatus(Where.ONLINE),
+        WandbStatus(Where.OFF, "TimeoutError"),
+        WandbStatus(Where.OFF, "CommError"),
+        WandbStatus(Where.OFF, "CommError"),
+        WandbStatus(Where.OFFLINE, "no answer"),
+    ]
+    closing(*({"status": Status.FINISHED, "wandb": status} for status in statuses))
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [
+        "W&B was switched off for some trials: CommError (and 1 like it)",
+        "W&B was kept offline for some trials: no answer",
+    ]
+    assert "W&B runs are offline; upload with: make sync" in out
 
 
 class Stream:
@@ -123,7 +144,7 @@ def test_failures_follow_the_counts_in_one_log(monkeypatch: pytest.MonkeyPatch) 
     log: list[str] = []
     monkeypatch.setattr(sys, "stdout", Stream(log, buffered=True))
     monkeypatch.setattr(sys, "stderr", Stream(log, buffered=False))
-    closing({"status": "failed", "error": "RuntimeError: no"})
+    closing({"status": Status.FAILED, "error": "RuntimeError: no"})
     assert [line.split()[0] for line in "".join(log).splitlines()] == ["1", "failed:", "Tables,"]
 
 

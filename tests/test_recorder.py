@@ -16,6 +16,7 @@ from gisgd_ray.results.journal import Journal
 from gisgd_ray.results.tables import ResultTables, row_of
 from gisgd_ray.runner import recorder
 from gisgd_ray.runner.checkpoints import Checkpoints
+from gisgd_ray.runner.place import Place
 from gisgd_ray.runner.progress import Progress
 from gisgd_ray.runner.recorder import TABLES_EVERY_S, TABLES_SHARE, Recorder
 from gisgd_ray.runner.trainable import Payload
@@ -26,7 +27,7 @@ TRIAL, OTHER = config(), config({"seed": 1})
 ID = TRIAL.trial_id
 
 
-def make(folder: Path, **given: Any) -> Recorder:
+def make(folder: Path, *, mirror: Any = None, retries: int = 3) -> Recorder:
     display = Progress(
         total=2,
         done=0,
@@ -34,8 +35,7 @@ def make(folder: Path, **given: Any) -> Recorder:
         labels={},
         console=Console(file=io.StringIO(), width=200, color_system=None),
     )
-    settings: dict[str, Any] = {"storage": str(folder), "retries": 3, "names": {}} | given
-    return Recorder(folder, [TRIAL, OTHER], display, **settings)
+    return Recorder(Place(folder, str(folder), mirror), [TRIAL, OTHER], display, retries=retries)
 
 
 def result(step: int, **payload: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from gisgd_ray.report import sweep_report
 from gisgd_ray.results.launch_record import FILE, keep, last_record
 from gisgd_ray.results.tables import ResultTables, row_of
 from gisgd_ray.runner import main as sweeps
+from gisgd_ray.runner.capacity import Chosen
 from gisgd_ray.runner.cluster import Connection
-from gisgd_ray.runner.launch import Outcome
+from gisgd_ray.runner.launch import Job, Outcome
 from gisgd_ray.runner.packing import Resources
 from gisgd_ray.runner.report import _declared, main
 from sweeps.lr_batch import SWEEP
@@ -44,20 +45,21 @@ SWEEP = dataclasses.replace(SWEEP, name="mine", item="Table 9", tables=lambda _:
 def _no_ray() -> Iterator[None]:
     """A sweep's launch writes the same measurements for every trial, and Ray is not asked."""
 
-    def launch(trials: Any, *, place: Any, on_start: Callable[[], None], **_: Any) -> Outcome:
-        on_start()
+    def launch(job: Job) -> Outcome:
+        trials, place = job.plan.trials, job.place
         summary, points = measured(trials[0])
         rows = [row_of(trial, summary) for trial in trials]
         pd.DataFrame(rows).to_parquet(place.folder / "trials.parquet")
         history = [{"trial_id": t.trial_id, **point} for t in trials for point in points]
         pd.DataFrame(history).to_parquet(place.folder / "history.parquet")
-        return Outcome(ResultTables(place.folder), reused=0, interrupted=False, rows=rows)
+        return Outcome(ResultTables(place.folder), reused=0, interrupted=False)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweeps, "connect", lambda **_: Connection(True, "a Ray of none"))
         patch.setattr(sweeps, "largest_memory", lambda: 2**40)
         patch.setattr(sweeps, "require_room", lambda **_: None)
-        patch.setattr(sweeps, "chosen_resources", lambda *_: (Resources(cpus=1, gpus=0), ""))
+        patch.setattr(sweeps, "chosen_resources", lambda *_: Chosen(Resources()))
+        patch.setattr(sweeps, "require_startable", lambda _: None)
         patch.setattr(sweeps, "launch", launch)
         # Plotly's four megabytes are of no interest here.
         patch.setattr("gisgd_ray.report.page.get_plotlyjs", lambda: "")

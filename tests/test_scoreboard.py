@@ -15,9 +15,10 @@ import pytest
 
 from gisgd_ray.claims.claim import Claim
 from gisgd_ray.figures.tables import Row, Table
-from gisgd_ray.report.scoreboard import ITEMS, Entry, write_scoreboard
-from gisgd_ray.report.sweep_report import Report
-from tests.pages import Document, failed, finished
+from gisgd_ray.report.contents import Report
+from gisgd_ray.report.scoreboard import ITEMS, write_scoreboard
+from tests.pages import Document, failed, finished, report_of
+from tests.tables import Tables
 from tests.test_page_browser import BROWSER, COMMAND
 
 EVIL = "</td><script>alert(1)</script>"
@@ -28,25 +29,23 @@ ODD = "a b#c?d%41&e: ü;'+"
 TABLE = Table("VGG16", ["accuracy (%)"] * 9, [Row(EVIL, ["70.10 ± 1.27"] * 9, frozenset({0}))])
 
 
-def entry(folder: Path, name: str, item: str, **changes: Any) -> Entry:
+def entry(folder: Path, name: str, item: str, **changes: Any) -> Report:
     """Two finished trials of three, with these claims, figures and so on."""
     folder.mkdir(parents=True)
     (folder / "report.html").write_text("<h1>the page</h1>")
     (folder / "f.svg").write_text(SVG)
-    report = Report(
-        page=folder / "report.html",
-        claims=CLAIMS,
-        tables=[],
-        figures={"f": folder / "f.svg"},
-        swept=[],
-        facts={"scale": "laptop"},
-        planned=3,
-    )
-    trials = pd.DataFrame([finished("a"), finished("b")])
-    return Entry(name, item, folder, replace(report, **changes), trials)
+    results = Tables(pd.DataFrame([finished("a"), finished("b")]))
+    results.folder = folder
+    given = {
+        "claims": CLAIMS,
+        "figures": {"f": folder / "f.svg"},
+        "facts": {"scale": "laptop"},
+        "planned": 3,
+    }
+    return report_of(results, name=name, item=item, **(given | changes))
 
 
-def board(entries: list[Entry], folder: Path, **more: Any) -> Document:
+def board(entries: list[Report], folder: Path, **more: Any) -> Document:
     path = write_scoreboard(entries, folder, **more)
     assert path == folder / "scoreboard.html"
     return Document(path.read_text(encoding="utf-8"))
@@ -187,7 +186,7 @@ def test_what_users_wrote_is_escaped(tmp_path: Path) -> None:
     folder = tmp_path / EVIL.replace("/", "\N{DIVISION SLASH}")
     changes = {"facts": {"scale": EVIL}, "claims": [claim], "tables": [TABLE]}
     one = entry(folder, EVIL, EVIL, **changes)
-    two = replace(one, name="lr_batch")
+    two = replace(one, sweep=replace(one.sweep, name="lr_batch"))
     document = board([one, two], tmp_path, faults={tmp_path / "<b>": EVIL})
     assert not {"script", "b\\"} & {tag for tag, _ in document.tags}
     assert document.text.count("alert(1)") >= 10
@@ -256,5 +255,5 @@ def test_it_opens_without_scrolling_sideways(tmp_path: Path, width: int, dark: b
     told = json.loads(unescape(found[1]))
     assert told["seen"] == width
     assert told["whole"] <= width
-    assert unquote(urlsplit(told["link"]).path) == str(entries[0].report.page)
+    assert unquote(urlsplit(told["link"]).path) == str(entries[0].page)
     assert told["paper"] == ("rgb(21, 23, 27)" if dark else "rgb(255, 255, 255)")

@@ -23,7 +23,10 @@ from gisgd_ray.config.space import (
 )
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
+from gisgd_ray.runner.packing import Resources
+from gisgd_ray.runner.settings import RunSettings
 from gisgd_ray.runner.tuning import param_space
+from gisgd_ray.tracking.run import WandbSettings
 from sweeps import lr_batch
 
 RATE, BATCH = "training.learning_rate", "training.batch_size"
@@ -343,12 +346,15 @@ def test_ray_is_given_the_trials_as_one_grid() -> None:
     from ray.tune.search.variant_generator import generate_variants
 
     trials = make_space({RATE: [0.1, 0.2], MILESTONES: [[5], []]}, seeds=2).trials()
-    space = param_space(trials, {"cpus": 2}, {trials[1].trial_id: "the second"})
+    wandb = WandbSettings("online", "f", group="g", project="p", foreign={"a": "b"})
+    run = RunSettings(Resources(cpus=2), "name", 60.0, wandb)
+    space = param_space(trials, run, {trials[1].trial_id: "the second"})
+    assert RunSettings.of(space["run"]) == run
     assert type(space) is dict
     dumps = [trial.model_dump(mode="json") for trial in trials]
     names = [trials[0].trial_id, "the second", *(t.trial_id for t in trials[2:])]
     each = [{"config": c, "name": n} for c, n in zip(dumps, names, strict=True)]
-    assert space == {"trial": {"grid_search": each}, "run": {"cpus": 2}}
+    assert space == {"trial": {"grid_search": each}, "run": run.plain()}
     expanded = [config for _, config in generate_variants(space)]
     assert [TrialConfig.model_validate(c["trial"]["config"]) for c in expanded] == trials
     assert all(c["run"] == space["run"] for c in expanded)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.errors import UserError
+from gisgd_ray.errors import DataError, UserError
 from gisgd_ray.results.journal import Journal
 from gisgd_ray.results.tables import row_of
 from gisgd_ray.runner import cli
@@ -31,7 +31,7 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sweep, "connect", connect)
     monkeypatch.setattr(sweep, "largest_memory", lambda: 2**40)
-    monkeypatch.setattr(sweep, "told_cost", lambda *_, **__: ["what it costs"])
+    monkeypatch.setattr(sweep, "sweep_cost", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_dry_run_lists_the_trials(dry_run: Any, tmp_path: Path) -> None:
     folder = tmp_path / "lr_batch"
     assert (status, err) == (0, "")
     assert said == "Scale laptop: asked for with --scale; no Ray cluster is running."
-    assert cost == "what it costs"
+    assert cost == sweep.NO_GPU_YET
     assert total == f"Figure 6: 16 trials, 16 to run, results in {folder}"
     assert len(lines) == len({line.split()[0] for line in lines}) == 16
     assert lines[0].endswith("  to run    learning_rate=0.05 batch_size=20 seed=0")
@@ -70,6 +70,20 @@ def test_dry_run_tells_what_is_finished(dry_run: Any, tmp_path: Path) -> None:
     assert note.endswith("lr_batch holds results already: a launch needs --resume.")
     assert [line.split()[1] for line in lines] == ["finished", "finished", "to"]
     assert total.startswith("Figure 6: 3 trials, 1 to run, ")
+
+
+def test_dry_run_without_data_cannot_tell_the_time(
+    dry_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any, **__: Any) -> Any:
+        raise DataError("cifar10 is not there; put it into data")
+
+    monkeypatch.setattr(sweep, "sweep_cost", missing)
+    status, out, _ = dry_run("--seeds", "1")
+    assert status == 0
+    assert out.splitlines()[-1] == (
+        "Time: not known, since a trial cannot be tried out: cifar10 is not there; put it into data"
+    )
 
 
 BAD_INPUT = {

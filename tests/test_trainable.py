@@ -10,27 +10,24 @@ import pytest
 from gisgd_ray.errors import DataError, UserError
 from gisgd_ray.runner import trainable
 from gisgd_ray.runner.handover import Handover
-from gisgd_ray.runner.trainable import Payload, RunSettings, TrialTrainable, fault_of
+from gisgd_ray.runner.packing import Resources
+from gisgd_ray.runner.settings import RunSettings
+from gisgd_ray.runner.trainable import Payload, TrialTrainable, fault_of
+from gisgd_ray.tracking.run import WandbSettings
 from tests.runs import config
 
 
 def trial(folder: Path, error: Exception, fault_before: str | None = None) -> TrialTrainable:
     """A trial that fails in its first step."""
-    run = RunSettings(
-        cpus=1,
-        gpus=0.0,
-        handover=str(folder),
-        threads=1,
-        checkpoint_every_s=60.0,
-        wandb={"mode": "disabled", "folder": str(folder), "group": None, "project": "p"},
-    )
+    wandb = WandbSettings("disabled", str(folder), group=None, project="p")
+    run = RunSettings(Resources(), str(folder), 60.0, wandb)
     given = {"config": config().model_dump(mode="json"), "name": "it", "fault_before": fault_before}
 
     class Failing(TrialTrainable):
         def _advance(self) -> Payload:
             raise error
 
-    return Failing({"trial": given, "run": vars(run)})
+    return Failing({"trial": given, "run": run.plain()})
 
 
 def told(result: dict[str, Any]) -> Payload:

@@ -10,9 +10,9 @@ import pytest
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.cluster import connect
 from gisgd_ray.runner.launch import launch
-from gisgd_ray.runner.packing import Resources
 from gisgd_ray.runner.place import Place
 from tests.runs import config
+from tests.sweep_runs import job
 
 pytestmark = pytest.mark.ray
 
@@ -43,7 +43,7 @@ def test_the_driver_lets_go_of_what_a_trial_reported(
     monkeypatch.setattr(TuneController, "cleanup", cleanup)
     trials = [config({"seed": seed}) for seed in range(3)]
     place = Place.of(str(tmp_path), "kept")
-    launch(trials, name="kept", place=place, resources=Resources())
+    launch(job(trials, place))
     steps = dict(ResultTables(place.folder).trials[["trial_id", "steps"]].to_numpy())
     assert [result["step"] for result in kept] == [steps[t.trial_id] for t in trials]
     # Series and points would be megabytes of a long trial; their place is the journal.

@@ -21,6 +21,7 @@ from gisgd_ray.theory.quantities import QUANTITIES, quantity
 from gisgd_ray.tracking.report import build_report, entity_and_project, marker, sentence
 from gisgd_ray.tracking.report_text import ALWAYS, MOST_ROWS, escaped, markdown_table
 from tests import sweep_runs
+from tests.pages import report_of
 from tests.tables import NO_TRIALS, Tables, history, trial
 from tests.wandb_server import Server
 
@@ -39,19 +40,10 @@ def spec_of(report: Any) -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def built(sweep: Sweep, tables: Tables, swept: list[str], **more: Any) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
-        "entity": "team",
-        "project": "bounds",
-        "item": sweep.item,
-        "name": sweep.name,
-        "description": sweep.description,
-        "facts": {"command": "python sweeps/x.py", "scale": "laptop", "torch": "2.0"},
-        "claims": [HOSTILE],
-        "swept": swept,
-        "run_panels": sweep.run_panels,
-    }
-    return spec_of(build_report(tables, **(arguments | more)))
+def built(sweep: Sweep, results: Tables, swept: list[str], **more: Any) -> dict[str, Any]:
+    facts = {"command": "python sweeps/x.py", "scale": "laptop"}
+    given = {"facts": facts, "versions": {"torch": "2.0"}, "claims": [HOSTILE], "swept": swept}
+    return spec_of(build_report(report_of(results, sweep, **(given | more)), "team/bounds"))
 
 
 def of_type(spec: dict[str, Any], kind: str) -> list[dict[str, Any]]:
@@ -170,7 +162,7 @@ def test_ours_stands_beside_lemma_2_or_what_that_is_at_least() -> None:
 def test_claims_tables_and_facts_are_escaped_markdown() -> None:
     sweep = sweep_named("lr_batch")
     table = Table("T | 1", ["a|b"], [Row("x\ny", ["1|2", "3"], frozenset({1}))], "cap*tion")
-    spec = built(sweep, *sweep_runs.tables(sweep), paper_tables=[table], facts={"k|": "v\nw"})
+    spec = built(sweep, *sweep_runs.tables(sweep), tables=[table], facts={"k|": "v\nw"})
     text = "\n".join(block["content"] for block in of_type(spec, "markdown-block"))
     assert r"| a \| b | **holds** | \<script\> \*e\* \`f\` | c d |" in text
     assert "corrected together (Holm)" in text
@@ -192,10 +184,7 @@ def test_the_command_and_the_sweep_are_named() -> None:
     spec = built(sweep, tables, swept)
     (code,) = of_type(spec, "code-block")
     assert code["children"][0]["children"][0]["text"] == "python sweeps/x.py"
-    report = build_report(
-        tables, entity="e", project="p", item="Figure 6", name="lr_batch", facts={}, claims=[],
-        description="Figure 6: how.", swept=swept, run_panels=[],
-    )  # fmt: skip
+    report = build_report(report_of(tables, description="Figure 6: how.", swept=swept), "e/p")
     assert report.title == "Figure 6: lr batch, gisgd-ray"
     assert report.description == f"How. {marker('lr_batch', tables.trials['trial_id'])}"
 
@@ -265,11 +254,11 @@ import sys
 from pathlib import Path
 from gisgd_ray.errors import UserError
 from gisgd_ray.figures.run_panels import RunPanel
-from gisgd_ray.tracking.report import build_report, entity_and_project, save_report
+from gisgd_ray.tracking.report import build_report, save_report
+from tests.pages import report_of
 from tests.tables import Tables, history, trial
 import pandas as pd
 folder, where, *titles = sys.argv[1:]
-entity, project = entity_and_project(where)
 tables = Tables(pd.DataFrame([trial("a")]), history("a", train__loss=[1.0, 0.5]))
 for item in titles:
     if item == "forget":
@@ -278,10 +267,9 @@ for item in titles:
     if item == "other trials":
         tables = Tables(pd.DataFrame([trial("b")]), history("b", train__loss=[1.0, 0.5]))
         continue
+    panels = [RunPanel("loss", "lines", ["train/loss"], x="step")]
     report = build_report(
-        tables, entity=entity, project=project, item=item, name="lr_batch", description=item,
-        facts={}, claims=[], swept=[],
-        run_panels=[RunPanel("loss", "lines", ["train/loss"], x="step")],
+        report_of(tables, item=item, description=item, run_panels=panels), where
     )
     try:
         print(save_report(report, Path(folder)))

@@ -14,7 +14,7 @@ import wandb
 from wandb.errors import CommError
 
 from gisgd_ray.tracking import run as wandb_runs
-from gisgd_ray.tracking.access import chosen_mode
+from gisgd_ray.tracking.access import Access, WandbStatus, Where, chosen_mode
 from gisgd_ray.tracking.run import WandbRun, WandbSettings
 
 CONFIG = {"training.learning_rate": 0.1, "scheme.name": "sgd"}
@@ -43,7 +43,7 @@ def test_offline_run_holds_config_points_and_summary(tmp_path: Path) -> None:
     for step in (0, 10):
         run.log({"step": step, "train/loss": 1.0 / (step + 1)})
     run.finish({"status": "finished", "bound/theorem2_closed_form": 12.5})
-    assert run.status == "offline"
+    assert str(run.status) == "offline"
     (record,) = tmp_path.glob("wandb/offline-run-*-abc123/*.wandb")
     wait_for(record, b"12.5")  # finish() returns shortly before its service has written all
     text = record.read_bytes()
@@ -65,7 +65,7 @@ def test_disabled_writes_nothing(tmp_path: Path) -> None:
     run = WandbRun(settings(tmp_path, "disabled"), trial_id="a", name="a", config=CONFIG)
     run.log({"step": 0})
     run.finish({"status": "finished"})
-    assert run.status == "disabled"
+    assert str(run.status) == "disabled"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,7 +79,7 @@ def test_a_client_that_cannot_start_is_told_and_survived(
     run = WandbRun(settings(tmp_path), trial_id="a", name="a", config=CONFIG)
     run.log({"step": 0})
     run.finish({"status": "finished"})
-    assert run.status == "off: OSError: the service process died"
+    assert str(run.status) == "off: OSError: the service process died"
 
 
 def test_a_run_of_somebody_else_is_not_opened(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_run_of_somebody_else_is_not_opened(tmp_path: Path) -> None:
     run = WandbRun(foreign, trial_id="abc", name="a", config={})
     run.log({"step": 0})
     run.finish({"status": "finished"})
-    assert run.status == "off: the run p/abc exists"
+    assert str(run.status) == "off: the run p/abc exists"
     assert not list(tmp_path.iterdir())
 
 
@@ -96,7 +96,8 @@ def test_a_folder_that_cannot_be_made_is_survived(tmp_path: Path) -> None:
     blocked.write_text("")
     run = WandbRun(settings(blocked / "below"), trial_id="a", name="a", config=CONFIG)
     run.finish({"status": "finished"})
-    assert run.status.startswith("off: NotADirectoryError")
+    assert run.status.where is Where.OFF
+    assert run.status.fault.startswith("NotADirectoryError")
 
 
 UNREACHABLE = """
@@ -110,7 +111,8 @@ def spied(**arguments):
     modes.append(arguments["mode"])
     return real(**arguments)
 wandb.init = spied
-print(*wandb_access.chosen_mode(), sep="|")
+found = wandb_access.chosen_mode()
+print(found.mode, found.reason, sep="|")
 settings = wandb_runs.WandbSettings(mode="online", folder=sys.argv[1], group="g", project="p")
 for name in ("first", "second"):
     run = wandb_runs.WandbRun(settings, trial_id=name, name=name, config={})
@@ -152,7 +154,8 @@ def test_an_unreachable_server_means_offline_and_is_asked_once(tmp_path: Path) -
 
 
 def test_a_malformed_key_is_told() -> None:
-    code = "from gisgd_ray.tracking.access import chosen_mode; print(*chosen_mode(), sep='|')"
+    code = "from gisgd_ray.tracking.access import chosen_mode as asked; "
+    code += "print(asked().mode, asked().reason, sep='|')"
     (line,) = in_fresh_process(code, WANDB_API_KEY="short")
     assert line.startswith("offline|the login does not work: WANDB_API_KEY invalid")
 
@@ -166,7 +169,7 @@ def test_a_fault_while_logging_ends_logging_only(tmp_path: Path) -> None:
     run._run = Faulty()
     run.log({"step": 0})
     run.log({"step": 1})
-    assert run.status == "off: CommError: connection reset"
+    assert str(run.status) == "off: CommError: connection reset"
 
 
 def test_a_finish_that_hangs_is_left_behind(
@@ -188,9 +191,20 @@ def test_a_finish_that_hangs_is_left_behind(
     run._run = Hanging()
     run.finish({"status": "finished"})
     release.set()
-    assert run.status == (
+    assert str(run.status) == (
         "off: TimeoutError: W&B did not take the run within 0.1 s; make sync uploads the rest"
     )
+
+
+@pytest.mark.parametrize("where", Where)
+@pytest.mark.parametrize("fault", ["", "OSError: no", "offline: online: "])
+def test_a_status_comes_back_from_its_cell(where: Where, fault: str) -> None:
+    assert WandbStatus.of(str(WandbStatus(where, fault))) == WandbStatus(where, fault)
+
+
+@pytest.mark.parametrize("cell", [None, float("nan"), "", "of another version"])
+def test_a_cell_without_a_status_is_none(cell: object) -> None:
+    assert WandbStatus.of(cell) is None
 
 
 @pytest.mark.parametrize(
@@ -199,14 +213,14 @@ def test_a_finish_that_hangs_is_left_behind(
 )
 def test_wandb_mode_decides(value: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", value)
-    assert chosen_mode() == (expected, f"WANDB_MODE is {value}")
+    assert chosen_mode() == Access(expected, f"WANDB_MODE is {value}", as_asked=True)
 
 
 def test_without_login_it_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb, "login", lambda **_: False)
-    assert chosen_mode()[0] == "offline"
+    assert chosen_mode().mode == "offline"
 
 
 def test_with_login_it_is_online(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb, "login", lambda **_: True)
-    assert chosen_mode()[0] == "online"
+    assert chosen_mode().mode == "online"

@@ -21,12 +21,11 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
-from gisgd_ray.claims.claim import HOW_JUDGED, Claim
+from gisgd_ray.claims.claim import HOW_JUDGED
 from gisgd_ray.claims.statistics import Verdict
 from gisgd_ray.figures.charts import Chart, convert
 from gisgd_ray.figures.charts_lines import UnsupportedError
 from gisgd_ray.figures.style import COLOURS
-from gisgd_ray.figures.tables import Table
 from gisgd_ray.report.bounds_table import (
     column_groups,
     coverage,
@@ -38,6 +37,7 @@ from gisgd_ray.report.bounds_table import (
     trial_rows,
 )
 from gisgd_ray.report.comparison import compare
+from gisgd_ray.report.contents import Report
 from gisgd_ray.report.page_cautions import find_cautions, without_machine
 from gisgd_ray.report.page_cost import cost_facts
 from gisgd_ray.report.page_curves import Curves, listed_trials, read_curves
@@ -50,8 +50,7 @@ from gisgd_ray.report.page_facts import (
     present,
 )
 from gisgd_ray.report.page_json import script_json
-from gisgd_ray.results import launch_record
-from gisgd_ray.results.tables import ResultTables, records
+from gisgd_ray.results.tables import records
 from gisgd_ray.results.whole_files import replace_file
 from gisgd_ray.theory.quantities import NOTATION, QUANTITIES
 
@@ -66,113 +65,114 @@ VERDICTS: dict[Verdict, tuple[str, str]] = {
 """Each verdict, as it is said of several claims, and its mark."""
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A figure of the page."""
+
+    name: str
+    uri: str
+    """The static picture."""
+    caption: str
+    chart: Chart | None
+    """None where only the static picture is shown."""
+
+
 def write_page(
-    tables: ResultTables,
-    *,
-    item: str,
-    name: str,
-    description: str,
-    facts: Mapping[str, str],
-    figures: Mapping[str, Path],
-    claims: Sequence[Claim],
-    swept: Sequence[str],
-    planned: int,
-    captions: Mapping[str, str] | None = None,
-    paper_tables: Sequence[Table] = (),
-    charts: Mapping[str, Figure] | None = None,
-    versions: Mapping[str, str] | None = None,
-    price_per_hour: float | None = None,
-) -> Path:
-    """Write ``report.html`` beside the tables, replacing it as a whole; returns its path.
+    report: Report, charts: Mapping[str, Figure], *, price_per_hour: float | None = None
+) -> None:
+    """Write ``report.html`` beside the tables, replacing it as a whole.
 
     Args:
-        tables: the sweep's results, trials that failed or diverged included.
-        item: what of the paper it is, e.g. "Figure 6".
-        name: the sweep's name.
-        description: one sentence; a leading "Figure 6: " is taken off.
-        facts: anything else about the launch, by name; ``scale`` and ``command`` are
-            known.
-        figures: SVG files by name.
-        claims: the paper's claims with this run's verdicts.
-        swept: dotted fields in which the trials differ, ``seed`` aside.
-        planned: how many trials the sweep has.
-        captions: what a figure shows, by its name.
-        paper_tables: tables as the paper prints them, shown before the figures.
-        charts: the figures themselves, by the same names: the page shows those interactively.
-        versions: what made the numbers; without it, what is installed here.
+        charts: the figures themselves, by the names of the report's: the page shows those
+            interactively.
         price_per_hour: of one trial's share of a machine, for every hour that the trial trains or
             measures, in whatever money; without it the page tells no cost.
     """
-    trials = tables.trials
-    lead = description.removeprefix(f"{item}:").strip()
-    lead = lead[:1].upper() + lead[1:]
-    points = [path for path in swept if path in trials.columns and path != "seed"]
-    seeds = trials["seed"].nunique() if "seed" in trials.columns else 0
-    paths = [*points, "seed"] if seeds > 1 else points
-    columns = table_columns(trials)
-    measured = present(trials)
-    known = [q for q in QUANTITIES.values() if q.name in measured]
-    finished = int((trials["status"] == "finished").sum())
-    caption = f"{item} as measured by this run, from {finished} finished trials."
-    shown = _figures(figures, charts or {}, captions or {}, caption)
-    curves = read_curves(tables, trials)
-    listed = []
-    if curves is not None:
-        listed = listed_trials(trials, [trial_label(row, paths) for row in records(trials)], curves)
-    facts = {key: _shareable(text) for key, text in facts.items()}
+    shown = _figures(report, charts)
     text = (
         _environment()
         .get_template("page.html")
         .render(
-            item=item,
-            name=name,
-            lead=lead,
-            status=status_line(trials, planned),
-            scale=facts.get("scale", ""),
-            command=facts.pop("command", "").replace("…/", ""),  # to be typed
-            facts=facts,
-            cost=cost_facts(trials, price_per_hour),
-            seeds=first(distinct(trials, "seed"), 12),
+            **_what_was_run(report),
+            **_bounds(report),
+            **_curves(report, shown),
+            cost=cost_facts(report.trials, price_per_hour),
             figures=shown,
-            paper_tables=paper_tables,
-            dispersion_off=nowhere(trials, "measurement.dispersion"),
-            claims=claims,
+            paper_tables=report.tables,
+            claims=report.claims,
             verdicts=VERDICTS,
             how_judged=HOW_JUDGED,
-            columns=columns,
-            groups=column_groups(columns),
-            present=measured,
-            notation=NOTATION,
-            explained=[q for q in known if q.latex],
-            methods=[
-                (q, first(distinct(trials, q.name), 3))
-                for q in known
-                if q.kind == "text" and q.name.startswith("measure/")
-            ],
-            comparison=compare(trials, points if seeds > 1 else paths, over_seeds=seeds > 1),
-            keys=key_columns(trials, paths),
-            rows=trial_rows(trials, columns, paths),
-            point_keys=key_columns(trials, points),
-            seed_rows=seed_rows(trials, columns, points) if seeds > 1 else [],
-            coverage=coverage(trials),
-            exceeded=exceeded(trials),
-            estimators=distinct(trials, "measure/hessian_trace_estimator"),
-            cautions=find_cautions(trials, paths),
-            configuration=configuration(trials, swept),
-            data=data_facts(trials),
-            versions=launch_record.versions() if versions is None else versions,
             date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-            curves=curves,
-            listed=listed,
-            open_at={trial.trial_id: trial.place for trial in listed if trial.place is not None},
             style=_part("page.css"),
-            scripts=_scripts(shown, curves),
         )
     )
-    page = tables.folder / "report.html"
     # A surrogate in an error message must not cost the page.
-    replace_file(page, text.encode(errors="backslashreplace"))
-    return page
+    replace_file(report.page, text.encode(errors="backslashreplace"))
+
+
+def _paths(report: Report) -> list[str]:
+    """The fields that tell the trials apart."""
+    return [*report.points, "seed"] if report.over_seeds else report.points
+
+
+def _what_was_run(report: Report) -> dict[str, Any]:
+    facts = {key: _shareable(text) for key, text in report.facts.items()}
+    return {
+        "item": report.sweep.item,
+        "name": report.sweep.name,
+        "lead": report.lead,
+        "status": status_line(report.trials, report.planned),
+        "scale": facts.get("scale", ""),
+        "command": facts.pop("command", "").replace("…/", ""),  # to be typed
+        "facts": facts,
+        "seeds": first(distinct(report.trials, "seed"), 12),
+        "configuration": configuration(report.trials, report.swept),
+        "data": data_facts(report.trials),
+        "versions": report.versions,
+        "cautions": find_cautions(report.trials, _paths(report)),
+    }
+
+
+def _bounds(report: Report) -> dict[str, Any]:
+    """What was measured: ours against Neu et al.'s, and trial by trial."""
+    trials, points, paths = report.trials, report.points, _paths(report)
+    columns, measured = table_columns(trials), present(trials)
+    known = [q for q in QUANTITIES.values() if q.name in measured]
+    return {
+        "dispersion_off": nowhere(trials, "measurement.dispersion"),
+        "columns": columns,
+        "groups": column_groups(columns),
+        "present": measured,
+        "notation": NOTATION,
+        "explained": [q for q in known if q.latex],
+        "methods": [
+            (q, first(distinct(trials, q.name), 3))
+            for q in known
+            if q.kind == "text" and q.name.startswith("measure/")
+        ],
+        "comparison": compare(trials, points, over_seeds=report.over_seeds),
+        "keys": key_columns(trials, paths),
+        "rows": trial_rows(trials, columns, paths),
+        "point_keys": key_columns(trials, points),
+        "seed_rows": seed_rows(trials, columns, points) if report.over_seeds else [],
+        "coverage": coverage(trials),
+        "exceeded": exceeded(trials),
+        "estimators": distinct(trials, "measure/hessian_trace_estimator"),
+    }
+
+
+def _curves(report: Report, figures: Sequence[Shown]) -> dict[str, Any]:
+    """The trials' curves, and what draws them and the figures."""
+    curves, listed = read_curves(report.results, report.trials), []
+    if curves is not None:
+        labels = [trial_label(row, _paths(report)) for row in records(report.trials)]
+        listed = listed_trials(report.trials, labels, curves)
+    return {
+        "curves": curves,
+        "listed": listed,
+        "open_at": {trial.trial_id: trial.place for trial in listed if trial.place is not None},
+        "scripts": _scripts(figures, curves),
+    }
 
 
 def _environment() -> jinja2.Environment:
@@ -190,31 +190,16 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A figure of the page."""
-
-    name: str
-    uri: str
-    """The static picture."""
-    caption: str
-    chart: Chart | None
-    """None where only the static picture is shown."""
-
-
-def _figures(
-    figures: Mapping[str, Path],
-    charts: Mapping[str, Figure],
-    captions: Mapping[str, str],
-    rest: str,
-) -> list[Shown]:
+def _figures(report: Report, charts: Mapping[str, Figure]) -> list[Shown]:
+    finished = int((report.trials["status"] == "finished").sum())
+    rest = f"{report.sweep.item} as measured by this run, from {finished} finished trials."
     found = []
-    for name, path in figures.items():
+    for name, path in report.figures.items():
         try:
             chart = convert(charts[name]) if name in charts else None
         except UnsupportedError:
             chart = None
-        found.append(Shown(name, _data_uri(path), captions.get(name, rest), chart))
+        found.append(Shown(name, _data_uri(path), report.sweep.captions.get(name, rest), chart))
     return found
 
 

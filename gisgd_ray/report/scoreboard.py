@@ -13,13 +13,14 @@ from urllib.parse import quote
 import jinja2
 import pandas as pd
 
+from gisgd_ray.claims.claim import Claim
 from gisgd_ray.claims.paper_tables import DATASETS
 from gisgd_ray.claims.statistics import Verdict
 from gisgd_ray.figures.tables import Table
 from gisgd_ray.numbers import counted
+from gisgd_ray.report.contents import Report
 from gisgd_ray.report.page import VERDICTS, status_line, tight
 from gisgd_ray.report.page_cautions import without_machine
-from gisgd_ray.report.sweep_report import Report
 from gisgd_ray.results.whole_files import replace_file
 
 ITEMS = (
@@ -50,17 +51,6 @@ ONLY: dict[str, dict[str, Sequence[str]]] = {
 }
 """Where a sweep reproduces several: the settings of the trials that are this one's. A table is one
 of accuracies, which are the paper's networks' or none."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A sweep of which there are results."""
-
-    name: str
-    item: str
-    folder: Path
-    report: Report
-    trials: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -96,14 +86,14 @@ class Sweep:
     told: Sequence[tuple[str, str]]
     """Verdicts that there are, and how many claims have it: ("holds", "2 hold")."""
     verdicts: dict[Verdict, int]
-    claims: Sequence[dict[str, str]]
+    claims: Sequence[Claim]
     figures: Sequence[tuple[str, str]]
     """Name and data URI of the SVG."""
     tables: Sequence[Table]
 
 
 def write_scoreboard(
-    entries: Sequence[Entry], folder: Path, faults: Mapping[Path, str] | None = None
+    reports: Sequence[Report], folder: Path, faults: Mapping[Path, str] | None = None
 ) -> Path:
     """Write ``scoreboard.html`` into the folder, replacing it as a whole; returns its path.
 
@@ -112,15 +102,17 @@ def write_scoreboard(
     """
     faults = faults or {}
     order = [name for _, name, _ in ITEMS]
-    entries = sorted(
-        entries,
-        key=lambda e: (order.index(e.name) if e.name in order else len(order), str(e.folder)),
-    )
-    sweeps = {id(entry): _sweep(entry, folder) for entry in entries}
-    items = Counter(entry.item for entry in entries)
+
+    def place(report: Report) -> tuple[int, str]:
+        name = report.sweep.name
+        return order.index(name) if name in order else len(order), str(report.results.folder)
+
+    reports = sorted(reports, key=place)
+    sweeps = {id(report): _sweep(report, folder) for report in reports}
+    items = Counter(report.sweep.item for report in reports)
     lines = []
     for item, name, title in ITEMS:
-        its = {id(e): _trials_of(e, item) for e in entries if e.name == name}
+        its = {id(r): _trials_of(r.trials, item) for r in reports if r.sweep.name == name}
         run = [sweeps[key] for key, trials in its.items() if len(trials) or not sweeps[key].tried]
         done = any((trials["status"] == "finished").any() for trials in its.values())
         others = [sweeps[key] for key in its if item.startswith("Table") and sweeps[key] not in run]
@@ -136,7 +128,7 @@ def write_scoreboard(
     environment.filters["tight"] = tight
     text = environment.get_template("scoreboard.html").render(
         lines=lines,
-        others=[sweeps[id(entry)] for entry in entries if entry.name not in known],
+        others=[sweep for sweep in sweeps.values() if sweep.name not in known],
         sweeps=list(sweeps.values()),
         repeated={item for item, number in items.items() if number > 1},
         faults={_below(place, folder): without_machine(why) for place, why in faults.items()},
@@ -148,9 +140,8 @@ def write_scoreboard(
     return path
 
 
-def _trials_of(entry: Entry, item: str) -> pd.DataFrame:
-    """The sweep's trials that are of this figure or table."""
-    trials = entry.trials
+def _trials_of(trials: pd.DataFrame, item: str) -> pd.DataFrame:
+    """Those of a sweep's trials that are of this figure or table."""
     for column, values in ONLY.get(item, {}).items():
         if column not in trials.columns:
             return trials.head(0)
@@ -166,25 +157,20 @@ def _ran(trials: pd.DataFrame) -> str:
     return ", ".join(f"{model} on {data}" for model, data in pairs)
 
 
-def _sweep(entry: Entry, above: Path) -> Sweep:
-    report = entry.report
-    claims = [
-        {"text": c.text, "test": c.test, "evidence": c.evidence, "verdict": c.verdict}
-        for c in report.claims
-    ]
-    verdicts = {v: sum(c["verdict"] == v for c in claims) for v in VERDICTS}
+def _sweep(report: Report, above: Path) -> Sweep:
+    verdicts = {v: sum(c.verdict == v for c in report.claims) for v in VERDICTS}
     return Sweep(
-        name=entry.name,
-        item=entry.item,
-        folder=_below(entry.folder, above),
+        name=report.sweep.name,
+        item=report.sweep.item,
+        folder=_below(report.results.folder, above),
         page=quote(os.fsencode(_below(report.page, above))),
-        tried=len(entry.trials),
-        status=status_line(entry.trials, report.planned),
+        tried=len(report.trials),
+        status=status_line(report.trials, report.planned),
         scale=report.facts.get("scale", "not recorded"),
-        ran=_ran(entry.trials),
+        ran=_ran(report.trials),
         told=[(v, _counted(verdicts, v)) for v in VERDICTS if verdicts[v]],
         verdicts=verdicts,
-        claims=claims,
+        claims=report.claims,
         figures=[
             (name, "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode())
             for name, path in report.figures.items()
@@ -210,10 +196,10 @@ def _summary(lines: Iterable[Line], sweeps: Iterable[Sweep]) -> str:
     """
     lines = list(lines)
     done = sum(line.has_results for line in lines)
-    found: dict[tuple[str, str], set[str]] = {}
+    found: dict[tuple[str, str], set[Verdict]] = {}
     for sweep in sweeps:
         for claim in sweep.claims:
-            found.setdefault((sweep.name, claim["text"]), set()).add(claim["verdict"])
+            found.setdefault((sweep.name, claim.text), set()).add(claim.verdict)
     counts = {v: sum(verdicts == {v} for verdicts in found.values()) for v in VERDICTS}
     told = ", ".join(_counted(counts, v) for v in VERDICTS)
     if apart := len(found) - sum(counts.values()):

@@ -1,37 +1,20 @@
 """Figures, tables and page of a sweep, from what its folder holds."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from gisgd_ray.claims.claim import Claim
 from gisgd_ray.errors import UserError
 from gisgd_ray.figures.style import save_figures
-from gisgd_ray.figures.tables import Table, save_tables
+from gisgd_ray.figures.tables import save_tables
+from gisgd_ray.report.contents import Report
 from gisgd_ray.report.page import write_page
 from gisgd_ray.results.launch_record import LaunchRecord, versions
 from gisgd_ray.results.tables import ResultTables, varying_fields
 from gisgd_ray.results.whole_files import require_no_links
 from gisgd_ray.sweep import Sweep
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was made of a sweep's results."""
-
-    page: Path
-    claims: Sequence[Claim]
-    tables: Sequence[Table]
-    """As the paper prints them."""
-    figures: dict[str, Path]
-    """SVG files by name."""
-    swept: Sequence[str]
-    facts: dict[str, str]
-    planned: int
-    """Trials that the sweep has."""
 
 
 def write_report(
@@ -57,13 +40,31 @@ def write_report(
     for column in ("trial_id", "status"):
         if column not in trials.columns:
             raise _lacking(sweep, tables, column)
-    present = set(trials["trial_id"])
-    planned = set(record.planned) if record is not None else present
+    ended = set(trials["trial_id"])
+    planned = set(record.planned) if record is not None else ended
     swept = list(record.swept) if record is not None else []
-    if present - planned or record is None:
+    if ended - planned or record is None:
         # Earlier launches asked for other trials: what tells those apart is swept as well.
         swept += varying_fields(trials, besides=[*swept, "seed"])
-    done = (trials["status"] == "finished").any()
+    report = Report(
+        sweep,
+        tables,
+        trials,
+        swept,
+        len(planned | ended),
+        facts=_facts(record) | _time_facts(trials),
+        versions=versions_told(record),
+    )
+    report, drawn = _drawn(report)
+    save_tables(report.tables, tables.folder / "tables.md")
+    write_page(report, drawn, price_per_hour=price_per_hour)
+    return report
+
+
+def _drawn(report: Report) -> tuple[Report, dict[str, Figure]]:
+    """The report with what the finished trials show, and its figures."""
+    sweep, tables = report.sweep, report.results
+    done = (report.trials["status"] == "finished").any()
     try:
         drawn = sweep.plot(tables) if done else {}
         claims = sweep.claims(tables) if done else []
@@ -77,30 +78,15 @@ def write_report(
             f"the tables in {tables.folder} hold what {sweep.item} cannot show ({why}); are they "
             "damaged, or another sweep's?"
         ) from fault
-    save_tables(shown, tables.folder / "tables.md")
-    unknown = {"scale": "not recorded, since no launch has left its launches.json here"}
-    facts = dict(record.facts) if record is not None else unknown
-    if record is not None and record.seconds is not None:
-        facts["wall time of this launch"] = f"{record.seconds:.0f} s"
-    facts |= _time_facts(trials)
-    total = len(planned | present)
-    page = write_page(
-        tables,
-        item=sweep.item,
-        name=sweep.name,
-        description=sweep.description,
-        facts=facts,
-        figures=figures,
-        captions=sweep.captions,
-        claims=claims,
-        paper_tables=shown,
-        swept=swept,
-        planned=total,
-        versions=versions_told(record),
-        charts=drawn,
-        price_per_hour=price_per_hour,
-    )
-    return Report(page, claims, shown, figures, swept, facts, total)
+    return replace(report, claims=claims, tables=shown, figures=figures), drawn
+
+
+def _facts(record: LaunchRecord | None) -> dict[str, str]:
+    if record is None:
+        return {"scale": "not recorded, since no launch has left its launches.json here"}
+    if record.seconds is None:
+        return record.facts
+    return {**record.facts, "wall time of this launch": f"{record.seconds:.0f} s"}
 
 
 def _lacking(sweep: Sweep, tables: ResultTables, column: object) -> UserError:

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,18 @@ MOST_STEPS = 2**20
 
 RATE = "learning_rate"
 """The one column that the lines of every version have."""
-COMPLETE = ("finished", "diverged")
-"""Statuses that a resumed sweep takes as they are; ``failed`` trials are tried again."""
+
+
+class Status(StrEnum):
+    """How a trial has ended, as its row has it."""
+
+    FINISHED = "finished"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+
+
+COMPLETE = (Status.FINISHED, Status.DIVERGED)
+"""What a resumed sweep takes as it is; failed trials are tried again."""
 
 
 @dataclass

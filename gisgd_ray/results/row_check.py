@@ -15,9 +15,9 @@ from gisgd_ray.config.frozen import canonical, flatten, id_of, unflatten
 from gisgd_ray.config.space import field_paths, validated
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
+from gisgd_ray.results.journal import Status
 from gisgd_ray.theory.quantities import QUANTITIES, quantity
 
-STATUSES = ("finished", "diverged", "failed")
 OWN = ("trial_id", "status")
 """Which :func:`require_own` sees to."""
 NUMBERS = ("bound/", "term/", "gap/", "sum/", "train/", "test/", "time/", "resources/")
@@ -48,8 +48,8 @@ def _fault_of(row: Mapping[str, Any], trial_id: str) -> str:
     """Why a row cannot be this trial's; empty where it can."""
     if row.get("trial_id") != trial_id:
         return f"is of trial {row.get('trial_id')!r}, not of {trial_id}"
-    if row.get("status") not in STATUSES:
-        return f"has the status {row.get('status')!r}, which is none of {', '.join(STATUSES)}"
+    if row.get("status") not in set(Status):
+        return f"has the status {row.get('status')!r}, which is none of {', '.join(Status)}"
     if _settings_are_named(row, trial_id):
         return ""
     try:

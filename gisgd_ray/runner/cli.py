@@ -11,7 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,7 +42,8 @@ class Options:
     cpus_per_trial: int
     gpus_per_trial: float | None
     """None: found out by trying the dearest trial out."""
-    checkpoint_every_s: float
+    checkpoint_every: float
+    """Seconds."""
     retries: int
     wandb_requests: float
     """A minute, of all trials together."""
@@ -57,6 +58,94 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}; --help lists every option")
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def _share(text: str) -> float | None:
+    if text == "auto":
+        return None
+    try:
+        return _finite(text)
+    except argparse.ArgumentTypeError as fault:
+        raise argparse.ArgumentTypeError(f"{fault}, nor is it auto") from None
+
+
+def _option(help: str, **how: Any) -> dict[str, Any]:
+    return {"help": help, **how}
+
+
+_OPTIONS = {
+    "--scale": _option(
+        "laptop: bundled data, minutes on 2 cores; paper: the paper's data and grid; "
+        "auto (default): paper when the Ray cluster has a GPU",
+        choices=("auto", "laptop", "paper"),
+        default="auto",
+    ),
+    "--out": _option(
+        "results go to DIR/<sweep name> (default: results); with trials on several machines "
+        "a folder that all of them share, or a bucket: s3://BUCKET/DIR, gs://BUCKET/DIR",
+        default="results",
+        metavar="DIR",
+    ),
+    "--dry-run": _option(
+        "print the trials, what they take and about how long, and stop", action="store_true"
+    ),
+    "--resume": _option("run only what DIR/<sweep name> does not hold yet", action="store_true"),
+    "--take-over": _option(
+        "go on in a bucket that a driver which is gone was writing to", action="store_true"
+    ),
+    "--reuse": _option(
+        "take trials that have finished in another sweep's folder from there; may be repeated",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+    ),
+    "--panel": _option("run one panel of the figure only", metavar="NAME"),
+    "--seeds": _option("replicates of every point", type=int, metavar="N"),
+    "--samples": _option("draws from the distributions", type=int, metavar="N"),
+    "--sampling-seed": _option("seed of those draws", type=int, metavar="N"),
+    "--cpus-per-trial": _option(
+        "cores a trial takes (default 1)", type=int, default=1, metavar="N"
+    ),
+    "--gpus-per-trial": _option(
+        "fraction of a GPU a trial takes, or auto (default): as many share one as its memory "
+        "and the CPUs allow, measured on the dearest trial; no GPU where there is none",
+        type=_share,
+        default="auto",
+        metavar="F",
+    ),
+    "--checkpoint-every": _option(
+        "seconds between a trial's checkpoints, from which it goes on when its process, its "
+        "machine or this program is lost (default 60)",
+        type=_finite,
+        default=60.0,
+        metavar="S",
+    ),
+    "--retries": _option(
+        "how often in a row a lost or failing trial is tried again without getting further "
+        "than before (default 3)",
+        type=int,
+        default=3,
+        metavar="N",
+    ),
+    "--wandb-requests": _option(
+        "requests a minute in which all trials together tell W&B their new points (default "
+        "120, or two of each trial if that is more); fewer means later, never fewer points",
+        type=_finite,
+        default=120.0,
+        metavar="N",
+    ),
+}
 
 
 def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Options:
@@ -75,100 +164,18 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Options
         "log_uniform(1e-4,1e-1), choice(32,64)); a list is one value of a field that takes lists\n"
         "(10,20), and its grid is written in JSON ([[10], [10, 20]]).",
     )
-    add = parser.add_argument
-    add(
-        "--scale",
-        choices=("auto", "laptop", "paper"),
-        default="auto",
-        help="laptop: bundled data, minutes on 2 cores; paper: the paper's data and grid; "
-        "auto (default): paper when the Ray cluster has a GPU",
-    )
-    add(
-        "--out",
-        default="results",
-        metavar="DIR",
-        help="results go to DIR/<sweep name> (default: results); with trials on several machines "
-        "a folder that all of them share, or a bucket: s3://BUCKET/DIR, gs://BUCKET/DIR",
-    )
-    add(
-        "--dry-run",
-        action="store_true",
-        help="print the trials, what they take and about how long, and stop",
-    )
-    add("--resume", action="store_true", help="run only what DIR/<sweep name> does not hold yet")
-    add(
-        "--take-over",
-        action="store_true",
-        help="go on in a bucket that a driver which is gone was writing to",
-    )
-    add(
-        "--reuse",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="take trials that have finished in another sweep's folder from there; may be repeated",
-    )
-    add("--panel", metavar="NAME", help="run one panel of the figure only")
-    add("--seeds", type=int, metavar="N", help="replicates of every point")
-    add("--samples", type=int, metavar="N", help="draws from the distributions")
-    add("--sampling-seed", type=int, metavar="N", help="seed of those draws")
-    add(
-        "--cpus-per-trial", type=int, default=1, metavar="N", help="cores a trial takes (default 1)"
-    )
-    add(
-        "--gpus-per-trial",
-        type=_share,
-        default="auto",
-        metavar="F",
-        help="fraction of a GPU a trial takes, or auto (default): as many share one as its memory "
-        "and the CPUs allow, measured on the dearest trial; no GPU where there is none",
-    )
-    add(
-        "--checkpoint-every",
-        type=_finite,
-        default=60.0,
-        metavar="S",
-        help="seconds between a trial's checkpoints, from which it goes on when its process, its "
-        "machine or this program is lost (default 60)",
-    )
-    add(
-        "--retries",
-        type=int,
-        default=3,
-        metavar="N",
-        help="how often in a row a lost or failing trial is tried again without getting further "
-        "than before (default 3)",
-    )
-    add(
-        "--wandb-requests",
-        type=_finite,
-        default=120.0,
-        metavar="N",
-        help="requests a minute in which all trials together tell W&B their new points (default "
-        "120, or two of each trial if that is more); fewer means later, never fewer points",
-    )
-    fields = parser.add_argument_group("fields of a trial")
+    for option, how in _OPTIONS.items():
+        parser.add_argument(option, **how)
+    group = parser.add_argument_group("fields of a trial")
     for path, owners in field_paths().items():
-        fields.add_argument(f"--{path}", metavar="V", help=_help(path, owners))
+        group.add_argument(f"--{path}", metavar="V", help=_help(path, owners))
     known, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
     given = vars(known)
     if unknown:
         raise UserError(_unknown(unknown[0], options=given))
     settings = {k: given[k] for k in ("seeds", "samples", "sampling_seed") if given[k] is not None}
     return Options(
-        scale=given["scale"],
-        out=given["out"],
-        dry_run=given["dry_run"],
-        resume=given["resume"],
-        take_over=given["take_over"],
-        reuse=given["reuse"],
-        panel=given["panel"],
-        cpus_per_trial=given["cpus_per_trial"],
-        gpus_per_trial=given["gpus_per_trial"],
-        checkpoint_every_s=given["checkpoint_every"],
-        retries=given["retries"],
-        wandb_requests=given["wandb_requests"],
+        **{each.name: given[each.name] for each in fields(Options) if each.name in given},
         settings=settings,
         overrides={
             path: parse_values(path, given[path])
@@ -295,25 +302,6 @@ def _unknown(token: str, *, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else "--help lists every option"
     return f"{name} is not an option; {hint}"
-
-
-def _finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-    return value
-
-
-def _share(text: str) -> float | None:
-    if text == "auto":
-        return None
-    try:
-        return _finite(text)
-    except argparse.ArgumentTypeError as fault:
-        raise argparse.ArgumentTypeError(f"{fault}, nor is it auto") from None
 
 
 def _items(text: str) -> list[Any]:

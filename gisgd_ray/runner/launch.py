@@ -7,188 +7,213 @@ themselves, to a storage that all nodes share.
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.downloads import data_folder, ensure_files
 from gisgd_ray.errors import UserError
 from gisgd_ray.file_locks import LockedError, file_lock
 from gisgd_ray.numbers import counted
-from gisgd_ray.results.journal import Journal, Row
+from gisgd_ray.results.journal import Journal, Row, Status
 from gisgd_ray.results.storage import Storage, is_uri
 from gisgd_ray.results.tables import (
     ResultTables,
-    finished_ids,
     require_own_rows,
     reuse,
     write_tables,
 )
-from gisgd_ray.runner.capacity import slots
+from gisgd_ray.runner.capacity import Chosen, at_once
 from gisgd_ray.runner.checkpoints import clear_all
+from gisgd_ray.runner.cli import Options
 from gisgd_ray.runner.cluster import abandon, machines, most_cpus, num_nodes, require_shared
 from gisgd_ray.runner.cluster_watch import ClusterLostError
 from gisgd_ray.runner.handover import Handover, account, handed_over
 from gisgd_ray.runner.memory import give_back_freed
 from gisgd_ray.runner.packing import Resources
 from gisgd_ray.runner.place import Place
+from gisgd_ray.runner.plan import Left, Plan
 from gisgd_ray.runner.progress import Progress
 from gisgd_ray.runner.recorder import Recorder
+from gisgd_ray.runner.settings import RunSettings
 from gisgd_ray.runner.tuning import TuneFailedError, tune_trials
 from gisgd_ray.tracking import launch as wandb_launch
+from gisgd_ray.tracking.access import WandbStatus
 from gisgd_ray.tracking.run import WandbSettings
 
-RETRIES = 3
-WANDB_REQUESTS_PER_MINUTE = 120.0
-TOLD = ("trial_id", "status", "error", "wandb/status")
-"""What the closing words are made from."""
+
+@dataclass(frozen=True)
+class Job:
+    """What a launch runs: all that is decided before the first trial starts."""
+
+    name: str
+    """The sweep's."""
+    title: str
+    plan: Plan
+    left: Left
+    place: Place
+    options: Options
+    chosen: Chosen
 
 
-@dataclass
+@dataclass(frozen=True)
+class Ran:
+    """How the trials that were left have run."""
+
+    resources: Resources | None = None
+    """What each took in the end; None if none ran, or the cluster was lost."""
+    lost: int = 0
+    """How often a trial was lost, and went on from its last checkpoint."""
+    tried_again: int = 0
+    """How often one failed, and was tried again from there."""
+    cluster_lost: str = ""
+    """Why the cluster is gone, if that was what broke the launch off."""
+    wandb: WandbSettings | None = None
+    """None if none ran."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What the closing words say of a trial that has ended; the tables have the rest."""
+
+    trial_id: str
+    status: Status
+    error: str | None = None
+    wandb: WandbStatus | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a launch came to."""
 
     tables: ResultTables
     reused: int
     interrupted: bool
-    rows: list[Row] = field(default_factory=list)
-    """Of every trial that has ended, :data:`TOLD`; the tables have the rest."""
-    wandb_faults: list[str] = field(default_factory=list)
+    ended: Sequence[Ended] = ()
+    ran: Ran = field(default_factory=Ran)
+    wandb_faults: Sequence[str] = ()
     """What W&B does not have in the end, in sentences."""
-    cluster_lost: str = ""
-    """Why the cluster is gone, if that was what broke the launch off."""
-    lost: int = 0
-    """How often a trial was lost, and went on from its last checkpoint."""
-    tried_again: int = 0
-    """How often one failed, and was tried again from there."""
-    resources: Resources | None = None
-    """What the trials took in the end, if any ran."""
 
-    def count(self, status: str) -> int:
-        return sum(row["status"] == status for row in self.rows)
+    def count(self, status: Status) -> int:
+        return sum(each.status is status for each in self.ended)
 
 
-def launch(
-    trials: Sequence[TrialConfig],
-    *,
-    name: str,
-    place: Place,
-    resources: Resources,
-    resume: bool = False,
-    reused_folders: Sequence[Path] = (),
-    labels: dict[str, str] | None = None,
-    checkpoint_every_s: float = 60.0,
-    retries: int = RETRIES,
-    title: str | None = None,
-    on_start: Callable[[], None] = lambda: None,
-    wandb_requests_per_minute: float = WANDB_REQUESTS_PER_MINUTE,
-) -> Outcome:
-    """Run every trial that has no complete row in the place; Ray must be connected.
+@contextlib.contextmanager
+def sole_driver(folder: Path) -> Iterator[None]:
+    """Context in which no other launch writes to the folder.
+
+    Raises:
+        UserError: another one does.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(file_lock(folder / ".lock", wait=False))
+        except LockedError as fault:
+            raise UserError(
+                f"another sweep is writing to {folder}{fault}; wait for it or choose another --out"
+            ) from None
+        yield
+
+
+def require_startable(job: Job) -> None:
+    """See that the folder is one that this launch may write to; another version's trials are told.
+
+    Raises:
+        UserError: it holds results and is not to be resumed, a row in it is not its trial's, or
+            another node cannot see it.
+    """
+    folder, trials = job.place.folder, job.plan.trials
+    if Journal(folder).trial_ids() and not job.options.resume:
+        raise UserError(
+            f"{folder} already holds {len(job.left.here)} finished of these {len(trials)} trials; "
+            "add --resume to run only what is missing, or choose another folder with --out"
+        )
+    if foreign := require_own_rows(folder, trials):
+        print(
+            f"{counted(len(foreign), 'trial')} in {folder} ({foreign[0]}"
+            f"{', ...' * (len(foreign) > 1)}) with settings of another version of gisgd-ray: "
+            "kept and shown, and not taken for any of this launch's.",
+            flush=True,
+        )
+    if not is_uri(job.place.storage):
+        require_shared(folder)
+
+
+def launch(job: Job) -> Outcome:
+    """Run every trial that is left; Ray must be connected, and the folder this launch's own.
 
     A trial that was lost or failed goes on from its last checkpoint; one that gets no further in
     ``retries`` further attempts, or fails in the same way at the same step again, costs only its
     own row. One that does not fit into memory beside others is run again with more room. Ctrl-C
     stops cleanly with what finished kept, and so does the loss of the whole cluster.
 
-    Args:
-        reused_folders: sweeps' folders whose finished trials are taken from there.
-        on_start: called once the folder is this launch's own.
-        wandb_requests_per_minute: that all trials together make to tell W&B their points.
-
     Raises:
-        UserError: the folder holds results and ``resume`` is false, another sweep uses it, or
-            another node cannot see it.
+        UserError: the results can no longer be written.
+        DataError: a dataset is missing and cannot be had.
     """
-    folder = place.folder
-    with _sole_driver(folder):
-        journal = Journal(folder)
-        if journal.trial_ids() and not resume:
-            raise UserError(
-                f"{folder} already holds {len(finished_ids(folder, trials))} finished of these "
-                f"{len(trials)} trials; add --resume to run only what is missing, or choose "
-                "another folder with --out"
-            )
-        if foreign := require_own_rows(folder, trials):
-            print(
-                f"{counted(len(foreign), 'trial')} in {folder} ({foreign[0]}"
-                f"{', ...' * (len(foreign) > 1)}) with settings of another version of gisgd-ray: "
-                "kept and shown, and not taken for any of this launch's.",
-                flush=True,
-            )
-        if not is_uri(place.storage):
-            require_shared(folder)
-        on_start()
-        reuse(folder, trials, reused_folders)
-        done = finished_ids(folder, trials)
-        _clear_leftovers(place, done)
-        waiting = [t for t in trials if t.trial_id not in done]
-        outcome = Outcome(ResultTables(folder), reused=len(done), interrupted=False)
-        wandb: WandbSettings | None = None
-        if waiting:
-            _fetch_data(waiting)
-            with Progress(
-                total=len(trials), done=len(done), title=title or name, labels=labels or {}
-            ) as progress:
-                recorder = Recorder(
-                    folder,
-                    trials,
-                    progress,
-                    storage=place.storage,
-                    mirror=place.mirror,
-                    retries=retries,
-                    names=labels or {},
-                )
-                wandb = wandb_launch.begin(
-                    folder,
-                    name,
-                    waiting,
-                    trials_at_once=_at_once(resources),
-                    requests_per_minute=wandb_requests_per_minute,
-                    note=progress.note,
-                )
-                run = {
-                    "threads": resources.threads or resources.cpus,
-                    "checkpoint_every_s": checkpoint_every_s,
-                    "wandb": asdict(wandb),
-                }
-                try:
-                    with handed_over(Handover(place.storage, account())) as name:
-                        run["handover"] = name
-                        outcome.resources = _rounds(waiting, run, place, resources, recorder)
-                except ClusterLostError as fault:
-                    abandon()
-                    outcome.cluster_lost = "" if fault.stopped else str(fault)
-            outcome.lost, outcome.tried_again = recorder.lost, recorder.tried_again
+    folder, trials, waiting = job.place.folder, job.plan.trials, job.left.waiting
+    # No more than was looked up: what another sweep has completed since is among those that wait.
+    reuse(folder, job.left.done, job.options.reuse)
+    _clear_leftovers(job)
+    ran = _run(job) if waiting else Ran()
+    tables, faults = ResultTables(folder), list[str]()
+    try:
+        tables = write_tables(folder, trials)
+    except OSError as error:
+        _raise_if_storage_failed(folder, error)
+    if ran.wandb is not None:
+        faults = wandb_launch.end(ran.wandb, tables, [t.trial_id for t in waiting])
+    rows = map(Journal(folder).read_row, (trial.trial_id for trial in trials))
+    ended = [_ended(row) for row in rows if row is not None]
+    give_back_freed()
+    return Outcome(
+        tables,
+        reused=len(job.left.done),
+        interrupted=len(ended) < len(trials),
+        ended=ended,
+        ran=ran,
+        wandb_faults=faults,
+    )
+
+
+def _ended(row: Row) -> Ended:
+    wandb = WandbStatus.of(row.get("wandb/status"))
+    return Ended(row["trial_id"], Status(row["status"]), row.get("error"), wandb)
+
+
+def _run(job: Job) -> Ran:
+    """Run the trials that are left, as often as it takes."""
+    waiting, done, options = job.left.waiting, len(job.left.done), job.options
+    trials, labels, resources = job.plan.trials, job.plan.labels, job.chosen.resources
+    _fetch_data(waiting)
+    in_the_end, cluster_lost = None, ""
+    with Progress(total=len(trials), done=done, title=job.title, labels=labels) as progress:
+        recorder = Recorder(job.place, trials, progress, retries=options.retries)
+        wandb = wandb_launch.begin(
+            job.place.folder,
+            job.name,
+            waiting,
+            trials_at_once=at_once(machines(), resources),
+            requests_per_minute=options.wandb_requests,
+            note=progress.note,
+        )
         try:
-            outcome.tables = write_tables(folder, trials)
-        except OSError as error:
-            _raise_if_storage_failed(folder, error)
-        if wandb is not None:
-            outcome.wandb_faults = wandb_launch.end(
-                wandb, outcome.tables, [t.trial_id for t in waiting]
-            )
-        for trial in trials:
-            row = journal.read_row(trial.trial_id)
-            if row is not None:
-                outcome.rows.append({name: row[name] for name in TOLD if name in row})
-        outcome.interrupted = len(outcome.rows) < len(trials)
-        give_back_freed()
-        return outcome
+            with handed_over(Handover(job.place.storage, account())) as name:
+                run = RunSettings(resources, name, options.checkpoint_every, wandb)
+                in_the_end = _rounds(job, run, recorder)
+        except ClusterLostError as fault:
+            abandon()
+            cluster_lost = "" if fault.stopped else str(fault)
+    return Ran(in_the_end, recorder.lost, recorder.tried_again, cluster_lost, wandb)
 
 
-def _at_once(resources: Resources) -> int:
-    """How many trials the cluster runs at once as it is now, at least one."""
-    return max(1, sum(slots(machine, resources) for machine in machines()))
-
-
-def _clear_leftovers(place: Place, done: set[str]) -> None:
+def _clear_leftovers(job: Job) -> None:
     """Checkpoints of finished trials and halves of files: left by a driver lost on the way."""
-    for path in (place.folder / "journal").glob("*.partial"):
+    for path in (job.place.folder / "journal").glob("*.partial"):
         path.unlink()
     with contextlib.suppress(OSError):
-        clear_all(Storage(place.storage), done)
+        clear_all(Storage(job.place.storage), {t.trial_id for t in job.left.done})
 
 
 def _fetch_data(trials: Sequence[TrialConfig]) -> None:
@@ -204,37 +229,31 @@ def _fetch_data(trials: Sequence[TrialConfig]) -> None:
             ensure_files(name, data_folder())
 
 
-def _rounds(
-    trials: Sequence[TrialConfig],
-    run: dict[str, Any],
-    place: Place,
-    resources: Resources,
-    recorder: Recorder,
-) -> Resources:
+def _rounds(job: Job, run: RunSettings, recorder: Recorder) -> Resources:
     """Run the trials, and those again, with more room, that ran out of memory; the room at last."""
-    waiting = list(trials)
+    waiting, folder = job.left.waiting, job.place.folder
     while True:
         try:
-            stopped = tune_trials(waiting, run, resources, recorder)
+            stopped = tune_trials(waiting, run, recorder)
         except (OSError, TuneFailedError) as error:
-            _raise_if_storage_failed(place.folder, recorder.fault or error)
+            _raise_if_storage_failed(folder, recorder.fault or error)
             raise
         waiting = [t for t in waiting if t.trial_id in recorder.out_of_memory]
         if not waiting or stopped:
-            return resources
-        roomier = resources.roomier(most_cpus=most_cpus())
+            return run.resources
+        roomier = run.resources.roomier(most_cpus=most_cpus())
         if roomier is None:
             try:
                 for trial in waiting:
                     recorder.failed(trial.trial_id, recorder.out_of_memory[trial.trial_id])
             except OSError as error:
-                _raise_if_storage_failed(place.folder, error)
-            return resources
+                _raise_if_storage_failed(folder, error)
+            return run.resources
         recorder.progress.note(
-            f"{counted(len(waiting), 'trial')} ran out of memory with {resources} each; run again "
-            f"with {roomier}"
+            f"{counted(len(waiting), 'trial')} ran out of memory with {run.resources} each; run "
+            f"again with {roomier}"
         )
-        resources = roomier
+        run = replace(run, resources=roomier)
         recorder.out_of_memory.clear()
 
 
@@ -251,15 +270,3 @@ def _raise_if_storage_failed(folder: Path, error: Exception) -> None:
             f"results can no longer be written to {folder} ({reason}); what was measured before is "
             "kept: make room, then run the same command with --resume"
         ) from error
-
-
-@contextlib.contextmanager
-def _sole_driver(folder: Path) -> Iterator[None]:
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(file_lock(folder / ".lock", wait=False))
-        except LockedError as fault:
-            raise UserError(
-                f"another sweep is writing to {folder}{fault}; wait for it or choose another --out"
-            ) from None
-        yield

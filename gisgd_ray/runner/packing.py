@@ -27,7 +27,8 @@ PROBE_STEPS = 3
 class Resources:
     """What one trial takes: whole CPUs and a fraction of a GPU.
 
-    ``threads`` are those of torch, which stay as they are when a trial is given more room.
+    ``threads`` are those of torch (None: as many as CPUs), which stay as they are when a trial is
+    given more room: the order of sums, and so every bit of a result, depends on them.
     """
 
     cpus: int = 1

@@ -11,10 +11,8 @@ from gisgd_ray.config.frozen import flatten
 from gisgd_ray.config.space import SearchSpace, require_few
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.numbers import counted
-from gisgd_ray.results.tables import reusable
+from gisgd_ray.results.tables import finished_ids, reusable
 from gisgd_ray.runner import cli
-from gisgd_ray.runner.estimate import Estimate
-from gisgd_ray.runner.packing import Resources
 from gisgd_ray.runner.place import Place
 from gisgd_ray.runner.progress import trial_label
 
@@ -33,10 +31,31 @@ class Plan:
     """A trial's name for people: the fields in which it differs from the others."""
     swept: list[str]
 
-    def waiting(self, folders: Iterable[Path]) -> list[TrialConfig]:
-        """The trials that no earlier launch into one of these folders has completed."""
-        done = {name for folder in folders for name in reusable(folder, self.trials)}
-        return [t for t in self.trials if t.trial_id not in done]
+    def left(self, folder: Path, others: Iterable[Path] = ()) -> "Left":
+        """What earlier launches into the sweep's folder, or into those others, have not completed.
+
+        Raises:
+            UserError: one of the folders has a damaged journal, or another trial's row.
+        """
+        here = finished_ids(folder, self.trials)
+        there = {other: set(reusable(other, self.trials)) - here for other in others}
+        ids = here.union(*there.values())
+        waiting = [t for t in self.trials if t.trial_id not in ids]
+        done = [t for t in self.trials if t.trial_id in ids]
+        return Left(waiting, done, here, [other for other, found in there.items() if found])
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left to run of a plan."""
+
+    waiting: list[TrialConfig]
+    done: list[TrialConfig]
+    """All others."""
+    here: set[str]
+    """Ids of those completed in the sweep's own folder."""
+    taken_from: list[Path]
+    """Other folders that have completed trials which this one lacks."""
 
 
 def make_plan(
@@ -97,20 +116,3 @@ def plan_lines(plan: Plan, waiting: Sequence[TrialConfig], place: Place, item: s
         f"{item}: {counted(len(plan.trials), 'trial')}, {len(to_run)} to run, results in {place}"
     )
     return lines
-
-
-def cost_lines(
-    estimate: Estimate, resources: Resources, *, together: int, machines: str
-) -> list[str]:
-    """What the trials take, how many run at once, how long it takes, and how to stop."""
-    rate = estimate.points / max(estimate.high_s, 1)
-    often = f"{rate:.2g}" if rate < 99.5 else f"{rate:,.0f}"
-    points = f"about {counted(estimate.points, 'point')} in " if not estimate.unknown else ""
-    return [
-        f"Each takes {resources}; {together} at once on {machines}.",
-        f"Time: {estimate}.",
-        f"W&B: {points}{counted(estimate.trials, 'run')}"
-        + (f", {often} a second" if estimate.points else "")
-        + ".",
-        "To stop a sweep: Ctrl-C once; --resume goes on later, from where each trial was.",
-    ]

@@ -15,10 +15,11 @@ from rich.text import Text
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import error_line
 from gisgd_ray.numbers import field_name
+from gisgd_ray.results.journal import Status
 
 MAX_RUNNING_SHOWN = 12
 
-STATUS_COLOURS = {"finished": "green", "diverged": "yellow", "failed": "red"}
+STATUS_COLOURS = {Status.FINISHED: "green", Status.DIVERGED: "yellow", Status.FAILED: "red"}
 
 
 class Progress:
@@ -42,7 +43,7 @@ class Progress:
         self.title = title
         self.labels = labels
         self.console = console or _console()
-        self.counts = {"finished": 0, "diverged": 0, "failed": 0}
+        self.counts = dict.fromkeys(Status, 0)
         self.running: dict[str, dict[str, Any]] = {}
         self.begun = time.monotonic()
         self._live: Live | None = None
@@ -82,11 +83,11 @@ class Progress:
     def finished(self, trial_id: str, row: dict[str, Any]) -> None:
         now = time.monotonic()
         seconds = now - self.running.pop(trial_id, {"since": now})["since"]
-        status = row["status"]
+        status = Status(row["status"])
         self.counts[status] += 1
         count = f"{self._done():>{len(str(self.total))}}/{self.total} "
         head = Text.assemble((count, "dim"), (f"{status:<8} ", STATUS_COLOURS[status]))
-        if status == "finished":
+        if status is Status.FINISHED:
             said = [
                 f"gap {row['gap/loss']:.3g}",
                 f"bound {row['bound/theorem2_closed_form']:.3g}",
@@ -94,7 +95,7 @@ class Progress:
                 f"{row['steps']:,} steps",
                 f"{seconds:.0f} s",
             ]
-        elif status == "diverged":
+        elif status is Status.DIVERGED:
             said = [row["stop_reason"], f"{seconds:.0f} s"]
         else:
             said = [error_line(row["error"])]
@@ -159,7 +160,8 @@ class Progress:
         return summary
 
     def _details(self) -> str:
-        parts = [f"{n} {status}" for status, n in self.counts.items() if n and status != "finished"]
+        ended = ((n, status) for status, n in self.counts.items() if status is not Status.FINISHED)
+        parts = [f"{n} {status}" for n, status in ended if n]
         if self.reused:
             parts.append(f"{self.reused} from before")
         if not self.running and not any(self.counts.values()):

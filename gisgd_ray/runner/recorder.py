@@ -4,18 +4,17 @@ import contextlib
 import math
 import pickle
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.results.journal import Journal, Row
+from gisgd_ray.results.journal import Journal, Row, Status
 from gisgd_ray.results.storage import Storage
 from gisgd_ray.results.tables import row_of, write_steps, write_tables
 from gisgd_ray.runner.checkpoints import Checkpoints, step_of
 from gisgd_ray.runner.memory import give_back_freed
-from gisgd_ray.runner.mirror import Mirror
+from gisgd_ray.runner.place import Place
 from gisgd_ray.runner.progress import Progress
 
 TABLES_EVERY_S = 30.0
@@ -28,6 +27,7 @@ class Recorder:
     """Takes each report apart: journal, progress display, tables.
 
     Args:
+        place: where the results go.
         retries: how often in a row a trial may be lost or fail without getting further than ever
             before; then it ends as ``failed``. Machines that come and go count for nothing as long
             as the trial advances.
@@ -35,20 +35,17 @@ class Recorder:
 
     def __init__(
         self,
-        folder: Path,
+        place: Place,
         trials: Sequence[TrialConfig],
         progress: Progress,
         *,
-        storage: str,
-        mirror: Mirror | None = None,
         retries: int,
-        names: Mapping[str, str],
     ):
         self.by_id = {t.trial_id: t for t in trials}
-        self.journal = Journal(folder)
-        self.folder, self.trials = folder, trials
+        self.journal = Journal(place.folder)
+        self.folder, self.trials = place.folder, trials
         self.progress = progress
-        self.retries, self.names = retries, names
+        self.retries = retries
         self.fault: OSError | None = None
         """What kept a report from being written; Tune wraps it beyond recognition."""
         self.out_of_memory: dict[str, str] = {}
@@ -60,7 +57,7 @@ class Recorder:
         self.faults: dict[str, str] = {}
         """What each trial failed with last, if it was begun again: step and error."""
         self._failing: set[str] = set()
-        self._storage, self._mirror = Storage(storage), mirror
+        self._storage, self._mirror = Storage(place.storage), place.mirror
         self._furthest: dict[str, int] = {}
         self._tables_due = time.monotonic()
 
@@ -120,7 +117,7 @@ class Recorder:
 
     def failed(self, trial_id: str, error: str) -> None:
         """The trial has failed for good."""
-        row = row_of(self.by_id[trial_id], {"status": "failed", "error": error})
+        row = row_of(self.by_id[trial_id], {"status": Status.FAILED.value, "error": error})
         try:
             self._finish(trial_id, row)
         except OSError as fault:
@@ -130,7 +127,7 @@ class Recorder:
     def _finish(self, trial_id: str, row: Row) -> None:
         self.journal.add_row(trial_id, row)
         self.progress.finished(trial_id, row)
-        if row["status"] != "failed":  # a failed one goes on from there if it is tried again
+        if row["status"] != Status.FAILED:  # a failed one goes on from there if it is tried again
             with contextlib.suppress(OSError):  # what is left behind the next launch clears
                 if self._mirror is not None:
                     self._mirror.push_file(self.journal.path(trial_id))

@@ -21,7 +21,8 @@ from types import ModuleType
 
 from gisgd_ray import terminal
 from gisgd_ray.errors import UserError
-from gisgd_ray.report.scoreboard import Entry, write_scoreboard
+from gisgd_ray.report.contents import Report
+from gisgd_ray.report.scoreboard import write_scoreboard
 from gisgd_ray.report.sweep_report import write_report
 from gisgd_ray.results.launch_record import LaunchRecord, last_record
 from gisgd_ray.results.storage import without_keys
@@ -91,35 +92,37 @@ def _report(options: argparse.Namespace) -> int:
     several = len(folders) > 1 or not (given[0] / TABLE).exists()
     if options.script and not several:
         require_same_sweep(given[0], options.script[-1])
-    entries, faults = [], {}
+    reports, faults = [], {}
     for folder in folders:
         try:
-            entries.append(_reported(folder, options))
+            reports.append(_reported(folder, options))
         except UserError as error:
             # The others are reported all the same.
             faults[folder] = str(error)
             _refused(str(error))
-    if several and entries:
-        above = Path(os.path.commonpath([entry.folder.parent.resolve() for entry in entries]))
+    if several and reports:
+        parents = [report.results.folder.parent.resolve() for report in reports]
+        above = Path(os.path.commonpath(parents))
         if above == above.parent:  # nothing in common but the disk
             above = Path.cwd()
-        print(f"Scoreboard: {write_scoreboard(entries, above, faults)}")
+        print(f"Scoreboard: {write_scoreboard(reports, above, faults)}")
     return 2 if faults else 0
 
 
-def _reported(folder: Path, options: argparse.Namespace) -> Entry:
+def _reported(folder: Path, options: argparse.Namespace) -> Report:
     """One sweep's figures and page, and its report on W&B if it is to have one."""
     require_no_links(folder)
     record = last_record(folder)
     sweep = sweep_of(folder, record, options.script)
-    tables = ResultTables(folder)
-    report = write_report(sweep, tables, record, price_per_hour=options.price_per_hour)
+    report = write_report(
+        sweep, ResultTables(folder), record, price_per_hour=options.price_per_hour
+    )
     print(f"{sweep.item}: {report.page}")
     if options.wandb is not None:
         from gisgd_ray.tracking.report import report_online
 
-        print(f"{sweep.item}: {report_online(sweep, tables, report, options.wandb)}")
-    return Entry(sweep.name, sweep.item, folder, report, tables.trials)
+        print(f"{sweep.item}: {report_online(report, options.wandb)}")
+    return report
 
 
 def sweeps_in(folder: Path) -> list[Path]:

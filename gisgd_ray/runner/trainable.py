@@ -15,7 +15,6 @@ import signal
 import threading
 import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +25,13 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.device import Device, gpu
 from gisgd_ray.errors import DataError, UserError
 from gisgd_ray.measures.dispersion import StepSeries
-from gisgd_ray.results.journal import Row
+from gisgd_ray.results.journal import Row, Status
 from gisgd_ray.results.storage import Storage, is_uri
 from gisgd_ray.results.tables import row_of
 from gisgd_ray.runner.checkpoints import Checkpoints
 from gisgd_ray.runner.handover import put_on, take
-from gisgd_ray.tracking.run import WandbRun, WandbSettings
+from gisgd_ray.runner.settings import RunSettings
+from gisgd_ray.tracking.run import WandbRun
 from gisgd_ray.training import loop as training
 from gisgd_ray.training.state import Point, TrainState
 
@@ -39,27 +39,6 @@ REPORT_S = 2.0
 """A report covers whole measuring points and at least about this much time."""
 NOTICE_S = 5.0
 """Seconds between checkpoints once the process has been told to end; it is killed when it is."""
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What all trials of a launch share; crosses to their processes as a plain dict.
-
-    Attributes:
-        cpus, gpus: that Ray sets aside for each.
-        handover: the name under which the driver tells what is secret
-            (:mod:`gisgd_ray.runner.handover`), the place of the checkpoints among it.
-        threads: of torch; the order of sums, and so every bit of a result, depends on it.
-        checkpoint_every_s: seconds between two checkpoints of a trial.
-        wandb: :class:`WandbSettings` as a dict.
-    """
-
-    cpus: int
-    gpus: float
-    handover: str
-    threads: int
-    checkpoint_every_s: float
-    wandb: dict[str, Any]
 
 
 class Payload(NamedTuple):
@@ -85,7 +64,7 @@ class Payload(NamedTuple):
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     """One trial at a time; its ``config`` is that of :func:`gisgd_ray.runner.tuning.param_space`,
-    with :class:`RunSettings` as a dict for ``run``."""
+    with a plain :class:`RunSettings` for ``run``."""
 
     _told_to_end = False
 
@@ -93,8 +72,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
         """What Ray is to set aside for a trial. (``tune.with_resources`` would do as well, but the
         processes would then not bear this class's name.)"""
-        run = RunSettings(**config["run"])
-        return tune.PlacementGroupFactory([{"CPU": run.cpus, "GPU": run.gpus}])
+        resources = RunSettings.of(config["run"]).resources
+        return tune.PlacementGroupFactory([{"CPU": resources.cpus, "GPU": resources.gpus}])
 
     def setup(self, config: dict[str, Any]) -> None:
         # A machine that is taken away sends SIGTERM first; Ray's own answer would be to die.
@@ -112,9 +91,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._save_at = 0.0
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._run = RunSettings(**config["run"])
+        self._run = RunSettings.of(config["run"])
+        self._resources = self._run.resources
         # Ray counts CPUs, torch does not: without this every trial would use every core.
-        torch.set_num_threads(self._run.threads)
+        torch.set_num_threads(self._resources.threads or self._resources.cpus)
         self._trial = TrialConfig.model_validate(config["trial"]["config"])
         self._name = config["trial"]["name"]
         self._device: Device | None = None
@@ -157,7 +137,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         """The measuring points of the next seconds, and the row if the trial is over."""
         resumed = False
         if self._state is None:
-            self._device = gpu() if self._run.gpus > 0 else Device()
+            self._device = gpu() if self._resources.gpus > 0 else Device()
             self._state = self._checkpoints.newest(self._device)
             resumed = self._state is not None
             if self._state is None:
@@ -210,7 +190,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
 
     def _open_wandb(self, state: TrainState) -> WandbRun:
         return WandbRun(
-            WandbSettings(**self._run.wandb),
+            self._run.wandb,
             trial_id=self._trial.trial_id,
             name=self._name,
             config=self._trial.flat(),
@@ -223,17 +203,17 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         assert self._device is not None
         row["device"] = self._device.torch.type
         row["hostname"] = os.uname().nodename
-        row |= {"resources/cpus": self._run.cpus, "resources/gpus": self._run.gpus}
-        failed = row["status"] != "finished"
+        row |= {"resources/cpus": self._resources.cpus, "resources/gpus": self._resources.gpus}
+        failed = row["status"] != Status.FINISHED
         self._wandb.finish(row, failed=failed, steps=state.series.table())
         self._keep_wandb()
-        return row | {"wandb/status": self._wandb.status}
+        return row | {"wandb/status": str(self._wandb.status)}
 
     def _keep_wandb(self) -> None:
         """Bring an offline run to the bucket, if results go to one: this machine may not last."""
         if not self._in_bucket:
             return
-        folder = Path(self._run.wandb["folder"])
+        folder = Path(self._run.wandb.folder)
         try:
             for path in folder.glob(f"wandb/offline-run-*-{self._trial.trial_id}*/**/*"):
                 if path.is_file() and not path.is_symlink():

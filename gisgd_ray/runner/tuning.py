@@ -13,21 +13,15 @@ from typing import Any
 
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.runner.cluster_watch import ClusterLostError, ClusterWatch
-from gisgd_ray.runner.packing import Resources
 from gisgd_ray.runner.private_folder import make_private_folder, remove_private_folder
 from gisgd_ray.runner.recorder import Recorder
+from gisgd_ray.runner.settings import RunSettings
 
 
-def tune_trials(
-    trials: Sequence[TrialConfig],
-    run: dict[str, Any],
-    resources: Resources,
-    recorder: Recorder,
-) -> bool:
+def tune_trials(trials: Sequence[TrialConfig], run: RunSettings, recorder: Recorder) -> bool:
     """Run the Tuner over the trials until all have ended; whether a signal stopped it before.
 
     Args:
-        run: what all trials are run with, resources aside.
         recorder: is told what becomes of each trial.
 
     Raises:
@@ -44,9 +38,7 @@ def tune_trials(
     try:
         tuner = tune.Tuner(
             TrialTrainable,
-            param_space=param_space(
-                trials, {**run, "cpus": resources.cpus, "gpus": resources.gpus}, recorder.names
-            ),
+            param_space=param_space(trials, run, recorder.progress.labels),
             tune_config=tune.TuneConfig(
                 reuse_actors=True,
                 trial_name_creator=lambda trial: _id_of(trial),
@@ -246,7 +238,7 @@ def _stop_on_signal(received: list[int]) -> Iterator[None]:
 
 
 def param_space(
-    trials: Iterable[TrialConfig], run: Mapping[str, Any], names: Mapping[str, str]
+    trials: Iterable[TrialConfig], run: RunSettings, names: Mapping[str, str]
 ) -> dict[str, Any]:
     """Ray Tune's ``param_space``: a grid over the trials, each with its name for people, and
     ``run`` the same for all.
@@ -260,4 +252,4 @@ def param_space(
         {"config": t.model_dump(mode="json"), "name": names.get(t.trial_id, t.trial_id)}
         for t in trials
     ]
-    return {"trial": tune.grid_search(each), "run": dict(run)}
+    return {"trial": tune.grid_search(each), "run": run.plain()}

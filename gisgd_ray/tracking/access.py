@@ -8,7 +8,8 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from http.client import HTTPException
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -64,6 +65,37 @@ def forget_identity() -> None:
         del os.environ[name]
 
 
+class Where(StrEnum):
+    """Where the W&B run of a trial is; ``OFF``: not in full, since logging ended."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+    DISABLED = "disabled"
+    OFF = "off"
+
+
+@dataclass(frozen=True)
+class WandbStatus:
+    """Where a trial's run is, and what kept it from being where it was meant to be."""
+
+    where: Where
+    fault: str = ""
+
+    def __str__(self) -> str:
+        """As a table has it under ``wandb/status``."""
+        return f"{self.where}: {self.fault}" if self.fault else str(self.where)
+
+    @staticmethod
+    def of(cell: object) -> "WandbStatus | None":
+        """What :meth:`__str__` has written into a row; None where it wrote nothing.
+
+        >>> WandbStatus.of("off: HTTP: 403"), WandbStatus.of(None)
+        (WandbStatus(where=<Where.OFF: 'off'>, fault='HTTP: 403'), None)
+        """
+        where, _, fault = str(cell).partition(": ")
+        return WandbStatus(Where(where), fault) if where in set(Where) else None
+
+
 @dataclass(frozen=True)
 class Access:
     """How runs are kept, and why."""
@@ -72,11 +104,13 @@ class Access:
     reason: str
     entity: str | None = None
     """Whose project it is; None leaves it to W&B's settings."""
+    as_asked: bool = False
+    """Whether the user has said so, by WANDB_MODE."""
 
     @property
     def silent(self) -> bool:
-        """Whether it is as the user has said, and nothing to be told."""
-        return self.mode == "disabled" and self.reason.startswith("WANDB_MODE")
+        """Whether there is nothing to be told."""
+        return self.mode == "disabled" and self.as_asked
 
     def __str__(self) -> str:
         if self.mode == "online":
@@ -90,8 +124,8 @@ def project() -> str:
     return os.environ.get("WANDB_PROJECT") or "gisgd-ray"
 
 
-def chosen_mode() -> tuple[Mode, str]:
-    """``WANDB_MODE`` if set, else online when this user has logged in, else offline; and why."""
+def chosen_mode() -> Access:
+    """``WANDB_MODE`` if set, else online when this user has logged in, else offline."""
     chosen = os.environ.get("WANDB_MODE", "").lower()
     modes: dict[str, Mode] = {
         "offline": "offline",
@@ -101,13 +135,14 @@ def chosen_mode() -> tuple[Mode, str]:
         "run": "online",
     }
     if chosen in modes:
-        return modes[chosen], f"WANDB_MODE is {chosen}"
+        return Access(modes[chosen], f"WANDB_MODE is {chosen}", as_asked=True)
     with Contained() as caught:
         if wandb.login(prompt=False, verify=False):
-            return "online", "this user has logged in"
+            return Access("online", "this user has logged in")
     if caught.fault is not None:
-        return "offline", f"the login does not work: {one_line(str(caught.fault), 200)}"
-    return "offline", "nobody has logged in with wandb login"
+        why = one_line(str(caught.fault), 200)
+        return Access("offline", f"the login does not work: {why}")
+    return Access("offline", "nobody has logged in with wandb login")
 
 
 def server() -> str:
@@ -143,17 +178,17 @@ def access() -> Access:
     Otherwise every trial would find that out by itself, after :data:`ASK_TIMEOUT_S` or more.
     """
     os.environ.pop("WANDB_SERVICE", None)  # of a process that may be gone
-    mode, reason = chosen_mode()
-    if mode == "disabled":
-        return Access(mode, reason)
+    chosen = chosen_mode()
+    if chosen.mode == "disabled":
+        return chosen
     with Contained() as caught:
         where = server()
         wandb.Settings(project=project())
     if caught.fault is not None:  # no run could be opened, not even offline
         text = one_line(str(caught.fault).partition("[type=")[0], 200)
         return Access("disabled", f"W&B does not take its settings ({text})")
-    if mode == "offline":
-        return Access(mode, reason)
+    if chosen.mode == "offline":
+        return chosen
     entity = os.environ.get("WANDB_ENTITY") or None
     if why := no_answer(where):
         return Access("offline", f"{where} does not answer ({why})", entity)
@@ -166,7 +201,7 @@ def access() -> Access:
         return mine
 
     with Contained() as caught:
-        return Access("online", reason, within(2 * ASK_TIMEOUT_S, ask))
+        return replace(chosen, entity=within(2 * ASK_TIMEOUT_S, ask))
     assert caught.fault is not None
     return Access("offline", _told(caught.fault, where), entity)
 

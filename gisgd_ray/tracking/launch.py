@@ -7,8 +7,9 @@ from pathlib import Path
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import one_line
 from gisgd_ray.numbers import counted
+from gisgd_ray.results.journal import Status
 from gisgd_ray.results.tables import ResultTables, records
-from gisgd_ray.tracking.access import Contained, access, project
+from gisgd_ray.tracking.access import Contained, WandbStatus, Where, access, project
 from gisgd_ray.tracking.existing import foreign_runs, incomplete, mark_failed, note_told
 from gisgd_ray.tracking.run import WandbSettings, beyond_rate, seconds_between
 
@@ -65,10 +66,11 @@ def end(settings: WandbSettings, tables: ResultTables, ids: Iterable[str]) -> li
         return []
     where, faults = f"{settings.entity}/{settings.project}", []
     rows = {row["trial_id"]: row for row in records(trials) if row["trial_id"] in ours}
-    failed = {name: row for name, row in rows.items() if row["status"] == "failed"}
+    failed = {name: row for name, row in rows.items() if row["status"] == Status.FAILED}
     if fault := mark_failed(where, failed):
         faults.append(f"W&B: the runs of failed trials are not marked as failed ({fault})")
-    online = [name for name, row in rows.items() if row.get("wandb/status") == "online"]
+    told = {name: WandbStatus.of(row.get("wandb/status")) for name, row in rows.items()}
+    online = [name for name, status in told.items() if status and status.where is Where.ONLINE]
     points = tables.history.groupby("trial_id").size()
     short: list[str] = []
     with Contained() as caught:

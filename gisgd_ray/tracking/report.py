@@ -8,25 +8,19 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import wandb
 
-from gisgd_ray.claims.claim import Claim
 from gisgd_ray.errors import UserError
 from gisgd_ray.figures.run_panels import RunPanel
-from gisgd_ray.figures.tables import Table
 from gisgd_ray.numbers import counted
 from gisgd_ray.report.comparison import compare
-from gisgd_ray.report.sweep_report import Report as SweepReport
-from gisgd_ray.report.sweep_report import versions_told
-from gisgd_ray.results.launch_record import last_record
-from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.report.contents import Report
 from gisgd_ray.results.whole_files import replace_file
-from gisgd_ray.sweep import Sweep
 from gisgd_ray.theory.quantities import NOTATION, quantity
 from gisgd_ray.tracking.access import Contained, no_answer, server
 from gisgd_ray.tracking.existing import runs_there
@@ -68,78 +62,52 @@ def entity_and_project(text: str) -> tuple[str, str]:
     return entity, project
 
 
-def build_report(
-    tables: ResultTables,
-    *,
-    entity: str,
-    project: str,
-    item: str,
-    name: str,
-    description: str,
-    facts: Mapping[str, str],
-    claims: Sequence[Claim],
-    swept: Sequence[str],
-    run_panels: Sequence[RunPanel],
-    paper_tables: Sequence[Table] = (),
-    planned: int | None = None,
-) -> Any:
+def build_report(report: Report, where: str) -> Any:
     """A ``wandb_workspaces.reports.v2.Report``, made without asking any server.
 
     Args:
-        tables: the sweep's results.
-        entity, project: where the runs are, and the report will be.
-        item: what of the paper it is, e.g. "Figure 6".
-        name: the sweep's name, which is its runs' W&B group.
-        description: one sentence; a leading "Figure 6: " is taken off.
-        facts: what was run, versions included; ``command`` is known.
-        claims: the paper's claims with this run's verdicts.
-        swept: dotted fields in which the trials differ.
-        run_panels: the figure's panels.
-        paper_tables: tables as the paper prints them.
-        planned: trials that the sweep has; None: those that have ended.
+        where: ENTITY/PROJECT: where the runs are, and the report will be.
 
     Raises:
-        UserError: wandb-workspaces is not installed.
+        UserError: wandb-workspaces is not installed, or ``where`` is none.
     """
+    entity, project = entity_and_project(where)
     wr = reports()
-    trials = tables.trials
+    item, name, panels = report.sweep.item, report.sweep.name, report.sweep.run_panels
+    trials, points, history = report.trials, report.points, report.results.history
     done = trials[trials["status"] == "finished"]
-    points = [path for path in swept if path in trials.columns and path != "seed"]
-    history = tables.history
-    lead = description.removeprefix(f"{item}:").strip()
-    lead = lead[:1].upper() + lead[1:]
     compared = comparison_grid(done, history, name=name, swept=points)
-    drawn = figure_grids(done, history, run_panels, name=name, swept=points)
+    drawn = figure_grids(done, history, panels, name=name, swept=points)
     blocks = [
-        wr.MarkdownBlock(text=f"{_counted(trials, planned or len(trials))} Made by gisgd-ray. The "
+        wr.MarkdownBlock(text=f"{_counted(trials, report.planned)} Made by gisgd-ray. The "
                          "paper: Wang & Mao, *On the Generalization of Models Trained with SGD: "
                          "Information-Theoretic Bounds and Implications* (ICLR 2022)."),
         wr.TableOfContents(),
         wr.H1(text="Formulas"),
         wr.P(text=NOTATION),
-        *_formulas(run_panels),
+        *_formulas(panels),
         wr.H1(text="Ours against Neu et al."),
-        *_comparison(trials, points, compared),
+        *_comparison(report, compared),
         wr.H1(text=f"{item}, from the runs"),
         *(drawn or [wr.P(text="No finished trial has measured what the figure shows.")]),
         wr.H1(text="The paper's claims"),
-        wr.MarkdownBlock(text=claims_markdown(claims))
-        if claims
+        wr.MarkdownBlock(text=claims_markdown(report.claims))
+        if report.claims
         else wr.P(text="No trial has finished that a claim could be tested on."),
     ]  # fmt: skip
-    if paper_tables:
+    if report.tables:
         blocks.append(wr.H1(text="As the paper prints it"))
-        blocks += [wr.MarkdownBlock(text=paper_table_markdown(table)) for table in paper_tables]
+        blocks += [wr.MarkdownBlock(text=paper_table_markdown(table)) for table in report.tables]
     blocks.append(wr.H1(text="What was run"))
-    if command := facts.get("command"):
+    if command := report.facts.get("command"):
         # W&B knows no shell; without a language it takes Python.
         blocks.append(wr.CodeBlock(code=command, language="markdown"))
-    blocks.append(wr.MarkdownBlock(text=facts_markdown(facts)))
+    blocks.append(wr.MarkdownBlock(text=facts_markdown({**report.facts, **report.versions})))
     return wr.Report(
         entity=entity,
         project=project,
         title=report_title(name, item),
-        description=f"{lead} {marker(name, trials['trial_id'])}",
+        description=f"{report.lead} {marker(name, trials['trial_id'])}",
         blocks=blocks,
         width="fluid",
     )
@@ -178,14 +146,12 @@ def _formulas(run_panels: Sequence[RunPanel]) -> list[Any]:
     return blocks
 
 
-def _comparison(trials: Any, points: Sequence[str], compared: list[Any]) -> list[Any]:
+def _comparison(report: Report, compared: list[Any]) -> list[Any]:
     wr = reports()
-    seeds = trials["seed"].nunique() if "seed" in trials.columns else 0
-    over_seeds = seeds > 1
-    found = compare(trials, points, over_seeds=over_seeds)
+    found = compare(report.trials, report.points, over_seeds=report.over_seeds)
     if found is None:
         return [wr.P(text="Nothing of either bound was measured in these trials.")]
-    means = " Means over seeds." if over_seeds else ""
+    means = " Means over seeds." if report.over_seeds else ""
     said = " ".join(filter(None, (found.summary, found.premises))) + means
     above = [wr.P(text=said.strip())] if said else []
     below = [wr.P(text=" ".join(found.notes))] if found.notes else []
@@ -321,7 +287,7 @@ def sentence(fault: BaseException, where: str) -> str:
     return f"W&B did not take the report; {text[:300]}"
 
 
-def report_online(sweep: Sweep, tables: ResultTables, report: SweepReport, where: str) -> str:
+def report_online(report: Report, where: str) -> str:
     """Build and save the report of a sweep whose page was written; its address, and what it lacks.
 
     Args:
@@ -330,31 +296,16 @@ def report_online(sweep: Sweep, tables: ResultTables, report: SweepReport, where
     Raises:
         UserError: as :func:`save_report`; none of the trials' runs is there.
     """
-    entity, project = entity_and_project(where)
-    ids = [str(trial_id) for trial_id in tables.trials["trial_id"]]
+    folder, ids = report.results.folder, [str(each) for each in report.trials["trial_id"]]
     with _told(where):
         there = len(list(runs_there(_api(where), where, ids)))
     if not there:
         raise UserError(
-            f"--wandb {where}: none of the {len(ids)} runs of {tables.folder} is there, and the "
-            f"report would show none; `make sync ARGS={tables.folder}` uploads what was kept "
-            "offline, to the project that WANDB_PROJECT named when they ran"
+            f"--wandb {where}: none of the {len(ids)} runs of {folder} is there, and the report "
+            f"would show none; `make sync ARGS={folder}` uploads what was kept offline, to the "
+            "project that WANDB_PROJECT named when they ran"
         )
-    online = build_report(
-        tables,
-        entity=entity,
-        project=project,
-        item=sweep.item,
-        name=sweep.name,
-        description=sweep.description,
-        facts={**report.facts, **versions_told(last_record(tables.folder))},
-        claims=report.claims,
-        swept=report.swept,
-        run_panels=sweep.run_panels,
-        paper_tables=report.tables,
-        planned=report.planned,
-    )
-    url = save_report(online, tables.folder)
+    url = save_report(build_report(report, where), folder)
     if there == len(ids):
         return url
     return f"{url} (with {there} of {counted(len(ids), 'run')}: the others are not in {where})"

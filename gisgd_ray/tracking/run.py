@@ -19,11 +19,14 @@ import numpy as np
 import wandb
 
 from gisgd_ray.errors import one_line
+from gisgd_ray.results.journal import Status
 from gisgd_ray.results.whole_files import replace_file
 from gisgd_ray.theory.quantities import QUANTITIES
 from gisgd_ray.tracking.access import (
     Contained,
     Mode,
+    WandbStatus,
+    Where,
     forget_identity,
     other_settings,
     within,
@@ -101,8 +104,8 @@ class WandbRun:
 
     ``earlier`` are the points of a trial that continues from a checkpoint.
 
-    ``status`` is ``online``, ``offline``, ``disabled``, ``offline: <fault>`` where an online run
-    could not be opened and was kept offline instead, or ``off: <fault>`` once logging ended.
+    ``status`` has a fault where an online run could not be opened and was kept offline instead, and
+    where logging ended.
     """
 
     _unreachable_until = 0.0
@@ -117,9 +120,9 @@ class WandbRun:
         config: Mapping[str, Any],
         earlier: Sequence[Mapping[str, Any]] = (),
     ):
-        self.status: str = settings.mode
+        self.status = WandbStatus(Where(settings.mode))
         self._run: Any = None
-        self._id = trial_id
+        self._settings, self._id, self._name, self._config = settings, trial_id, name, config
         self._best: dict[str, float] = {}
         self._seen = 0
         self._told = 0
@@ -128,10 +131,10 @@ class WandbRun:
         if settings.mode == "disabled":
             return
         if trial_id in settings.foreign:
-            self.status = f"off: {settings.foreign[trial_id]}"
+            self.status = WandbStatus(Where.OFF, settings.foreign[trial_id])
             return
         with self._contained():
-            self._run = self._open(settings, trial_id=trial_id, name=name, config=config)
+            self._run = self._open()
             if self._run.resumed:
                 self._told = int(self._run.starting_step)
             self._run.define_metric("step")
@@ -143,67 +146,26 @@ class WandbRun:
         for point in earlier:
             self.log(point)
 
-    def _open(
-        self, settings: WandbSettings, *, trial_id: str, name: str | None, config: Mapping[str, Any]
-    ) -> Any:
+    def _open(self) -> Any:
+        """The run as asked for; where it cannot be had online, kept offline."""
         forget_identity()
-        os.makedirs(settings.folder, exist_ok=True)
+        os.makedirs(self._settings.folder, exist_ok=True)
         # What an artifact is made of waits there, and an offline run needs it until it is synced.
-        os.environ["WANDB_DATA_DIR"] = settings.folder
-        told = ("scheme.name", "model.name", "data.dataset")
-        tags = [str(config[field])[:LONGEST_TAG] for field in told if config.get(field)]
-
-        been_online = Path(settings.folder) / "wandb" / f"online-{trial_id}"
-
-        def init(mode: Mode) -> Any:
-            run_id = trial_id
-            if mode == "offline":
-                # An upload would put its points after those that the server has: a run beside it.
-                run_id += "-offline" if been_online.exists() else ""
-                # What a broken-off trial left, which the new run tells again in full.
-                for left in Path(settings.folder).glob(f"wandb/offline-run-*-{trial_id}*"):
-                    shutil.rmtree(left, ignore_errors=True)
-            run = wandb.init(
-                entity=settings.entity,
-                project=settings.project,
-                id=run_id,
-                name=named(name, trial_id) if name else None,
-                group=settings.group[:LONGEST_NAME] if settings.group else None,
-                job_type=tags[0] if config.get("scheme.name") else None,
-                tags=tags or None,
-                dir=settings.folder,
-                mode=mode,
-                resume="allow" if mode == "online" else None,
-                reinit="create_new",
-                settings=_slim(settings.every_s),
-            )
-            if run.resumed and (
-                fault := other_settings(
-                    dict(run.config), config, where=settings.project, id=trial_id
-                )
-            ):
-                run.finish()
-                raise OtherSettingsError(fault)
-            if mode == "online":
-                been_online.parent.mkdir(exist_ok=True)
-                replace_file(been_online, b"")
-            run.config.update(dict(config), allow_val_change=True)  # type: ignore[no-untyped-call]
-            return run
-
-        if settings.mode != "online":
-            return init(settings.mode)
+        os.environ["WANDB_DATA_DIR"] = self._settings.folder
+        if self._settings.mode != "online":
+            return self._init(self._settings.mode)
         reason = "the server did not answer an earlier trial"
         if time.monotonic() >= WandbRun._unreachable_until:
             with Contained() as caught:
-                return init("online")
+                return self._init("online")
             if isinstance(caught.fault, OtherSettingsError):
                 raise caught.fault
             reason = _told(caught.fault)
             WandbRun._unreachable_until = time.monotonic() + RETRY_ONLINE_S
-        self.status = f"offline: {reason}"
+        self.status = WandbStatus(Where.OFFLINE, reason)
         for attempt in range(5):
             with Contained() as caught:
-                return init("offline")
+                return self._init("offline")
             # The failed attempt holds on to the run id until its service process has ended.
             if "in use" not in str(caught.fault):
                 break
@@ -211,6 +173,42 @@ class WandbRun:
             time.sleep(0.2 * attempt)
         assert caught.fault is not None
         raise caught.fault
+
+    def _init(self, mode: Mode) -> Any:
+        settings, config, run_id = self._settings, self._config, self._id
+        told = ("scheme.name", "model.name", "data.dataset")
+        tags = [str(config[field])[:LONGEST_TAG] for field in told if config.get(field)]
+        been_online = Path(settings.folder) / "wandb" / f"online-{self._id}"
+        if mode == "offline":
+            # An upload would put its points after those that the server has: a run beside it.
+            run_id += "-offline" if been_online.exists() else ""
+            # What a broken-off trial left, which the new run tells again in full.
+            for left in Path(settings.folder).glob(f"wandb/offline-run-*-{self._id}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        run = wandb.init(
+            entity=settings.entity,
+            project=settings.project,
+            id=run_id,
+            name=named(self._name, self._id) if self._name else None,
+            group=settings.group[:LONGEST_NAME] if settings.group else None,
+            job_type=tags[0] if config.get("scheme.name") else None,
+            tags=tags or None,
+            dir=settings.folder,
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            reinit="create_new",
+            settings=_slim(settings.every_s),
+        )
+        if run.resumed and (
+            fault := other_settings(dict(run.config), config, where=settings.project, id=self._id)
+        ):
+            run.finish()
+            raise OtherSettingsError(fault)
+        if mode == "online":
+            been_online.parent.mkdir(exist_ok=True)
+            replace_file(been_online, b"")
+        run.config.update(dict(config), allow_val_change=True)  # type: ignore[no-untyped-call]
+        return run
 
     def log(self, point: Mapping[str, Any]) -> None:
         """One measuring point; ``step`` is the axis."""
@@ -246,7 +244,7 @@ class WandbRun:
                 # A run that had failed before, and went on, has an error no more.
                 before = {"error": None} if self._run.resumed else {}
                 self._run.summary.update({**before, **row, **self._best})
-                if row["status"] != "finished":
+                if row["status"] != Status.FINISHED:
                     self._run.tags = (*(self._run.tags or ()), str(row["status"]))
             if steps:
                 self._run.log_artifact(_table_of(steps, f"steps-{self._id}"))
@@ -268,7 +266,7 @@ class WandbRun:
             yield
         if caught.fault is not None:
             self._run = None
-            self.status = f"off: {_told(caught.fault)}"
+            self.status = WandbStatus(Where.OFF, _told(caught.fault))
 
 
 def named(name: str, trial_id: str) -> str:

@@ -21,10 +21,11 @@ from gisgd_ray import terminal
 from gisgd_ray.config.space import field_paths
 from gisgd_ray.errors import UserError
 from gisgd_ray.numbers import counted
-from gisgd_ray.results.journal import Journal
+from gisgd_ray.results.journal import Journal, Status
 from gisgd_ray.results.whole_files import replace_file, require_no_links
 from gisgd_ray.tracking.access import (
     Contained,
+    Where,
     chosen_mode,
     forget_identity,
     no_answer,
@@ -97,9 +98,9 @@ def sync(root: Path) -> int:
     forget_identity()
     if why := no_answer(server()):
         raise UserError(f"{server()} does not answer ({why}); the runs are kept, try again later")
-    mode, reason = chosen_mode()
-    if mode != "online":
-        raise UserError(f"{reason}; log in with wandb login, or set WANDB_API_KEY")
+    chosen = chosen_mode()
+    if chosen.mode != "online":
+        raise UserError(f"{chosen.reason}; log in with wandb login, or set WANDB_API_KEY")
     new = [kept for kept in offline if not kept.uploaded]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(read, [kept.path for kept in new]))
@@ -169,7 +170,7 @@ def _sync_folder(folder: Path, where: str, runs: Sequence[Kept]) -> tuple[int, l
         if record is not None:
             replace_file(record.marker, b"")
     rows = {kept.trial_id: journal.read_row(kept.trial_id) for kept in new}
-    failed = {name: row for name, row in rows.items() if row and row["status"] == "failed"}
+    failed = {name: row for name, row in rows.items() if row and row["status"] == Status.FAILED}
     if fault := mark_failed(where, failed):
         left.append(f"failed trials in {where} are not marked as failed ({fault})")
     return done, left
@@ -195,12 +196,12 @@ def _complete(folder: Path, where: str, trial_id: str, kept: Kept | None) -> str
         config={name: value for name, value in (row or {}).items() if name in fields},
         earlier=record.points,
     )
-    if row is None or row["status"] == "failed":
+    if row is None or row["status"] == Status.FAILED:
         run.finish(row, failed=True)
     else:
         steps = record.steps.table()
-        run.finish(row, failed=row["status"] != "finished", steps=steps)
-    return "" if run.status == "online" else run.status
+        run.finish(row, failed=row["status"] != Status.FINISHED, steps=steps)
+    return "" if run.status.where is Where.ONLINE else str(run.status)
 
 
 def read(path: Path) -> Kept:
@@ -257,7 +258,7 @@ def _add_tables(where: str, runs: Iterable[Kept]) -> list[str]:
                 f"{kept.results} has no such trial"
             )
             continue
-        failed = record.row["status"] != "finished"
+        failed = record.row["status"] != Status.FINISHED
         with Contained() as caught:
             add_steps(entity, project, kept.id, record.steps.table(), failed=failed)
         if caught.fault is not None:

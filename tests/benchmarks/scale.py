@@ -10,9 +10,9 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.cluster import connect
 from gisgd_ray.runner.launch import launch
-from gisgd_ray.runner.packing import Resources
 from gisgd_ray.runner.place import Place
 from tests.benchmarks.timing import verdict
+from tests.sweep_runs import job
 
 TRIALS = 500
 CORES = 2
@@ -32,10 +32,10 @@ def run() -> bool:
     with tempfile.TemporaryDirectory() as out:
         place = Place.of(out, "scale")
         # Ray, Tune and pandas are loaded by a first small launch, and counted before it ends.
-        launch(trials[:4], name="scale", place=place, resources=Resources())
+        launch(job(trials[:4], place))
         before = resident()
         begun = time.perf_counter()
-        launch(trials, name="scale", place=place, resources=Resources(), resume=True)
+        launch(job(trials, place))
         wall = time.perf_counter() - begun
         grown = (resident() - before) / 1e6
         begun = time.perf_counter()
