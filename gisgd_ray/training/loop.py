@@ -27,11 +27,12 @@ from gisgd_ray.training.evaluation import EVALUATED
 from gisgd_ray.training.sensitivity_terms import SensitivityTerms
 from gisgd_ray.training.state import Point, TrainState
 from gisgd_ray.training.stepping import Replica, build_stepper
+from gisgd_ray.training.sums import StepSums
 from gisgd_ray.training.terms import (
+    CLOSED_FORMS,
     REMARK,
     UNDEFINED_REASON,
     TrajectoryTerms,
-    bound_metrics,
     condition_remark,
     remark,
     undefined_reason,
@@ -230,7 +231,9 @@ def _measure(state: TrainState, new_steps: StepSeries, *, last: bool) -> Point:
         if last and state.stopped is None:
             state.stopped = "broken off"
     if len(new_steps) > 0:
-        point |= measuring.step_means(new_steps)
+        since = StepSums()
+        since.add(new_steps)
+        point |= since.means()
     point |= state.terms.metrics()
     if state.diverged:
         return point
@@ -272,46 +275,46 @@ def summary(state: TrainState) -> dict[str, Any]:
     The per-step measures are means over all steps of the run here, and over the steps since the
     point before in the history.
     """
-    series, m = state.series, state.config.measurement
+    terms, m = state.terms, state.config.measurement
     trace = state.last_point.get("measure/hessian_trace", math.nan)
     reasons = [
         "the run diverged, so that no Hessian trace was measured at its end"
         if state.diverged
-        else undefined_reason(series, hessian_trace=trace, trace_off=m.hessian_trace == "off"),
-        within_undefined_reason(series),
+        else undefined_reason(terms, hessian_trace=trace, trace_off=m.hessian_trace == "off"),
+        within_undefined_reason(terms),
     ]
     if m.sensitivity:
         reasons.append(state.sensitivity.undefined_reason())
     if m.sensitivity and m.mean_gradient_gap:
-        reasons.append(state.terms.population_undefined_reason(state.mean_gradient_gap.total))
+        reasons.append(terms.population_undefined_reason(state.mean_gradient_gap.total))
     remarks = [
-        remark(series, state.terms),
+        remark(terms),
         condition_remark(state.last_point, replicas=state.config.replicas),
     ]
-    sizes = {"num_samples": state.num_samples, "num_parameters": state.num_parameters}
     row = {
         "status": "diverged" if state.diverged else "finished",
         "stop_reason": state.stopped,
         "outside_theorem": state.config.outside_theorem(),
         "steps": state.step,
         "epochs": state.epoch,
-        **sizes,
+        "num_samples": state.num_samples,
+        "num_parameters": state.num_parameters,
         "num_test_samples": len(state.dataset.test_y),
         "num_classes": state.dataset.num_classes,
         "data/normalization_mean": list(state.dataset.normalization_mean),
         "data/normalization_std": list(state.dataset.normalization_std),
         **{k: v for k, v in state.last_point.items() if k not in ("step", "epoch")},
-        **bound_metrics(series, **sizes, hessian_trace=trace),
-        **measuring.step_means(series),
+        **{name: state.last_point.get(name, math.nan) for name in CLOSED_FORMS},
+        **terms.means(),
         **measuring.dispersion_estimator(state.config),
-        "measure/ill_conditioned_steps": series.ill_conditioned_steps,
+        "measure/ill_conditioned_steps": terms.ill_conditioned_steps,
         REMARK: "; ".join(filter(None, remarks)) or None,
         UNDEFINED_REASON: "; ".join(filter(None, reasons)) or None,
         **state.seconds,
     }
     if m.sensitivity:
         # Psi of the row is the mean over steps.
-        row |= state.sensitivity.means(state.terms.steps)
+        row |= state.sensitivity.means(terms.steps)
         row["measure/sensitivity_interpolation"] = state.sensitivity.interpolation
         row |= measuring.sensitivity_estimator(state)
     return row

@@ -4,17 +4,14 @@ With replicas every metric is the mean over them, an expectation over W.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
-
-import numpy as np
 
 from gisgd_ray.config.model import TwoLayerReLUConfig
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.measures.activation import mean_active_units
 from gisgd_ray.measures.curvature import hessian_trace
-from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.measures.flatness import (
     LEAST_DRAWS,
     FlatnessEstimate,
@@ -30,7 +27,7 @@ from gisgd_ray.theory import bounds
 from gisgd_ray.training.evaluation import evaluate_splits
 from gisgd_ray.training.state import Point, TrainState
 from gisgd_ray.training.stepping import Replica
-from gisgd_ray.training.terms import LEMMA2_POPULATION, at, bound_metrics, bounds_at
+from gisgd_ray.training.terms import LEMMA2_POPULATION, at, bounds_at
 
 
 def losses_and_gap(state: TrainState) -> Point:
@@ -41,26 +38,6 @@ def losses_and_gap(state: TrainState) -> Point:
     if len(found) > 1:
         point["gap/loss_stderr"] = _standard_error([each["gap/loss"] for each in found])
     return point
-
-
-def step_means(steps: StepSeries) -> Point:
-    """The per-step measures, each its mean over ``steps``; NaN without any.
-
-    s2 between groups of the batch has a name of its own: with BatchNorm in train mode there is no
-    gradient by sample that it could be the dispersion of.
-    """
-    by_groups = bool((~np.isnan(steps.group_dispersion)).any())
-    s2 = "between_group_dispersion" if by_groups else "per_sample_dispersion"
-    columns = {
-        "measure/gradient_dispersion": steps.gradient_dispersion,
-        "measure/gradient_dispersion_neu": steps.gradient_dispersion_neu,
-        f"measure/{s2}": steps.per_sample_dispersion,
-        "measure/gradient_norm": steps.squared_gradient_norm**0.5,
-    }
-    means: Point = {name: float(v.mean()) if len(v) else math.nan for name, v in columns.items()}
-    if (steps.gradient_factor < 1).any():
-        means["measure/gradient_factor"] = float(steps.gradient_factor.mean())
-    return means
 
 
 def dispersion_estimator(config: TrialConfig) -> Point:
@@ -102,12 +79,7 @@ def trace(state: TrainState) -> Point:
         "measure/hessian_trace": fmean(values),
         "measure/hessian_trace_stderr": error,
         "measure/hessian_trace_estimator": found[0].estimator,
-        **bound_metrics(
-            state.series,
-            num_samples=state.num_samples,
-            num_parameters=state.num_parameters,
-            hessian_trace=fmean(values),
-        ),
+        **state.terms.closed_forms(fmean(values), state.series),
     }
 
 
@@ -285,32 +257,23 @@ def network_theorem(state: TrainState) -> Point:
     theorem = state.config.network_theorem
     if theorem is None:
         return {}
-    steps = state.series
-    name = f"bound/{theorem}"
-    run: dict[str, Any] = {
-        "subgaussian_constant": state.terms.radius,
-        "num_samples": state.num_samples,
-        "learning_rates": steps.learning_rate,
-    }
+    # T sum_t lambda_t^2 l_t, and NaN before the first step and where a loss was not finite.
+    terms, name = state.terms, f"bound/{theorem}"
+    known = terms.steps > 0 and math.isfinite(terms.lr2_loss)
     if theorem == "theorem3":
-        return {name: _bound(bounds.theorem3, steps, **run, losses=steps.loss)}
+        losses = [terms.steps * terms.lr2_loss]
+        return {name: bounds.theorem3(**terms.as_one_step, losses=losses) if known else math.nan}
     assert isinstance(state.config.model, TwoLayerReLUConfig)
     active = fmean(mean_active_units(r.model, r.dataset.train_x) for r in state.replicas)
-    value = _bound(
-        bounds.theorem4,
-        steps,
-        **run,
-        width=state.config.model.width,
-        active_losses=steps.active_loss,
-        final_active_units=active,
-    )
+    value = math.nan
+    if known:
+        value = bounds.theorem4(
+            **terms.as_one_step,
+            width=state.config.model.width,
+            active_losses=[terms.steps * terms.lr2_active_loss],
+            final_active_units=active,
+        )
     return {name: value, "measure/active_units": active}
-
-
-def _bound(formula: Callable[..., float], steps: StepSeries, **arguments: Any) -> float:
-    """NaN before the first step and where a loss was not finite."""
-    known = len(steps) > 0 and np.isfinite(steps.loss).all()
-    return formula(**arguments) if known else math.nan
 
 
 def _standard_error(values: list[float]) -> float:

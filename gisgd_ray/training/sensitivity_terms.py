@@ -11,7 +11,8 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from gisgd_ray.training.terms import Metrics, TrajectoryTerms, at
+from gisgd_ray.training.sums import Metrics
+from gisgd_ray.training.terms import TrajectoryTerms, at
 
 PSI = "measure/local_gradient_sensitivity"
 
