@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from gisgd_ray.config.frozen import Schedule
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import Dataset
 from gisgd_ray.measures.dispersion import StepSeries
@@ -90,6 +91,11 @@ class TrainState:
         if self.config.measurement.sensitivity:
             self.mean_gradient_gap.add_steps(steps.learning_rate)
             self.sensitivity.add_steps(steps.learning_rate)
+
+    def is_due(self, schedule: Schedule) -> bool:
+        """Whether the schedule fires after the current step."""
+        at_limit = self.step >= self.config.training.max_epochs * self.steps_per_epoch
+        return at_limit or schedule.is_due(self.step, self.steps_per_epoch)
 
     @property
     def last_point(self) -> Point:

@@ -245,9 +245,6 @@ def bounds_at(
     noise_stds: Sequence[float],
     terms: Mapping[str, Any],
     *,
-    flatness_gaps: Mapping[float, float],
-    perturbed_constants: Mapping[float, float],
-    smoothness: float,
     num_parameters: int,
     steps: int,
 ) -> Metrics:
@@ -255,18 +252,17 @@ def bounds_at(
 
     Args:
         noise_stds: sigma, the same at all steps.
-        terms: the run's metrics so far, which hold R and the trajectory terms that were measured.
-        flatness_gaps: by noise std; empty where not measured.
-        perturbed_constants: R of the losses at W_T + Delta_T, likewise.
-        smoothness: beta, NaN where not measured.
+        terms: the run's metrics so far, which hold R and what was measured of the trajectory
+            terms, the flatness gaps with R of the losses at W_T + Delta_T, and beta.
         num_parameters, steps: d and T.
     """
     metrics: Metrics = {}
     for noise_std in noise_stds:
-        gap = flatness_gaps.get(noise_std, nan)
+        gap = terms.get(at("measure/flatness_gap", noise_std), nan)
         # Every trajectory term is R times what does not depend on it; of R = 0 that is not known.
         radius = terms["measure/subgaussian_constant"]
-        factor = perturbed_constants.get(noise_std, nan) / radius if radius > 0 else nan
+        around = terms.get(at("measure/subgaussian_constant_perturbed", noise_std), nan)
+        factor = around / radius if radius > 0 else nan
         for bound, term in TRAJECTORIES.items():
             if at(term, noise_std) not in terms:
                 continue
@@ -275,7 +271,7 @@ def bounds_at(
             if bound in WITH_PERTURBED_R:
                 metrics[at(bound + PERTURBED_R, noise_std)] = factor * value + gap
         # Corollary 2: beta d sum_t sigma_t^2 in place of the flatness gap (bounds.corollary2).
-        flatness = smoothness * num_parameters * steps * noise_std**2
+        flatness = terms.get("measure/smoothness", nan) * num_parameters * steps * noise_std**2
         metrics[at("term/corollary2_flatness", noise_std)] = flatness
         metrics[at("bound/corollary2", noise_std)] = terms[at(THEOREM2, noise_std)] + flatness
     return metrics
