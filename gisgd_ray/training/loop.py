@@ -21,8 +21,7 @@ from gisgd_ray.data.own import own_dataset, own_weights
 from gisgd_ray.device import Device, device_of
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.networks.models import build_model, num_parameters
-from gisgd_ray.training import measuring
-from gisgd_ray.training.evaluation import EVALUATED
+from gisgd_ray.training.evaluation import EVALUATED, losses_and_gap
 from gisgd_ray.training.measured import MEASURES
 from gisgd_ray.training.sensitivity_terms import SensitivityTerms
 from gisgd_ray.training.state import Point, TrainState
@@ -206,7 +205,7 @@ def _measure(state: TrainState, new_steps: StepSeries, *, last: bool) -> Point:
         # Diverged on the way: the weights are already some steps past the last step kept.
         point |= dict.fromkeys(EVALUATED, math.nan)
     else:
-        point |= measuring.losses_and_gap(state)
+        point |= losses_and_gap(state)
         # A point that only another schedule asked for must not end the run.
         if evaluation_is_due(state):
             state.stopped, state.diverged = stop_reason(state, point)
@@ -281,7 +280,7 @@ def summary(state: TrainState) -> dict[str, Any]:
         **{k: v for k, v in state.last_point.items() if k not in ("step", "epoch")},
         **{name: state.last_point.get(name, math.nan) for name in CLOSED_FORMS},
         **terms.means(),
-        **measuring.dispersion_estimator(state.config),
+        **_dispersion_estimator(state.config),
         "measure/ill_conditioned_steps": terms.ill_conditioned_steps,
         REMARK: "; ".join(filter(None, remarks)) or None,
         UNDEFINED_REASON: "; ".join(filter(None, reasons)) or None,
@@ -290,3 +289,17 @@ def summary(state: TrainState) -> dict[str, Any]:
     for each in measured:
         row |= each.row(state)
     return row
+
+
+def _dispersion_estimator(config: TrialConfig) -> Point:
+    """How and of which gradient the dispersion was measured, in words; empty if it was not."""
+    m = config.measurement
+    if not m.dispersion:
+        return {}
+    by_groups = config.dispersion_estimator == "groups"
+    return {
+        "measure/gradient_dispersion_estimator": f"between {m.dispersion_groups} groups"
+        if by_groups
+        else "per-sample norms",
+        "measure/gradient_dispersion_of": f"{m.dispersion_of} gradient",
+    }
