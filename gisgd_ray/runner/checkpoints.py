@@ -3,8 +3,8 @@
 ``checkpoints/<trial_id>/<step>.ckpt`` below the sweep's storage. Their order is that of the steps:
 clocks of machines may be apart. A trial finds its own, on whatever machine it is started again,
 so that a lost process, machine or driver are one and the same case. What the trial has told, its
-measuring points and steps, lies beside them in pieces that are written once,
-``<number of points>.told``, each of which says where the one before it ends.
+measuring points and steps, lies below them in pieces that are written once,
+``told/<number of points>.pt``, each of which says where the one before it ends.
 """
 
 import re
@@ -109,7 +109,7 @@ class Checkpoints:
         return None
 
     def _piece(self, points: int) -> str:
-        return f"{self._folder}/{points:012d}.told"
+        return f"{self._folder}/told/{points:012d}.pt"
 
     def _read(self, name: str) -> bytes:
         return _insist(partial(self._storage.read, name))
