@@ -287,7 +287,9 @@ def test_another_machine_finds_the_checkpoints_of_a_trial(server: Server) -> Non
     place = Place.of(server.uri(), "lr_batch")
     saved(place.storage, 3)
     below = f"prefix/lr_batch/checkpoints/{config().trial_id}"
-    assert list(server.objects()) == [f"{below}/{step:012d}.ckpt" for step in (4, 8)]
+    pieces = [f"{below}/told/{points:012d}.pt" for points in (1, 2, 3)]
+    checkpoints = [f"{below}/{step:012d}.ckpt" for step in (4, 8)]
+    assert sorted(server.objects()) == sorted([*pieces, *checkpoints])
     state = Checkpoints(Storage(place.storage), config()).newest()
     assert state is not None
     assert state.step == 8

@@ -36,7 +36,9 @@ class TestCheckpoints:
         kept, _ = self.saved(tmp_path, 4)
         names = [f"checkpoints/{config().trial_id}/{step:012d}.ckpt" for step in (12, 8)]
         assert kept.names() == names
-        assert sorted(p.name for p in tmp_path.rglob("*.*")) == [Path(n).name for n in names[::-1]]
+        assert sorted(p.name for p in tmp_path.rglob("*.ckpt")) == [
+            Path(n).name for n in names[::-1]
+        ]
         # Clocks of machines are apart: the older one looks new.
         os.utime(tmp_path / names[0], (0, 0))
         assert kept.newest().step == 12
@@ -161,7 +163,10 @@ class TestCheckpoints:
             lambda content: content["models"].append({}),
             lambda content: content["models"][0].popitem(),
             lambda content: content["models"][0].update({"0.weight": torch.zeros(1)}),
-            lambda content: content["series"].pop("loss"),
+            lambda content: content.pop("told"),
+            lambda content: content["told"].update(begin=1),
+            lambda content: content["told"].pop("points"),
+            lambda content: content["unmeasured"].pop("loss"),
             lambda content: content.update(stepper={}),
             lambda content: content.update(config=5),
             lambda content: content.update(progress=None),
@@ -175,14 +180,93 @@ class TestCheckpoints:
             checkpoint.load(config(), path.read_bytes())
         assert kept.newest().step == 0
 
-    def test_one_with_code_in_it_is_not_run(self, tmp_path):
+    @pytest.mark.parametrize("name", ["000000000004.ckpt", "told/000000000002.pt"])
+    def test_one_with_code_in_it_is_not_run(self, tmp_path, name):
         kept, _ = self.saved(tmp_path, 2)
-        path = tmp_path / kept.names()[0]
+        folder = tmp_path / "checkpoints" / config().trial_id
+        path = folder / name
         rewritten(path, lambda content: content.update(evil=Evil(tmp_path / "was run")))
         with pytest.raises(CheckpointError, match="UnpicklingError"):
-            checkpoint.load(config(), path.read_bytes())
+            checkpoint.load(
+                config(),
+                (folder / "000000000004.ckpt").read_bytes(),
+                told=lambda end: (folder / f"told/{end:012d}.pt").read_bytes(),
+            )
         assert kept.newest().step == 0
         assert not (tmp_path / "was run").exists()
+
+
+class TestWhatWasTold:
+    """Measuring points and steps, beside the checkpoints, in pieces that are written once."""
+
+    def saved(self, folder: Path, points: list[int]) -> Checkpoints:
+        """A trial saved after so many of its points."""
+        kept, state = Checkpoints(Storage(str(folder)), config()), training.start(config())
+        for count in range(1, points[-1] + 1):
+            training.advance(state)
+            if count in points:
+                kept.save(state)
+        return kept
+
+    def piece(self, folder: Path, points: int) -> Path:
+        return folder / "checkpoints" / config().trial_id / f"told/{points:012d}.pt"
+
+    @pytest.mark.parametrize("points", [[1, 2, 3, 4], [2, 3], [1, 4], [3]])
+    def test_is_all_there_however_often_the_trial_was_saved(self, tmp_path, points):
+        kept = self.saved(tmp_path, points)
+        assert [p.name for p in sorted(tmp_path.rglob("told/*"))] == [
+            f"{count:012d}.pt" for count in points
+        ]
+        before, state = self.piece(tmp_path, points[0]), kept.newest()
+        content = before.read_bytes()
+        assert_same(finish(state), run())
+        kept.save(state)
+        assert before.read_bytes() == content
+        again = Checkpoints(Storage(str(tmp_path)), config()).newest()
+        assert_same(finish(again), run())
+
+    def test_a_checkpoint_does_not_grow_with_it(self, tmp_path):
+        whole = len(checkpoint.dump(run().state))
+        self.saved(tmp_path, [1, 2, 3])
+        first, second = (path.stat().st_size for path in sorted(tmp_path.rglob("*.ckpt")))
+        assert abs(second - first) < 1000
+        assert whole > second
+
+    @pytest.mark.parametrize("damage", ["missing", "cut", "of another end", "another version's"])
+    def test_without_it_the_checkpoint_before_is_taken(self, tmp_path, damage):
+        kept = self.saved(tmp_path, [1, 2, 3])
+        path, before = self.piece(tmp_path, 3), self.piece(tmp_path, 2)
+        if damage == "missing":
+            path.unlink()
+        elif damage == "cut":
+            path.write_bytes(path.read_bytes()[:-1])
+        elif damage == "of another end":
+            path.write_bytes(before.read_bytes())
+        else:
+            rewritten(path, lambda content: content.pop("points"))
+        state = kept.newest()
+        assert state.step == 4
+        training.advance(state)
+        kept.save(state)  # in the place of what could not be read
+        assert_same(finish(Checkpoints(Storage(str(tmp_path)), config()).newest()), run())
+        self.piece(tmp_path, 1).unlink()
+        assert kept.newest() is None
+
+    def test_alone_such_a_checkpoint_is_refused(self, tmp_path):
+        kept = self.saved(tmp_path, [2])
+        with pytest.raises(CheckpointError, match="what the run has told is not in it"):
+            checkpoint.load(config(), (tmp_path / kept.names()[0]).read_bytes())
+
+    def test_two_attempts_at_once_leave_a_whole(self, tmp_path):
+        """One of them believed dead: they save at other points, in turns."""
+        first, second = (Checkpoints(Storage(str(tmp_path)), config()) for _ in range(2))
+        for attempt, points in ((first, 1), (second, 2), (first, 3), (second, 3), (first, 4)):
+            state = training.start(config())
+            for _ in range(points):
+                training.advance(state)
+            attempt.save(state)
+            newest = Checkpoints(Storage(str(tmp_path)), config()).newest()
+            assert_same(finish(newest), run())
 
 
 class AwayStorage(Storage):

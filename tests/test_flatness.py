@@ -137,11 +137,11 @@ class TestPrecision:
     def test_chosen_by_measuring(self, std, fast, monkeypatch):
         model, x, y = case(small_mlp, double=False)
         used = []
-        losses = flatness._Sample.losses
+        losses = flatness.Samples.losses
         monkeypatch.setattr(
-            flatness._Sample,
+            flatness.Samples,
             "losses",
-            lambda sample, moved, chunk: used.append(moved.dtype) or losses(sample, moved, chunk),
+            lambda sample, moved: used.append(moved.dtype) or losses(sample, moved),
         )
         (found,) = measure(model, split(x, y), std)
         assert used[-1] == (torch.float32 if fast else torch.float64)
@@ -161,11 +161,11 @@ class TestDraws:
     def test_the_unperturbed_losses_are_shared(self, monkeypatch):
         model, x, y = case(small_mlp)
         evaluated = []
-        losses = flatness._Sample.losses
+        losses = flatness.Samples.losses
         monkeypatch.setattr(
-            flatness._Sample,
+            flatness.Samples,
             "losses",
-            lambda sample, *a: evaluated.append(len(sample.targets)) or losses(sample, *a),
+            lambda sample, moved: evaluated.append(len(sample.targets)) or losses(sample, moved),
         )
         measure(model, split(x, y), 0.1, 0.2, 0.3)
         assert evaluated == [7, 4] * (1 + 3 * 6)

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gisgd_ray.config.frozen import Schedule
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.measures.flatness import flatness_gap
 from gisgd_ray.measures.smoothness import smoothness
 from gisgd_ray.randomness import derived_seed
 from gisgd_ray.training import loop as training
+from gisgd_ray.training.measure import Measure
 from tests import reference_sensitivity as reference
-from tests.runs import Finished, config, run, series_bits, untimed, weight_bits
+from tests.runs import Finished, config, finish, run, series_bits, untimed, weight_bits
 from tests.test_sensitivity import drawn_halves
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
@@ -331,3 +334,34 @@ class TestDiverging:
     def test_never_measured_is_not_measured_at_every_step(self):
         row = run(SENSITIVE | {"training.divergence_loss": 0.5}).row
         assert "every step" not in row["measure/sensitivity_interpolation"]
+
+
+def test_another_quantity_is_one_class(monkeypatch):
+    """On its own schedule, at the end, and in the row; nothing else changes."""
+
+    class Own(Measure):
+        def is_on(self, config: TrialConfig) -> bool:
+            return config.seed == 5
+
+        def schedules(self, _: TrialConfig) -> tuple[Schedule, ...]:
+            return (Schedule(every=5, unit="step"),)
+
+        def measure(self, _: training.TrainState, point: training.Point) -> training.Point:
+            return {"measure/own": point["step"] + math.pi}
+
+        def row(self, state: training.TrainState) -> training.Point:
+            return {"measure/own_steps": state.step}
+
+        def undefined_reason(self, _: training.TrainState) -> str:
+            return "none of one's own"
+
+    monkeypatch.setattr(training, "MEASURES", (*training.MEASURES, Own()))
+    on, off = (finish(training.start(config({"seed": seed}))) for seed in (5, 6))
+    found = {p["step"]: p["measure/own"] for p in on.points if "measure/own" in p}
+    assert found == {step: step + math.pi for step in (0, 5, 10, 12)}
+    assert [p["step"] for p in on.points] == [0, 4, 5, 8, 10, 12]
+    assert [p["step"] for p in off.points] == [0, 4, 8, 12]
+    own = {"measure/own": 12 + math.pi, "measure/own_steps": 12}
+    assert own.items() <= on.row.items()
+    assert set(on.row) == set(off.row) | set(own)
+    assert on.row["bound/undefined_reason"] == "none of one's own"

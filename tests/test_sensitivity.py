@@ -190,9 +190,9 @@ class TestDegenerate:
     def test_zero_std(self, monkeypatch):
         model, x, y = case(small_mlp)
         passes = []
-        gradient = sensitivity._Data.gradient
+        gradient = sensitivity.Samples.gradient
         monkeypatch.setattr(
-            sensitivity._Data,
+            sensitivity.Samples,
             "gradient",
             lambda self, model: passes.append(1) or gradient(self, model),
         )

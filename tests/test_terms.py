@@ -7,7 +7,8 @@ import pytest
 
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.theory import bounds
-from gisgd_ray.training.terms import THEOREM2, TrajectoryTerms, at, condition_remark
+from gisgd_ray.training.sums import StepSums
+from gisgd_ray.training.terms import CLOSED_FORMS, THEOREM2, TrajectoryTerms, at, condition_remark
 
 STDS = (0.05, 1e-6)
 
@@ -26,7 +27,7 @@ def series(steps: int, *, dispersion: bool = True) -> StepSeries:
         if dispersion
         else np.full(steps, np.nan),
         replica_dispersion=np.full(steps, np.nan),
-        active_loss=np.full(steps, np.nan),
+        active_loss=rng.uniform(0, 5, steps),
         group_dispersion=np.full(steps, np.nan),
         gradient_factor=np.ones(steps),
     )
@@ -73,6 +74,76 @@ def test_equal_to_the_formulas_at_every_cut(cuts: list[int]) -> None:
             so_far.learning_rate[t] ** 2 * so_far.squared_gradient_norm[t] for t in range(end)
         )
         assert found["sum/lr2_gradient_norm2"] == pytest.approx(by_hand, rel=1e-12)
+
+
+@pytest.mark.parametrize("trace", [3.0, 1e-9, 0.0, -1.0, np.nan, np.inf])
+@pytest.mark.parametrize("cuts", [[], [7, 8, 40]])
+def test_every_bound_equals_its_formula_on_the_whole_series(cuts: list[int], trace: float) -> None:
+    whole, running = series(60), terms()
+    for begin, end in zip([0, *cuts], [*cuts, 60], strict=True):
+        running.add(piece(whole, begin, end))
+    sizes = {"num_samples": 400, "learning_rates": whole.learning_rate}
+    run = {"subgaussian_constant": running.radius, "hessian_trace": trace, **sizes}
+    energies = {"dispersions": whole.gradient_dispersion}
+    best = bounds.optimal_noise_std(**run, **energies)
+    at_best = np.nan
+    if best > 0:
+        at_best = bounds.theorem2_trajectory(
+            **sizes,
+            **energies,
+            subgaussian_constant=running.radius,
+            num_parameters=1234,
+            noise_stds=[best] * 60,
+        )
+    norms = whole.squared_gradient_norm
+    expected = {
+        "term/flatness_factor": trace,
+        **dict(zip(CLOSED_FORMS[1:3], bounds.terms_at_optimum(**run, **energies), strict=True)),
+        "term/optimal_noise_std": best,
+        "term/theorem2_trajectory_at_optimum": at_best,
+        "bound/theorem2_closed_form": bounds.theorem2_closed_form(**run, **energies),
+        "bound/lemma7": bounds.lemma7(**run, squared_gradient_norms=norms),
+    }
+    found = running.closed_forms(trace, whole)
+    assert list(found) == list(expected) == list(CLOSED_FORMS)
+    assert found == pytest.approx(expected, rel=1e-12, nan_ok=True)
+    del run["hessian_trace"]
+    assert bounds.theorem3(**running.as_one_step, losses=[60 * running.lr2_loss]) == pytest.approx(
+        bounds.theorem3(**run, losses=whole.loss), rel=1e-12
+    )
+    units = {"width": 9, "final_active_units": 4.5}
+    assert bounds.theorem4(
+        **running.as_one_step, **units, active_losses=[60 * running.lr2_active_loss]
+    ) == pytest.approx(bounds.theorem4(**run, **units, active_losses=whole.active_loss), rel=1e-12)
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [7, 8, 40]])
+def test_means_and_counts_however_the_steps_were_cut(cuts: list[int]) -> None:
+    whole, sums = series(60), StepSums()
+    whole.gradient_factor[9] = 0.5
+    whole.batch_size[[20, 30]] = 1
+    whole.mean_squared_norm[40:43] = whole.squared_gradient_norm[40:43]
+    for begin, end in zip([0, *cuts], [*cuts, 60], strict=True):
+        sums.add(piece(whole, begin, end))
+    assert (sums.steps, sums.single_sample, sums.single_sample_within) == (60, 21, 0)
+    assert (sums.ill_conditioned_steps, sums.is_rounding, sums.by_groups) == (3, False, False)
+    assert sums.means() == pytest.approx(
+        {
+            "measure/gradient_dispersion": np.nan,
+            "measure/gradient_dispersion_neu": np.nan,
+            "measure/per_sample_dispersion": np.nan,
+            "measure/gradient_norm": (whole.squared_gradient_norm**0.5).mean(),
+            "measure/gradient_factor": 59.5 / 60,
+        },
+        rel=1e-12,
+        nan_ok=True,
+    )
+    whole.replica_dispersion[:] = 1.0
+    within = StepSums()
+    for begin, end in zip([0, *cuts], [*cuts, 60], strict=True):
+        within.add(piece(whole, begin, end))
+    assert (within.single_sample, within.single_sample_within) == (0, 21)
+    assert within.is_measured
 
 
 def test_no_steps_and_no_dispersion_give_nan_with_r_where_it_is_known() -> None:

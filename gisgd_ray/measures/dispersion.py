@@ -328,10 +328,3 @@ class StepMeter:
 def _to_float64(values: Tensor) -> Array:
     # Always a copy: the buffers are written again, and the series must not change with them.
     return values.to("cpu", torch.float64, copy=True).numpy()
-
-
-def subgaussian_constant(series: StepSeries) -> float:
-    """R = (max l - min l) / 2 over every per-instance loss met in training (appendix E.1)."""
-    if len(series) == 0:
-        return float("nan")
-    return float((series.loss_max.max() - series.loss_min.min()) / 2)

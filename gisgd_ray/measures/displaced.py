@@ -1,12 +1,14 @@
-"""A network at displaced weights w + std * u, which Psi and the flatness gap are averages over."""
+"""A network at displaced weights w + std * u, and what its losses and gradients are on samples."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from gisgd_ray.networks.losses import LossName, per_sample_loss
 from gisgd_ray.randomness import derived_seed
 
 
@@ -68,6 +70,41 @@ class DisplacedModel:
             inputs = inputs.to(self.dtype)
         outputs: Tensor = functional_call(self._model, self._tensors, (inputs,))
         return outputs
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some samples, (n, ...) and (n,), their loss, and how many pass through a network at once."""
+
+    inputs: Tensor
+    targets: Tensor
+    loss: LossName
+    chunk: int
+
+    def at(self, which: slice | Tensor) -> "Samples":
+        """Some of them."""
+        return replace(self, inputs=self.inputs[which], targets=self.targets[which])
+
+    def thinned(self, most: int) -> "Samples":
+        """At most so many of them, evenly spread."""
+        return self.at(slice(None, None, math.ceil(len(self.inputs) / most)))
+
+    def losses(self, model: DisplacedModel) -> Tensor:
+        """l(w, z_i) in the model's precision, (n,)."""
+        return torch.cat(list(self._by_chunk(model)))
+
+    def gradient(self, model: DisplacedModel) -> list[Tensor]:
+        """That of the mean loss, shaped like the model's weights."""
+        for weight in model.weights:
+            weight.grad = None
+        for losses in self._by_chunk(model):
+            (losses.sum() / len(self.inputs)).backward()
+        return model.gradient()
+
+    def _by_chunk(self, model: DisplacedModel) -> Iterator[Tensor]:
+        for x, y in zip(self.inputs.split(self.chunk), self.targets.split(self.chunk), strict=True):
+            y = y.to(model.dtype) if y.is_floating_point() else y
+            yield per_sample_loss(self.loss, model(x), y)
 
 
 def default_chunk(model: nn.Module) -> int:

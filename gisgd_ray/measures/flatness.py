@@ -40,12 +40,13 @@ from torch import Tensor, nn
 
 from gisgd_ray.measures.displaced import (
     DisplacedModel,
+    Samples,
     check_stds,
     default_chunk,
     native_dtype,
 )
 from gisgd_ray.measures.invisible import invisible
-from gisgd_ray.networks.losses import LossName, per_sample_loss
+from gisgd_ray.networks.losses import LossName
 
 PRECISION_TOLERANCE = 1e-3
 """Largest relative error of the float32 differences, ||d32 - d64|| / ||d64|| over samples, at which
@@ -206,8 +207,8 @@ class FlatnessRun:
         if len(train_x) == 0 or len(test_x) == 0:
             raise ValueError("the flatness gap needs training and test samples")
         self._model, self._seed = model, seed
-        self._samples = [_Sample(train_x, train_y, loss), _Sample(test_x, test_y, loss)]
-        self._chunk = chunk or default_chunk(model)
+        chunk = chunk or default_chunk(model)
+        self._samples = [Samples(*s, loss, chunk) for s in ((train_x, train_y), (test_x, test_y))]
         self._found = [_Found(std) for std in perturbation_stds]
         self._precisions: list[torch.dtype] = []
         """Of the losses at each std; known with the first pair."""
@@ -250,7 +251,7 @@ class FlatnessRun:
         return [found.gap() for found in self._found]
 
     def _pairs(self, precision: torch.dtype) -> "_Pairs":
-        return _Pairs(self._model, precision, self._samples, self._chunk)
+        return _Pairs(self._model, precision, self._samples)
 
     def _direction(self, pairs: "_Pairs", pair: int) -> list[Tensor]:
         """u of one pair, the same in any precision of the losses."""
@@ -353,36 +354,13 @@ def half_widths(
     return t * standard_error, z * sampling_error
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """S or S'."""
-
-    inputs: Tensor
-    targets: Tensor
-    loss: LossName
-
-    def thinned(self) -> "_Sample":
-        some = slice(None, None, math.ceil(len(self.inputs) / _CHECKED_SAMPLES))
-        return _Sample(self.inputs[some], self.targets[some], self.loss)
-
-    def losses(self, model: DisplacedModel, chunk: int) -> Tensor:
-        """l(w, z_i) in the model's precision, (n,)."""
-        parts = []
-        for x, y in zip(self.inputs.split(chunk), self.targets.split(chunk), strict=True):
-            y = y.to(model.dtype) if y.is_floating_point() else y
-            parts.append(per_sample_loss(self.loss, model(x), y))
-        return torch.cat(parts)
-
-
 class _Pairs:
     """Losses at antithetic pairs in one precision."""
 
-    def __init__(
-        self, model: nn.Module, dtype: torch.dtype, samples: Sequence[_Sample], chunk: int
-    ):
-        self.samples, self.chunk = samples, chunk
+    def __init__(self, model: nn.Module, dtype: torch.dtype, samples: Sequence[Samples]):
+        self.samples = samples
         self.moved = DisplacedModel(model, dtype)
-        self.at_w = [sample.losses(self.moved, chunk) for sample in samples]
+        self.at_w = [sample.losses(self.moved) for sample in samples]
         """l(w, z_i), (n,) of either sample."""
 
     def losses(self, u: Sequence[Tensor], std: float) -> list[list[Tensor]]:
@@ -390,7 +368,7 @@ class _Pairs:
         found = []
         for signed_std in (std, -std):
             self.moved.move(u, std=signed_std)
-            found.append([sample.losses(self.moved, self.chunk) for sample in self.samples])
+            found.append([sample.losses(self.moved) for sample in self.samples])
         return [list(pair) for pair in zip(*found, strict=True)]
 
     def differences(self, u: Sequence[Tensor], std: float) -> list[Tensor]:
@@ -438,8 +416,8 @@ def _chosen_precisions(
     dtype = native_dtype(model)
     if dtype == torch.float64:
         return [dtype for _ in stds]
-    some = [sample.thinned() for sample in exact.samples]
-    fast, truth = (_Pairs(model, kind, some, exact.chunk) for kind in (dtype, torch.float64))
+    some = [sample.thinned(_CHECKED_SAMPLES) for sample in exact.samples]
+    fast, truth = (_Pairs(model, kind, some) for kind in (dtype, torch.float64))
 
     def suffices(std: float) -> bool:
         found, right = (torch.cat(p.differences(u, std)).double() for p in (fast, truth))

@@ -32,10 +32,9 @@ from backpack import disable
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gisgd_ray.measures.displaced import default_chunk
+from gisgd_ray.measures.displaced import DisplacedModel, Samples, default_chunk, native_dtype
 from gisgd_ray.measures.invisible import invisible
-from gisgd_ray.networks.losses import LossName, per_sample_loss
-from gisgd_ray.networks.models import trainable
+from gisgd_ray.networks.losses import LossName
 from gisgd_ray.randomness import generator
 
 BLOCKS = 10
@@ -84,27 +83,19 @@ def block_products(
     Raises:
         ValueError: no samples in a split, or nothing trainable.
     """
-    parameters = trainable(model)
-    if len(train_x) == 0 or len(test_x) == 0 or not parameters:
-        raise ValueError("the mean gradient gap needs samples in both splits, and weights")
+    if len(train_x) == 0 or len(test_x) == 0:
+        raise ValueError("the mean gradient gap needs samples in both splits")
     chunk = chunk or default_chunk(model)
-
-    def mean_gradient(x: Tensor, y: Tensor) -> Tensor:
-        total = torch.zeros(sum(p.numel() for p in parameters), device=x.device, dtype=dtype)
-        for some_x, some_y in zip(x.split(chunk), y.split(chunk), strict=True):
-            part = per_sample_loss(loss, model(some_x), some_y).sum() / len(x)
-            found = torch.autograd.grad(part, parameters, materialize_grads=True)
-            total += torch.cat([g.reshape(-1) for g in found])
-        return total
-
-    dtype = parameters[0].dtype
+    train, test = (Samples(*s, loss, chunk) for s in ((train_x, train_y), (test_x, test_y)))
     order = torch.randperm(len(test_x), generator=generator(0, "mean_gradient_gap"))
     parts = order.to(test_x.device).tensor_split(min(blocks, len(test_x)))
     with invisible(model, purpose="mean_gradient_gap"), disable():
-        of_train = mean_gradient(train_x, train_y)
-        differences = torch.stack(
-            [mean_gradient(test_x[part], test_y[part]) - of_train for part in parts]
+        at_w = DisplacedModel(model, native_dtype(model))
+        of_train, *of_blocks = (
+            torch.cat([g.flatten() for g in samples.gradient(at_w)])
+            for samples in (train, *map(test.at, parts))
         )
+    differences = torch.stack([of_block - of_train for of_block in of_blocks])
     products = torch.zeros(len(parts), len(parts), dtype=torch.float64, device=of_train.device)
     for columns in differences.split(_COLUMNS, dim=1):
         exact = columns.double()

@@ -32,7 +32,7 @@ then a large part of Psi, and itself uncertain.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from backpack import disable
@@ -40,12 +40,13 @@ from torch import Tensor, nn
 
 from gisgd_ray.measures.displaced import (
     DisplacedModel,
+    Samples,
     check_stds,
     default_chunk,
     native_dtype,
 )
 from gisgd_ray.measures.invisible import invisible
-from gisgd_ray.networks.losses import LossName, per_sample_loss
+from gisgd_ray.networks.losses import LossName
 from gisgd_ray.randomness import generator
 
 PRECISION_TOLERANCE = 1e-4
@@ -118,7 +119,7 @@ def local_gradient_sensitivity(
     n = len(inputs)
     m = n if samples is None else samples
     _check(perturbation_stds, draws=draws, samples=m, whole=n)
-    data = _Data(inputs, targets, loss, chunk or default_chunk(model))
+    data = Samples(inputs, targets, loss, chunk or default_chunk(model))
     found: dict[float, list[Tensor]] = {std: [] for std in perturbation_stds if std}
     with invisible(model, seed=seed, purpose="sensitivity"), disable():
         native = _Passes(model, native_dtype(model))
@@ -128,7 +129,7 @@ def local_gradient_sensitivity(
             if i == 0:
                 passes = _chosen_precision(model, native, data, u, list(found))
             if i == 0 or m < n:
-                parts = [data] if m == n else data.halves(m, seed, step, i)
+                parts = [data] if m == n else _halves(data, m, seed, step, i)
                 for each in set(passes.values()):
                     each.start(parts)
             for std, squares in found.items():
@@ -136,36 +137,11 @@ def local_gradient_sensitivity(
     return tuple(_result(std, found.get(std, [])) for std in perturbation_stds)
 
 
-@dataclass(frozen=True)
-class _Data:
-    """Samples, their loss, and how a pass over them is made."""
-
-    inputs: Tensor
-    targets: Tensor
-    loss: LossName
-    chunk: int
-
-    def _at(self, which: slice | Tensor) -> "_Data":
-        return replace(self, inputs=self.inputs[which], targets=self.targets[which])
-
-    def thinned(self) -> "_Data":
-        """Some of the samples, evenly spread."""
-        return self._at(slice(None, None, math.ceil(len(self.inputs) / _CHECKED_SAMPLES)))
-
-    def halves(self, samples: int, seed: int, step: int, draw: int) -> list["_Data"]:
-        """Two halves of so many samples, drawn without replacement."""
-        random = generator(seed, "samples of the sensitivity", step, draw)
-        chosen = torch.randperm(len(self.inputs), generator=random)[:samples]
-        return [self._at(half) for half in chosen.to(self.inputs.device).chunk(2)]
-
-    def gradient(self, model: DisplacedModel) -> list[Tensor]:
-        """G at the model's present weights."""
-        for weight in model.weights:
-            weight.grad = None
-        for x, y in zip(self.inputs.split(self.chunk), self.targets.split(self.chunk), strict=True):
-            y = y.to(model.dtype) if y.is_floating_point() else y
-            (per_sample_loss(self.loss, model(x), y).sum() / len(self.inputs)).backward()
-        return model.gradient()
+def _halves(data: Samples, samples: int, seed: int, step: int, draw: int) -> list[Samples]:
+    """Two halves of so many of the samples, drawn without replacement."""
+    random = generator(seed, "samples of the sensitivity", step, draw)
+    chosen = torch.randperm(len(data.inputs), generator=random)[:samples]
+    return [data.at(half) for half in chosen.to(data.inputs.device).chunk(2)]
 
 
 class _Passes:
@@ -173,10 +149,10 @@ class _Passes:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         self.model = DisplacedModel(model, dtype)
-        self._parts: Sequence[_Data] = ()
+        self._parts: Sequence[Samples] = ()
         self._centres: list[list[Tensor]] = []
 
-    def start(self, parts: Sequence[_Data]) -> "_Passes":
+    def start(self, parts: Sequence[Samples]) -> "_Passes":
         """Take these parts of the samples from here on."""
         self.model.move()
         self._parts, self._centres = parts, [part.gradient(self.model) for part in parts]
@@ -215,13 +191,13 @@ def _result(std: float, squares: list[Tensor]) -> Sensitivity:
 
 
 def _chosen_precision(
-    model: nn.Module, native: _Passes, data: _Data, u: list[Tensor], stds: Sequence[float]
+    model: nn.Module, native: _Passes, data: Samples, u: list[Tensor], stds: Sequence[float]
 ) -> dict[float, _Passes]:
     """The passes of every std, in the precision that it needs."""
     if native.model.dtype == torch.float64:
         return dict.fromkeys(stds, native)
     fast, exact = (
-        _Passes(model, dtype).start([data.thinned()])
+        _Passes(model, dtype).start([data.thinned(_CHECKED_SAMPLES)])
         for dtype in (native.model.dtype, torch.float64)
     )
 

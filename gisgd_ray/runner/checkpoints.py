@@ -2,7 +2,9 @@
 
 ``checkpoints/<trial_id>/<step>.ckpt`` below the sweep's storage. Their order is that of the steps:
 clocks of machines may be apart. A trial finds its own, on whatever machine it is started again,
-so that a lost process, machine or driver are one and the same case.
+so that a lost process, machine or driver are one and the same case. What the trial has told, its
+measuring points and steps, lies below them in pieces that are written once,
+``told/<number of points>.pt``, each of which says where the one before it ends.
 """
 
 import re
@@ -53,6 +55,8 @@ class Checkpoints:
         self._storage, self._config = storage, config
         self._folder = f"{FOLDER}/{config.trial_id}"
         self._unreadable: set[str] = set()
+        self._told = 0
+        """Measuring points that lie there in pieces."""
 
     def save(self, state: TrainState) -> str:
         """Add one, and delete all but the newest :data:`KEPT` that can be read; its name.
@@ -62,8 +66,11 @@ class Checkpoints:
         Raises:
             OSError: it could not be written; those before are as they were.
         """
-        name = f"{self._folder}/{state.step:012d}.ckpt"
-        self._storage.write(name, checkpoint.dump(state))
+        name, points = f"{self._folder}/{state.step:012d}.ckpt", len(state.history)
+        if points > self._told:
+            self._storage.write(self._piece(points), checkpoint.dump_told(state, self._told))
+            self._told = points
+        self._storage.write(name, checkpoint.dump(state, told=points))
         self._unreadable.discard(name)
         names = self.names()
         good = [each for each in names if each not in self._unreadable]
@@ -85,14 +92,27 @@ class Checkpoints:
         """
         for name in _insist(self.names):
             try:
-                content = _insist(partial(self._storage.read, name))
-                return checkpoint.load(self._config, content, device=device)
-            except FileNotFoundError:  # deleted since, by an attempt believed dead
-                continue
-            except CheckpointError:
+                content = self._read(name)
+                state = checkpoint.load(
+                    self._config,
+                    content,
+                    device=device,
+                    told=lambda end: self._read(self._piece(end)),
+                )
+            # It may be deleted since, by an attempt believed dead.
+            except (FileNotFoundError, CheckpointError):
                 # The one before does, or the trial starts anew, with the same result.
                 self._unreadable.add(name)
+            else:
+                self._told = len(state.history)
+                return state
         return None
+
+    def _piece(self, points: int) -> str:
+        return f"{self._folder}/told/{points:012d}.pt"
+
+    def _read(self, name: str) -> bytes:
+        return _insist(partial(self._storage.read, name))
 
     def clear(self) -> None:
         """Delete all: the trial has ended."""

@@ -2,6 +2,6 @@
 
 Begin with :mod:`gisgd_ray.training.loop`: ``start``, ``advance`` and ``summary``. What takes a step
 is in :mod:`~gisgd_ray.training.stepping`, what is measured between steps in
-:mod:`~gisgd_ray.training.measuring`, the bounds of a row in :mod:`~gisgd_ray.training.terms`.
+:mod:`~gisgd_ray.training.measured`, the bounds of a row in :mod:`~gisgd_ray.training.terms`.
 Imports measures, schemes, networks, data, config and theory.
 """

@@ -1,11 +1,14 @@
 """A run saved between two steps, and continued bit for bit.
 
-No random stream needs saving: every draw is a function of (seed, purpose, counter).
+No random stream needs saving: every draw is a function of (seed, purpose, counter). What a run has
+told, its measuring points and their steps, grows with it: a checkpoint can leave it out, for who
+keeps it in pieces (:func:`dump_told`), and is then as large at the last step as at the first.
 """
 
 import hashlib
 import io
 import pickle
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -22,8 +25,8 @@ from gisgd_ray.training.sensitivity_terms import SensitivityTerms
 from gisgd_ray.training.state import TrainState
 from gisgd_ray.training.terms import TrajectoryTerms
 
-MAGIC = b"gisgd-ray checkpoint 1\n"
-PROGRESS = ("step", "history", "stopped", "diverged", "seconds")
+MAGIC = b"gisgd-ray checkpoint 2\n"
+PROGRESS = ("step", "stopped", "diverged", "seconds")
 """Fields of the state that are kept as they are."""
 
 
@@ -31,24 +34,54 @@ class CheckpointError(UserError):
     """A checkpoint that this trial cannot go on from, whenever and wherever it is read."""
 
 
-def dump(state: TrainState) -> bytes:
-    """The run as the content of a file: a line, the SHA-256 of the rest, the rest."""
+def dump(state: TrainState, *, told: int = 0) -> bytes:
+    """The run as the content of a file: a line, the SHA-256 of the rest, the rest.
+
+    Without the first ``told`` measuring points and the steps up to them, if :func:`load` is to get
+    these from elsewhere.
+    """
     content = {
         "config": state.config.model_dump(mode="json"),
         "own_data": state.own_data,
         "models": [replica.model.state_dict() for replica in state.replicas],
         "stepper": state.stepper.state_dict(),
-        "series": _tensors(state.series),
+        "told": _told(state, told),
         "unmeasured": _tensors(StepSeries.concatenate(state.unmeasured)),
         "terms": asdict(state.terms),
         "sensitivity": asdict(state.sensitivity),
         "mean_gradient_gap": asdict(state.mean_gradient_gap),
-        "progress": _progress(state),
+        "progress": {name: getattr(state, name) for name in PROGRESS},
     }
+    return _packed(content)
+
+
+def dump_told(state: TrainState, begin: int) -> bytes:
+    """The measuring points behind the first ``begin``, and the steps behind those, likewise."""
+    return _packed(_told(state, begin))
+
+
+def _told(state: TrainState, begin: int) -> dict[str, Any]:
+    points, steps = state.told_since(begin)
+    return {"begin": begin, "points": points, "steps": _tensors(steps)}
+
+
+def _packed(content: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     body = buffer.getvalue()
     return MAGIC + hashlib.sha256(body).digest() + body
+
+
+def _unpacked(content: bytes, device: torch.device) -> Any:
+    """Raises CheckpointError; of a content with code in it, UnpicklingError."""
+    head = len(MAGIC) + hashlib.sha256().digest_size
+    body = content[head:]
+    if content[:head] != MAGIC + hashlib.sha256(body).digest():
+        raise CheckpointError(
+            f"the checkpoint ({len(content)} bytes) is damaged, cut off or of another version; "
+            "the one before it will do, or the start"
+        )
+    return torch.load(io.BytesIO(body), map_location=device, weights_only=True)
 
 
 def load(
@@ -57,27 +90,27 @@ def load(
     *,
     device: Device | torch.device | str = "cpu",
     dataset: Dataset | None = None,
+    told: Callable[[int], bytes] | None = None,
 ) -> TrainState:
     """The run of :func:`dump`, ready to :func:`~gisgd_ray.training.loop.advance`.
 
-    ``dataset``: the one that the run was started with, if it was one of the user's own.
+    Args:
+        config: the trial's.
+        content: of the file.
+        device: where it goes on.
+        dataset: the one that the run was started with, if it was one of the user's own.
+        told: given a number of measuring points, the piece of :func:`dump_told` that ends there;
+            needed if the checkpoint leaves out what was told.
 
     Raises:
         CheckpointError: it is of another configuration or version, cut off or damaged. (What else
-            is raised, as when memory runs out, is no fault of the checkpoint's.)
+            is raised, as by ``told`` or when memory runs out, is no fault of the checkpoint's.)
     """
-    head = len(MAGIC) + hashlib.sha256().digest_size
-    body = content[head:]
-    if content[:head] != MAGIC + hashlib.sha256(body).digest():
-        raise CheckpointError(
-            f"the checkpoint ({len(content)} bytes) is damaged, cut off or of another version; "
-            "the one before it will do, or the start"
-        )
     device = device_of(device)
     try:
-        saved_state = torch.load(io.BytesIO(body), map_location=device.torch, weights_only=True)
+        saved_state = _unpacked(content, device.torch)
         saved = TrialConfig.model_validate(saved_state["config"])
-    except (pickle.UnpicklingError, *_OTHER_CONTENT) as fault:
+    except _OTHER_CONTENT as fault:
         raise _of_another_version(fault) from fault
     if saved != config:
         raise CheckpointError(
@@ -97,9 +130,15 @@ def load(
             _require_same_shapes(replica.model.state_dict(), weights)
             replica.model.load_state_dict(weights)
         state.stepper.load_state_dict(saved_state["stepper"])
-        state.stretches = [_series(saved_state["series"])]
+        pieces = [saved_state["told"]]
+        while pieces[0]["begin"]:
+            pieces.insert(0, _piece(told, pieces[0]["begin"]))
+        state.history = [point for piece in pieces for point in piece["points"]]
+        state.stretches = [_series(piece["steps"]) for piece in pieces]
         state.unmeasured = [_series(saved_state["unmeasured"])]
         state.terms = TrajectoryTerms(**saved_state["terms"])
+        if sum(map(len, state.stretches)) != state.terms.steps:
+            raise ValueError("it lacks some of its steps")
         state.sensitivity = SensitivityTerms(**saved_state["sensitivity"])
         state.mean_gradient_gap = InterpolatedSum(**saved_state["mean_gradient_gap"])
         for name in PROGRESS:
@@ -109,7 +148,7 @@ def load(
     return state
 
 
-_OTHER_CONTENT = (KeyError, TypeError, ValueError, AttributeError)
+_OTHER_CONTENT = (pickle.UnpicklingError, KeyError, TypeError, ValueError, AttributeError)
 """What a content of other names and shapes leads to. Not RuntimeError: that is the device's."""
 
 
@@ -118,6 +157,16 @@ def _of_another_version(fault: Exception) -> CheckpointError:
         f"the checkpoint is of another version of gisgd-ray ({type(fault).__name__}: {fault}); the "
         "one before it will do, or the start"
     )
+
+
+def _piece(told: Callable[[int], bytes] | None, end: int) -> dict[str, Any]:
+    """What was told up to the ``end``-th measuring point; raises ValueError where it is not."""
+    if told is None:
+        raise ValueError("what the run has told is not in it")
+    piece: dict[str, Any] = _unpacked(told(end), torch.device("cpu"))
+    if not 0 <= piece["begin"] < end == piece["begin"] + len(piece["points"]):
+        raise ValueError("what the run has told is in other pieces")
+    return piece
 
 
 def _require_same_shapes(here: dict[str, torch.Tensor], there: dict[str, torch.Tensor]) -> None:
@@ -135,7 +184,3 @@ def _tensors(series: StepSeries) -> dict[str, torch.Tensor]:
 
 def _series(columns: dict[str, torch.Tensor]) -> StepSeries:
     return StepSeries(**{name: column.cpu().numpy() for name, column in columns.items()})
-
-
-def _progress(state: TrainState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in PROGRESS}

@@ -1,6 +1,7 @@
 """Loss and accuracy on whole splits."""
 
 import math
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 
 from gisgd_ray.data.dataset import Dataset
 from gisgd_ray.networks.losses import LossName, per_sample_loss
+from gisgd_ray.training.measure import standard_error
+from gisgd_ray.training.state import Point, TrainState
 
 EVALUATION_CHUNK = 2_000
 
@@ -20,6 +23,16 @@ EVALUATED = (
     "gap/accuracy",
 )
 """What :func:`evaluate_splits` gives, in its order."""
+
+
+def losses_and_gap(state: TrainState) -> Point:
+    """Train and test loss and accuracy, and the gaps; with replicas, the gap's standard error."""
+    loss = state.config.training.loss
+    found = [evaluate_splits(r.model, r.dataset, loss=loss) for r in state.replicas]
+    point: Point = {name: fmean(each[name] for each in found) for name in found[0]}
+    if len(found) > 1:
+        point["gap/loss_stderr"] = standard_error([each["gap/loss"] for each in found])
+    return point
 
 
 def evaluate_splits(model: nn.Module, data: Dataset, *, loss: LossName) -> dict[str, Any]:

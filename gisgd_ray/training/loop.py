@@ -15,23 +15,24 @@ import torch
 from torch import Tensor
 
 from gisgd_ray.config.checks import steps_per_epoch
-from gisgd_ray.config.frozen import Schedule
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import Dataset, load_dataset, noisy
 from gisgd_ray.data.own import own_dataset, own_weights
 from gisgd_ray.device import Device, device_of
 from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.networks.models import build_model, num_parameters
-from gisgd_ray.training import measuring
-from gisgd_ray.training.evaluation import EVALUATED
+from gisgd_ray.training.evaluation import EVALUATED, losses_and_gap
+from gisgd_ray.training.measured import MEASURES
 from gisgd_ray.training.sensitivity_terms import SensitivityTerms
 from gisgd_ray.training.state import Point, TrainState
 from gisgd_ray.training.stepping import Replica, build_stepper
+from gisgd_ray.training.sums import StepSums
 from gisgd_ray.training.terms import (
+    CLOSED_FORMS,
     REMARK,
     UNDEFINED_REASON,
     TrajectoryTerms,
-    bound_metrics,
+    bounds_at,
     condition_remark,
     remark,
     undefined_reason,
@@ -166,7 +167,7 @@ def measuring_is_due(state: TrainState) -> bool:
         return True
     if state.step == state.last_point["step"]:
         return False
-    return evaluation_is_due(state) or trace_is_due(state) or sensitivity_is_due(state)
+    return evaluation_is_due(state) or any(each.is_due(state) for each in MEASURES)
 
 
 def learning_rate(config: TrialConfig, epoch: int) -> float:
@@ -175,29 +176,10 @@ def learning_rate(config: TrialConfig, epoch: int) -> float:
     return config.training.learning_rate * config.training.lr_factor**passed
 
 
-def is_due(state: TrainState, schedule: Schedule | None = None) -> bool:
-    """Whether the schedule (by default that of evaluation) fires after the current step."""
-    schedule = schedule or state.config.training.evaluation
-    at_limit = state.step >= state.config.training.max_epochs * state.steps_per_epoch
-    return at_limit or schedule.is_due(state.step, state.steps_per_epoch)
-
-
 def evaluation_is_due(state: TrainState) -> bool:
     """Whether the evaluation schedule, and so the stopping rule, is due after the current step."""
-    return is_due(state) or state.step == state.config.training.max_steps
-
-
-def trace_is_due(state: TrainState) -> bool:
-    """Whether the Hessian trace has been asked for after the current step, on schedule."""
-    m = state.config.measurement
-    scheduled = m.hessian_schedule is not None and is_due(state, m.hessian_schedule)
-    return scheduled and m.hessian_trace != "off"
-
-
-def sensitivity_is_due(state: TrainState) -> bool:
-    """Whether the local gradient sensitivity has been asked for after the current step."""
-    m = state.config.measurement
-    return m.sensitivity and is_due(state, m.sensitivity_schedule)
+    t = state.config.training
+    return state.is_due(t.evaluation) or state.step == t.max_steps
 
 
 def _cut_at_divergence(state: TrainState, steps: StepSeries) -> StepSeries:
@@ -223,29 +205,26 @@ def _measure(state: TrainState, new_steps: StepSeries, *, last: bool) -> Point:
         # Diverged on the way: the weights are already some steps past the last step kept.
         point |= dict.fromkeys(EVALUATED, math.nan)
     else:
-        point |= measuring.losses_and_gap(state)
+        point |= losses_and_gap(state)
         # A point that only another schedule asked for must not end the run.
         if evaluation_is_due(state):
             state.stopped, state.diverged = stop_reason(state, point)
         if last and state.stopped is None:
             state.stopped = "broken off"
     if len(new_steps) > 0:
-        point |= measuring.step_means(new_steps)
+        since = StepSums()
+        since.add(new_steps)
+        point |= since.means()
     point |= state.terms.metrics()
     if state.diverged:
         return point
     over = state.stopped is not None
-    if trace_is_due(state) or (over and config.measurement.hessian_trace != "off"):
-        point |= measuring.trace(state)
-    # At the end as well: the steps since the last measurement lie between two known values.
-    if sensitivity_is_due(state) or (over and config.measurement.sensitivity):
-        point |= measuring.sensitivity(state)
-    known = over or trace_is_due(state) or sensitivity_is_due(state)
-    if known and config.measurement.mean_gradient_gap:
-        point |= measuring.mean_gradient_gap(state, point)
-    point |= measuring.network_theorem(state)
+    for each in MEASURES:
+        if each.is_on(config) and (over or each.at_every_point or each.is_due(state)):
+            point |= each.measure(state, point)
     if over:
-        point |= measuring.flatness(state, point)
+        sizes = {"num_parameters": state.num_parameters, "steps": state.step}
+        point |= bounds_at(config.measurement.noise_stds, point, **sizes)
     return point
 
 
@@ -272,46 +251,55 @@ def summary(state: TrainState) -> dict[str, Any]:
     The per-step measures are means over all steps of the run here, and over the steps since the
     point before in the history.
     """
-    series, m = state.series, state.config.measurement
+    terms, trace_off = state.terms, state.config.measurement.hessian_trace == "off"
     trace = state.last_point.get("measure/hessian_trace", math.nan)
     reasons = [
         "the run diverged, so that no Hessian trace was measured at its end"
         if state.diverged
-        else undefined_reason(series, hessian_trace=trace, trace_off=m.hessian_trace == "off"),
-        within_undefined_reason(series),
+        else undefined_reason(terms, hessian_trace=trace, trace_off=trace_off),
+        within_undefined_reason(terms),
     ]
-    if m.sensitivity:
-        reasons.append(state.sensitivity.undefined_reason())
-    if m.sensitivity and m.mean_gradient_gap:
-        reasons.append(state.terms.population_undefined_reason(state.mean_gradient_gap.total))
+    measured = [each for each in MEASURES if each.is_on(state.config)]
+    reasons += [each.undefined_reason(state) for each in measured]
     remarks = [
-        remark(series, state.terms),
+        remark(terms),
         condition_remark(state.last_point, replicas=state.config.replicas),
     ]
-    sizes = {"num_samples": state.num_samples, "num_parameters": state.num_parameters}
     row = {
         "status": "diverged" if state.diverged else "finished",
         "stop_reason": state.stopped,
         "outside_theorem": state.config.outside_theorem(),
         "steps": state.step,
         "epochs": state.epoch,
-        **sizes,
+        "num_samples": state.num_samples,
+        "num_parameters": state.num_parameters,
         "num_test_samples": len(state.dataset.test_y),
         "num_classes": state.dataset.num_classes,
         "data/normalization_mean": list(state.dataset.normalization_mean),
         "data/normalization_std": list(state.dataset.normalization_std),
         **{k: v for k, v in state.last_point.items() if k not in ("step", "epoch")},
-        **bound_metrics(series, **sizes, hessian_trace=trace),
-        **measuring.step_means(series),
-        **measuring.dispersion_estimator(state.config),
-        "measure/ill_conditioned_steps": series.ill_conditioned_steps,
+        **{name: state.last_point.get(name, math.nan) for name in CLOSED_FORMS},
+        **terms.means(),
+        **_dispersion_estimator(state.config),
+        "measure/ill_conditioned_steps": terms.ill_conditioned_steps,
         REMARK: "; ".join(filter(None, remarks)) or None,
         UNDEFINED_REASON: "; ".join(filter(None, reasons)) or None,
         **state.seconds,
     }
-    if m.sensitivity:
-        # Psi of the row is the mean over steps.
-        row |= state.sensitivity.means(state.terms.steps)
-        row["measure/sensitivity_interpolation"] = state.sensitivity.interpolation
-        row |= measuring.sensitivity_estimator(state)
+    for each in measured:
+        row |= each.row(state)
     return row
+
+
+def _dispersion_estimator(config: TrialConfig) -> Point:
+    """How and of which gradient the dispersion was measured, in words; empty if it was not."""
+    m = config.measurement
+    if not m.dispersion:
+        return {}
+    by_groups = config.dispersion_estimator == "groups"
+    return {
+        "measure/gradient_dispersion_estimator": f"between {m.dispersion_groups} groups"
+        if by_groups
+        else "per-sample norms",
+        "measure/gradient_dispersion_of": f"{m.dispersion_of} gradient",
+    }

@@ -9,26 +9,18 @@ from dataclasses import dataclass, field
 from math import isfinite, nan, sqrt
 from statistics import fmean, stdev
 
-import numpy as np
-
-from gisgd_ray.training.terms import Metrics, TrajectoryTerms, at
+from gisgd_ray.training.interpolated import Interpolation
+from gisgd_ray.training.sums import Metrics
+from gisgd_ray.training.terms import TrajectoryTerms, at
 
 PSI = "measure/local_gradient_sensitivity"
 
 
 @dataclass
-class SensitivityTerms:
+class SensitivityTerms(Interpolation):
     """Sums over the steps up to the last measuring point of Psi, kept up as points come."""
 
     noise_stds: tuple[float, ...]
-    points: int = 0
-    """Measuring points so far."""
-    longest: int = 0
-    """Most steps between two of them; 1: measured at every step."""
-    rates: list[float] = field(default_factory=list)
-    """lambda_t of the steps since the last point."""
-    covered: int = 0
-    """Steps up to the last point."""
     last: list[list[float]] = field(default_factory=list)
     """Psi at the last point, for each noise std and replica."""
     last_errors: list[float] = field(default_factory=list)
@@ -42,10 +34,6 @@ class SensitivityTerms:
     variances: list[float] = field(default_factory=list)
     """Of sum_t Psi_t over the draws, the last point's share not yet in it."""
 
-    def add_steps(self, learning_rates: np.ndarray) -> None:
-        """The next steps; they count once the next point is known."""
-        self.rates += [float(rate) for rate in learning_rates]
-
     def add_point(self, values: Sequence[Sequence[float]], errors: Sequence[float]) -> None:
         """What belongs to step t + 1, at the present weights W_t.
 
@@ -56,29 +44,18 @@ class SensitivityTerms:
         if self.points == 0:
             self.sensitivity = [[0.0] * len(group) for group in values]
             self.lr2_sensitivity, self.variances = ([0.0] * len(values) for _ in range(2))
-        self._close(values)
-        self.points += 1
-        self.longest = max(self.longest, len(self.rates))
-        self.covered += len(self.rates)
-        self.rates = []
+        squares, share = self.close()
+        if len(share):
+            here = float(share.sum())
+            before, lr2_before = len(share) - here, float((squares * (1 - share)).sum())
+            lr2_here = float((squares * share).sum())
+            for i, (old, new) in enumerate(zip(self.last, values, strict=True)):
+                for r, (a, b) in enumerate(zip(old, new, strict=True)):
+                    self.sensitivity[i][r] += before * a + here * b
+                self.lr2_sensitivity[i] += lr2_before * fmean(old) + lr2_here * fmean(new)
+                self.variances[i] += ((self.last_weight + before) * self.last_errors[i]) ** 2
+            self.last_weight = here
         self.last, self.last_errors = [[*group] for group in values], [*errors]
-
-    def _close(self, values: Sequence[Sequence[float]]) -> None:
-        """Add the steps since the last point, all running from its values to these."""
-        steps = len(self.rates)
-        if steps == 0:
-            return
-        squares = np.array(self.rates) ** 2
-        share = np.arange(steps) / steps  # of the way: 0 at the first step, W_{t-1} being the last
-        here = float(share.sum())
-        before, lr2_before = steps - here, float((squares * (1 - share)).sum())
-        lr2_here = float((squares * share).sum())
-        for i, (old, new) in enumerate(zip(self.last, values, strict=True)):
-            for r, (a, b) in enumerate(zip(old, new, strict=True)):
-                self.sensitivity[i][r] += before * a + here * b
-            self.lr2_sensitivity[i] += lr2_before * fmean(old) + lr2_here * fmean(new)
-            self.variances[i] += ((self.last_weight + before) * self.last_errors[i]) ** 2
-        self.last_weight = here
 
     def metrics(self, terms: TrajectoryTerms) -> Metrics:
         """The terms at a measuring point of Psi; NaN before the first step."""
@@ -129,12 +106,3 @@ class SensitivityTerms:
             "sensitivity, estimated from two halves of some of the samples, sums to less than 0; "
             "a larger measurement.sensitivity_fraction or more sensitivity_draws would do"
         )
-
-    @property
-    def interpolation(self) -> str:
-        """How Psi was filled in between the points, for the row."""
-        if self.covered == 0:
-            return "none: measured at no step"
-        if self.longest <= 1:
-            return "none: measured at every step"
-        return f"linear in t between {self.points} points, at most {self.longest} steps apart"

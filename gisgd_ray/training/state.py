@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from gisgd_ray.config.frozen import Schedule
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import Dataset
 from gisgd_ray.measures.dispersion import StepSeries
@@ -33,7 +34,8 @@ class TrainState:
     step: int = 0
     """Updates applied so far, t; the weights are W_t."""
     stretches: list[StepSeries] = field(default_factory=list)
-    """The steps up to the last measuring point, in pieces; read them as ``series``."""
+    """The steps up to the last measuring point, in pieces that end at one; read them as
+    ``series``."""
     unmeasured: list[StepSeries] = field(default_factory=list)
     """The steps since, in pieces: sums over steps are taken at measuring points, where a run that
     was paused in between adds the same numbers in the same order."""
@@ -68,8 +70,19 @@ class TrainState:
     @property
     def series(self) -> StepSeries:
         """Every step up to the last measuring point; joined on demand, for that copies them."""
-        self.stretches = [StepSeries.concatenate(self.stretches)]
-        return self.stretches[0]
+        return StepSeries.concatenate(self.stretches)
+
+    def told_since(self, points: int) -> tuple[list[Point], StepSeries]:
+        """The measuring points behind the first so many, and the steps behind those.
+
+        It takes what they take, and no longer the longer the run is.
+        """
+        taken: list[StepSeries] = []
+        left = self.terms.steps - (self.history[points - 1]["step"] if points else 0)
+        while left > 0:
+            taken.append(self.stretches[-len(taken) - 1])
+            left -= len(taken[-1])
+        return self.history[points:], StepSeries.concatenate(taken[::-1])
 
     def add_steps(self, steps: StepSeries) -> None:
         """Append the next steps."""
@@ -78,6 +91,11 @@ class TrainState:
         if self.config.measurement.sensitivity:
             self.mean_gradient_gap.add_steps(steps.learning_rate)
             self.sensitivity.add_steps(steps.learning_rate)
+
+    def is_due(self, schedule: Schedule) -> bool:
+        """Whether the schedule fires after the current step."""
+        at_limit = self.step >= self.config.training.max_epochs * self.steps_per_epoch
+        return at_limit or schedule.is_due(self.step, self.steps_per_epoch)
 
     @property
     def last_point(self) -> Point:

@@ -5,16 +5,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, isfinite, nan
+from math import isfinite, nan
 from typing import Any
 
 import numpy as np
 
-from gisgd_ray.measures.dispersion import ROUNDING, StepSeries, subgaussian_constant
+from gisgd_ray.measures.dispersion import ROUNDING, StepSeries
 from gisgd_ray.measures.flatness import half_widths
 from gisgd_ray.theory import bounds
-
-Metrics = dict[str, float]
+from gisgd_ray.training.sums import Metrics, StepSums
 
 UNDEFINED_REASON = "bound/undefined_reason"
 """Column that says why a bound of the row is NaN; empty where none is."""
@@ -28,8 +27,8 @@ def at(name: str, noise_std: float) -> str:
     return f"{name}@{noise_std:g}"
 
 
-@dataclass
-class TrajectoryTerms:
+@dataclass(kw_only=True)
+class TrajectoryTerms(StepSums):
     """Everything about the steps 1..T so far that needs no curvature, kept up as steps come.
 
     A measuring point then costs what its own steps cost, not what the whole run does: every term
@@ -41,59 +40,37 @@ class TrajectoryTerms:
     noise_stds: tuple[float, ...]
     stochastic: bool = False
     """Whether W is random, over replicas: in the deterministic setting Theorem 1 is Eq. 2."""
-    steps: int = 0
-    loss_min: float = inf
-    loss_max: float = -inf
-    dispersion: float = 0.0
-    """sum_t V_t"""
-    dispersion_neu: float = 0.0
-    """sum_t V~_t"""
-    lr2_dispersion: float = 0.0
-    """sum_t lambda_t^2 V_t"""
-    lr2_dispersion_neu: float = 0.0
-    """sum_t lambda_t^2 V~_t"""
-    lr2_gradient_norm2: float = 0.0
-    """sum_t lambda_t^2 ||g_t||^2"""
     theorem2_squares: list[float] = field(default_factory=list)
     """For each noise std, the square of Theorem 2's trajectory term at R = 1: additive in t."""
     theorem1_squares: list[float] = field(default_factory=list)
     """The same of Theorem 1's, in the stochastic setting."""
 
-    @property
-    def radius(self) -> float:
-        """R of the losses met so far."""
-        return (self.loss_max - self.loss_min) / 2
-
     def add(self, steps: StepSeries) -> None:
         """Take the next steps in."""
         if len(steps) == 0:
             return
-        rates, dispersions = steps.learning_rate, steps.gradient_dispersion
-        self.steps += len(steps)
-        self.loss_min = min(self.loss_min, float(steps.loss_min.min()))
-        self.loss_max = max(self.loss_max, float(steps.loss_max.max()))
-        self.dispersion += float(dispersions.sum())
-        self.dispersion_neu += float(steps.gradient_dispersion_neu.sum())
-        self.lr2_dispersion += float((rates**2 * dispersions).sum())
-        self.lr2_dispersion_neu += float((rates**2 * steps.gradient_dispersion_neu).sum())
-        self.lr2_gradient_norm2 += float((rates**2 * steps.squared_gradient_norm).sum())
+        super().add(steps)
         if not self.theorem2_squares:
             self.theorem2_squares = [0.0] * len(self.noise_stds)
             self.theorem1_squares = [0.0] * len(self.noise_stds) * self.stochastic
         for i, noise_std in enumerate(self.noise_stds):
             # A step without a finite dispersion makes all that follows NaN, as it must.
-            term = nan
-            if isfinite(self.lr2_dispersion):
-                term = _theorem2_trajectory(
-                    steps,
-                    radius=1.0,
-                    num_samples=self.num_samples,
-                    num_parameters=self.num_parameters,
-                    noise_std=noise_std,
-                )
+            known = isfinite(self.lr2_dispersion)
+            term = self._theorem2_trajectory(steps, 1.0, noise_std) if known else nan
             self.theorem2_squares[i] += term**2
         for i in range(len(self.theorem1_squares)):
             self.theorem1_squares[i] += self._theorem1_trajectory(steps, i) ** 2
+
+    def _theorem2_trajectory(self, steps: StepSeries, radius: float, noise_std: float) -> float:
+        """Eq. 2's trajectory term of these steps at R = ``radius`` and one noise std throughout."""
+        return bounds.theorem2_trajectory(
+            subgaussian_constant=radius,
+            num_samples=self.num_samples,
+            num_parameters=self.num_parameters,
+            learning_rates=steps.learning_rate,
+            noise_stds=[noise_std] * len(steps),
+            dispersions=steps.gradient_dispersion,
+        )
 
     def _theorem1_trajectory(self, steps: StepSeries, i: int) -> float:
         """Theorem 1's term of these steps at R = 1 and the i-th noise std; NaN if not measured."""
@@ -141,6 +118,46 @@ class TrajectoryTerms:
             metrics[at(THEOREM1, noise_std)] = self.radius * squares**0.5
         return metrics
 
+    @property
+    def as_one_step(self) -> dict[str, Any]:
+        """R, n and rates for the formulas of :mod:`gisgd_ray.theory.bounds`, which with one noise
+        std for all steps see a sum with lambda_t^2 as a single step of rate 1."""
+        return {
+            "subgaussian_constant": self.radius,
+            "num_samples": self.num_samples,
+            "learning_rates": [1.0],
+        }
+
+    def closed_forms(self, hessian_trace: float, series: StepSeries) -> Metrics:
+        """The bounds that need Tr H at W_T: Eq. 3 with its factors and terms, and Lemma 7.
+
+        NaN where undefined (see :func:`undefined_reason`).
+
+        Args:
+            hessian_trace: Tr H.
+            series: all steps so far, for the one term that is no sum: Eq. 2's at Eq. 3's sigma*,
+                which is known only now.
+        """
+        metrics = dict.fromkeys(CLOSED_FORMS, nan) | {"term/flatness_factor": hessian_trace}
+        if not self.is_measured:
+            return metrics
+        # The flatness of T steps is that of one at which the trace counts T times.
+        run = {**self.as_one_step, "hessian_trace": self.steps * hessian_trace}
+        energies: dict[str, Any] = {"dispersions": [self.lr2_dispersion]}
+        trajectory, flatness = bounds.terms_at_optimum(**run, **energies)
+        best = bounds.optimal_noise_std(**run, **energies)
+        # At sigma* = 0 V is 0 at every step, and the term is 0 at any noise.
+        at_best = self._theorem2_trajectory(series, self.radius, best) if best > 0 else best
+        squares = [self.lr2_gradient_norm2]
+        return metrics | {
+            "term/trajectory_at_optimum": trajectory,
+            "term/flatness_at_optimum": flatness,
+            "term/optimal_noise_std": best,
+            "term/theorem2_trajectory_at_optimum": at_best,
+            "bound/theorem2_closed_form": bounds.theorem2_closed_form(**run, **energies),
+            "bound/lemma7": bounds.lemma7(**run, squared_gradient_norms=squares),
+        }
+
     def lemma2_trajectory(self, lr2_sensitivity: float, noise_std: float) -> float:
         """Lemma 2's trajectory term, from sum_t lambda_t^2 Psi_t (its sums are additive in t)."""
         return self._linear(bounds.lemma2_trajectory, lr2_sensitivity, noise_std)
@@ -183,11 +200,8 @@ class TrajectoryTerms:
             return nan
         if lr2_sensitivity < 0:  # an estimate's noise: SensitivityTerms says so
             return nan
-        # With one std for all steps the formula sees the sums as a single step of rate 1.
         term = formula(
-            subgaussian_constant=self.radius,
-            num_samples=self.num_samples,
-            learning_rates=[1.0],
+            **self.as_one_step,
             noise_stds=[noise_std],
             sensitivities=[lr2_sensitivity],
             dispersions=[self.lr2_dispersion_neu],
@@ -205,49 +219,12 @@ LEMMA2_FLOOR = "term/lemma2_without_sensitivity"
 """Lemma 2's trajectory term with Psi = 0: what it is at least, known without measuring Psi."""
 
 
-def bound_metrics(
-    series: StepSeries, *, num_samples: int, num_parameters: int, hessian_trace: float
-) -> Metrics:
-    """The bounds that need Tr H at W_T: Eq. 3 with its factors and terms, and Lemma 7.
-
-    NaN where undefined (see :func:`undefined_reason`).
-    """
-    names = ["term/flatness_factor", "term/trajectory_at_optimum", "term/flatness_at_optimum"]
-    names += ["term/optimal_noise_std", "term/theorem2_trajectory_at_optimum"]
-    names += ["bound/theorem2_closed_form", "bound/lemma7"]
-    metrics = dict.fromkeys(names, nan)
-    metrics["term/flatness_factor"] = hessian_trace
-    if not _is_measured(series):
-        return metrics
-    run: dict[str, Any] = {
-        "subgaussian_constant": subgaussian_constant(series),
-        "num_samples": num_samples,
-        "learning_rates": series.learning_rate,
-        "hessian_trace": hessian_trace,
-    }
-    dispersions = series.gradient_dispersion
-    metrics["bound/theorem2_closed_form"] = bounds.theorem2_closed_form(
-        **run, dispersions=dispersions
-    )
-    trajectory, flatness = bounds.terms_at_optimum(**run, dispersions=dispersions)
-    metrics["term/trajectory_at_optimum"] = trajectory
-    metrics["term/flatness_at_optimum"] = flatness
-    noise_std = bounds.optimal_noise_std(**run, dispersions=dispersions)
-    metrics["term/optimal_noise_std"] = noise_std
-    if noise_std > 0:
-        metrics["term/theorem2_trajectory_at_optimum"] = _theorem2_trajectory(
-            series,
-            radius=run["subgaussian_constant"],
-            num_samples=num_samples,
-            num_parameters=num_parameters,
-            noise_std=noise_std,
-        )
-    elif noise_std == 0:  # V = 0 at every step, and the term is 0 at any noise
-        metrics["term/theorem2_trajectory_at_optimum"] = 0.0
-    metrics["bound/lemma7"] = bounds.lemma7(
-        **run, squared_gradient_norms=series.squared_gradient_norm
-    )
-    return metrics
+CLOSED_FORMS = (
+    *("term/flatness_factor", "term/trajectory_at_optimum", "term/flatness_at_optimum"),
+    *("term/optimal_noise_std", "term/theorem2_trajectory_at_optimum"),
+    *("bound/theorem2_closed_form", "bound/lemma7"),
+)
+"""What needs Tr H at W_T: see :meth:`TrajectoryTerms.closed_forms`."""
 
 
 TRAJECTORIES = {
@@ -268,9 +245,6 @@ def bounds_at(
     noise_stds: Sequence[float],
     terms: Mapping[str, Any],
     *,
-    flatness_gaps: Mapping[float, float],
-    perturbed_constants: Mapping[float, float],
-    smoothness: float,
     num_parameters: int,
     steps: int,
 ) -> Metrics:
@@ -278,18 +252,17 @@ def bounds_at(
 
     Args:
         noise_stds: sigma, the same at all steps.
-        terms: the run's metrics so far, which hold R and the trajectory terms that were measured.
-        flatness_gaps: by noise std; empty where not measured.
-        perturbed_constants: R of the losses at W_T + Delta_T, likewise.
-        smoothness: beta, NaN where not measured.
+        terms: the run's metrics so far, which hold R and what was measured of the trajectory
+            terms, the flatness gaps with R of the losses at W_T + Delta_T, and beta.
         num_parameters, steps: d and T.
     """
     metrics: Metrics = {}
     for noise_std in noise_stds:
-        gap = flatness_gaps.get(noise_std, nan)
+        gap = terms.get(at("measure/flatness_gap", noise_std), nan)
         # Every trajectory term is R times what does not depend on it; of R = 0 that is not known.
         radius = terms["measure/subgaussian_constant"]
-        factor = perturbed_constants.get(noise_std, nan) / radius if radius > 0 else nan
+        around = terms.get(at("measure/subgaussian_constant_perturbed", noise_std), nan)
+        factor = around / radius if radius > 0 else nan
         for bound, term in TRAJECTORIES.items():
             if at(term, noise_std) not in terms:
                 continue
@@ -298,20 +271,21 @@ def bounds_at(
             if bound in WITH_PERTURBED_R:
                 metrics[at(bound + PERTURBED_R, noise_std)] = factor * value + gap
         # Corollary 2: beta d sum_t sigma_t^2 in place of the flatness gap (bounds.corollary2).
-        flatness = smoothness * num_parameters * steps * noise_std**2
+        flatness = terms.get("measure/smoothness", nan) * num_parameters * steps * noise_std**2
         metrics[at("term/corollary2_flatness", noise_std)] = flatness
         metrics[at("bound/corollary2", noise_std)] = terms[at(THEOREM2, noise_std)] + flatness
     return metrics
 
 
-def undefined_reason(series: StepSeries, *, hessian_trace: float, trace_off: bool) -> str | None:
+def undefined_reason(
+    terms: TrajectoryTerms, *, hessian_trace: float, trace_off: bool
+) -> str | None:
     """Why Eq. 3 and Lemma 7 are NaN in this row, or None when they are defined."""
-    if len(series) == 0:
+    if terms.steps == 0:
         return "no training step was taken"
-    alone = np.isnan(series.gradient_dispersion) & (series.batch_size == 1)
-    if (alone & np.isfinite(series.squared_gradient_norm)).any():
-        return _single_sample(alone, "dispersion")
-    if not _is_measured(series):
+    if terms.single_sample:
+        return _single_sample(terms.single_sample, "dispersion")
+    if not terms.is_measured:
         return "gradient dispersion was not measured at every step, or was not finite"
     if trace_off:
         return "measurement.hessian_trace is off"
@@ -322,31 +296,26 @@ def undefined_reason(series: StepSeries, *, hessian_trace: float, trace_off: boo
     return None
 
 
-def within_undefined_reason(series: StepSeries) -> str | None:
+def within_undefined_reason(terms: TrajectoryTerms) -> str | None:
     """Why what takes V~, within a replica, is NaN where V, between them, is not; or None."""
-    alone = np.isnan(series.gradient_dispersion_neu) & (series.batch_size == 1)
-    if not (alone & np.isfinite(series.gradient_dispersion)).any():
+    if not terms.single_sample_within:
         return None
-    reason = _single_sample(alone, "dispersion within a replica")
+    reason = _single_sample(terms.single_sample_within, "dispersion within a replica")
     return f"Theorem 1, Lemma 2, Corollary 1: {reason}"
 
 
-def _single_sample(steps: np.ndarray[Any, Any], what: str) -> str:
+def _single_sample(step: int, what: str) -> str:
     return (
-        f"the batch of step {int(steps.argmax()) + 1} is a single sample, whose {what} is "
+        f"the batch of step {step} is a single sample, whose {what} is "
         "undefined; choose another training.batch_size, or training.last_batch = 'drop'"
     )
 
 
-def remark(series: StepSeries, terms: TrajectoryTerms) -> str | None:
-    """What must be known of the dispersion in Eqs. 2 and 3 although they are defined, or None.
-
-    Args:
-        terms: of the same steps.
-    """
-    if not _is_measured(series):
+def remark(terms: TrajectoryTerms) -> str | None:
+    """What must be known of the dispersion in Eqs. 2 and 3 although they are defined, or None."""
+    if not terms.is_measured:
         return None
-    if not series.is_rounding:
+    if not terms.is_rounding:
         return _remark_on_replicas(terms) if terms.stochastic else None
     agree = (
         "the dispersion is 0, or no more than rounding, at every step: in every batch the samples' "
@@ -356,9 +325,8 @@ def remark(series: StepSeries, terms: TrajectoryTerms) -> str | None:
     if not terms.stochastic:
         return agree.format("Eqs. 2 and 3 have")
     # V between replicas is another matter where their weights differ.
-    beyond = terms.dispersion > ROUNDING * float((series.mean_squared_norm).sum())
     within = agree.replace("the dispersion", "the dispersion V~ within the replicas", 1)
-    if beyond:
+    if not terms.is_alike:
         return within.format("Theorem 1, at noise that leaves no doubt of the replica, has")
     return within.format("Theorem 1, Eqs. 2 and 3 have")
 
@@ -401,27 +369,4 @@ def _remark_on_replicas(terms: TrajectoryTerms) -> str | None:
         f"sum lambda^2 V~ = {neu:.3g}; by the sampling error of the former, of few replicas whose "
         "weights differ little, Eqs. 2 and 3 are too small, or Theorem 1 above Eq. 2 at one sigma "
         "or more"
-    )
-
-
-def _theorem2_trajectory(
-    series: StepSeries, *, radius: float, num_samples: int, num_parameters: int, noise_std: float
-) -> float:
-    """Eq. 2's trajectory term of these steps at R = ``radius`` and one noise std throughout."""
-    return bounds.theorem2_trajectory(
-        subgaussian_constant=radius,
-        num_samples=num_samples,
-        num_parameters=num_parameters,
-        learning_rates=series.learning_rate,
-        noise_stds=[noise_std] * len(series),
-        dispersions=series.gradient_dispersion,
-    )
-
-
-def _is_measured(series: StepSeries) -> bool:
-    dispersions = series.gradient_dispersion
-    return (
-        len(series) > 0
-        and isfinite(float(dispersions.sum()))
-        and isfinite(subgaussian_constant(series))
     )

@@ -12,6 +12,7 @@ import ray
 import torch
 
 from tests.benchmarks import (
+    checkpoint,
     epoch,
     lockstep,
     memory,
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "sensitivity": sensitivity.run,
     "lockstep": lockstep.run,
     "memory": memory.run,
+    "checkpoint": checkpoint.run,
     "schemes": schemes.run,
     "sweep": sweep_overhead.run,
     "scale": scale.run,

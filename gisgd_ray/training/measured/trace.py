@@ -1,0 +1,48 @@
+"""Tr H over the training data (E_Z of Eq. 3 is over S), and the bounds that need it."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from gisgd_ray.config.frozen import Schedule
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.measures.curvature import HessianTrace, hessian_trace
+from gisgd_ray.training.measure import Measure, standard_error
+from gisgd_ray.training.state import Point, TrainState
+from gisgd_ray.training.stepping import Replica
+
+
+class Trace(Measure):
+    def is_on(self, config: TrialConfig) -> bool:
+        return config.measurement.hessian_trace != "off"
+
+    def schedules(self, config: TrialConfig) -> Sequence[Schedule]:
+        schedule = config.measurement.hessian_schedule
+        return () if schedule is None else (schedule,)
+
+    def measure(self, state: TrainState, point: Point) -> Point:
+        del point
+        m, t = state.config.measurement, state.config.training
+        method = m.hessian_trace
+        assert method != "off"
+
+        def measured(replica: Replica) -> HessianTrace:
+            data, samples = replica.dataset, slice(m.hessian_samples)
+            return hessian_trace(
+                replica.model,
+                data.train_x[samples],
+                data.train_y[samples],
+                loss=t.loss,
+                method=method,
+                probes=m.hessian_probes,
+                seed=replica.seed,
+            )
+
+        found = [measured(replica) for replica in state.replicas]
+        values = [trace.value for trace in found]
+        error = standard_error(values) if len(found) > 1 else found[0].standard_error
+        return {
+            "measure/hessian_trace": fmean(values),
+            "measure/hessian_trace_stderr": error,
+            "measure/hessian_trace_estimator": found[0].estimator,
+            **state.terms.closed_forms(fmean(values), state.series),
+        }
