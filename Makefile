@@ -25,13 +25,13 @@ setup: .venv/installed  ## make .venv with the exact versions of constraints.txt
 sweep: setup  ## run the learning-rate x batch-size sweep (Figure 6); ARGS='--scale laptop --seeds 2'
 	$(BIN)/python sweeps/lr_batch.py $(ARGS)
 
-test: setup  ## run the tests; ARGS='tests/test_bounds.py -k lemma7'
+test: setup  ## run the tests; ARGS='tests/theory/test_bounds.py -k lemma7'
 	@# Sweeps take both cores by themselves and come last. 5: ARGS name none of this half.
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not ray and not cluster' $(ARGS) || test $$? -eq 5
 	$(BIN)/python -m pytest -m ray $(ARGS) || test $$? -eq 5
 
 test-cluster: setup  ## ray up, a sweep and a lost host on three hosts of namespaces; needs root
-	$(BIN)/python -m pytest -m cluster -s tests/hosts $(ARGS)
+	$(BIN)/python -m pytest -m cluster -s tests/end_to_end/test_ray_up.py $(ARGS)
 
 sync: setup  ## upload the W&B runs that were kept offline, of results/ or ARGS=FOLDER
 	@$(BIN)/python -m gisgd_ray.tracking.sync "$(or $(ARGS),results)"
@@ -47,7 +47,7 @@ format: setup  ## mend style and format
 	$(BIN)/ruff format .
 
 bench: setup  ## the timings behind the README's figures (several minutes)
-	$(BIN)/python -m tests.benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## remove .venv and caches; results are kept
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -14,8 +14,8 @@ from gisgd_ray.device import GPU, STAND_IN, Device, device_of, gpu, started_gpus
 from gisgd_ray.errors import UserError
 from gisgd_ray.runner.packing import with_few_draws
 from gisgd_ray.training import loop as training
-from tests import kinds
-from tests.runs import config, finish, series_bits, untimed
+from tests.support import kinds
+from tests.support.runs import config, finish, series_bits, untimed
 
 PACKAGE = Path(training.__file__).parents[1]
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

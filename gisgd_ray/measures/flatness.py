@@ -61,7 +61,7 @@ LEAST_DRAWS = 16
 """Taken before anything is made of their scatter, if there may be so many. Draws that end where
 they look sure end too often where they only look it, and the more so the fewer they are: from 8
 pairs on the 95 % interval still covers 93 to 95 %, over the means of two or three runs 92 to 95 %
-with the 32 draws that there are by default (``tests/test_flatness_draws.py``)."""
+with the 32 draws that there are by default (``tests/measures/test_flatness_draws.py``)."""
 
 COVERAGE = 0.95
 """Of the intervals."""

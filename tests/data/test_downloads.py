@@ -1,0 +1,365 @@
+"""Fetching missing files: from a server on this machine, by one process, whole or not at all."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gisgd_ray.config.catalogue import DATASETS
+from gisgd_ray.data import downloads
+from gisgd_ray.data.downloads import data_folder, ensure_files, files_of, not_here
+from gisgd_ray.data.stored import load_raw
+from gisgd_ray.errors import DataError
+from tests.support import ondisk
+
+FIRST_GZ = "train-images-idx3-ubyte.gz"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(variable, "127.0.0.1")
+    server = ondisk.Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def publish(server, monkeypatch):
+    """Has the server offer a small dataset."""
+
+    def offer(name: str) -> tuple[ondisk.Written, dict[str, bytes]]:
+        written = ondisk.make(name)
+        files = ondisk.contents(name, written)
+        server.files = ondisk.trust(monkeypatch, name, written, files, address=server.address)
+        return written, files
+
+    return offer
+
+
+def assert_loads(name: str, folder: Path, written: ondisk.Written) -> None:
+    raw = load_raw(name, folder)
+    np.testing.assert_array_equal(raw.train_images, written.train_images)
+    np.testing.assert_array_equal(raw.test_labels, written.test_labels)
+
+
+def failure(name: str, folder: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        ensure_files(name, folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"to supply {name} without a network, put " in message
+    assert all(file in message for file in files_of(name).paths)
+    return message
+
+
+class TestDownload:
+    @pytest.mark.parametrize("name", ondisk.REAL_NAMES)
+    def test_fetches_once_what_is_missing(self, name, publish, server, tmp_path):
+        written, _ = publish(name)
+        folder = tmp_path / "not" / "yet"
+        assert_loads(name, folder, written)
+        assert server.requests == dict.fromkeys(server.files, 1)
+        assert_loads(name, folder, written)
+        assert server.requests == dict.fromkeys(server.files, 1)
+        assert not list(folder.rglob("*.partial"))
+
+    def test_fetches_only_what_is_missing(self, publish, server, tmp_path):
+        written, files = publish("mnist")
+        ondisk.put(tmp_path, dict(list(files.items())[:2]))
+        assert_loads("mnist", tmp_path, written)
+        assert server.requests == {f: 1 for f in server.files if f.startswith("t10k")}
+
+    def test_tries_the_next_mirror(self, publish, server, tmp_path, monkeypatch):
+        written, _ = publish("mnist")
+        source = downloads.torchvision_class("mnist")
+        dead = [f"{server.address}gone/", f"http://127.0.0.1:{closed_port()}/"]
+        monkeypatch.setattr(source, "mirrors", [*dead, server.address])
+        assert_loads("mnist", tmp_path, written)
+        assert server.requests[f"gone/{FIRST_GZ}"] == 1
+
+    @pytest.mark.parametrize("name", ["mnist5k", "teacher"])
+    def test_bundled_and_drawn_data_need_nothing(self, name, tmp_path):
+        ensure_files(name, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+        assert DATASETS[name].files is None
+
+
+class TestFailedDownload:
+    @pytest.mark.parametrize("name", ondisk.REAL_NAMES)
+    def test_no_server(self, name, publish, server, tmp_path):
+        publish(name)
+        server.close()
+        started = time.monotonic()
+        message = failure(name, tmp_path)
+        assert time.monotonic() - started < 10
+        assert (
+            f"{tmp_path / files_of(name).paths[0]}" in message.split(" is missing and could not")[0]
+        )
+        assert "refused" in message
+
+    @pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn"])
+    @pytest.mark.parametrize("fault", ["cut short", "another content", "gone"])
+    def test_leaves_nothing_behind_and_can_be_repeated(
+        self, name, fault, publish, server, tmp_path
+    ):
+        written, _ = publish(name)
+        file, sound = list(server.files.items())[-1]
+        if fault == "cut short":
+            server.cut_short.add(file)
+        elif fault == "another content":
+            server.files[file] = b"<html>Log in to the network</html>"
+        else:
+            del server.files[file]
+        message = failure(name, tmp_path)
+        assert f"{server.address}{file}: " in message
+        if fault != "gone":
+            assert f"expected MD5 {ondisk.md5(sound)}, found " in message
+        assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / f".{name}.lock"]
+        server.cut_short.clear()
+        server.files[file] = sound
+        assert_loads(name, tmp_path, written)
+
+    def test_a_server_that_never_answers(self, publish, tmp_path, monkeypatch):
+        publish("mnist")
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+            monkeypatch.setattr(downloads.torchvision_class("mnist"), "mirrors", [address] * 2)
+            monkeypatch.setattr(downloads, "ANSWER_SECONDS", 0.3)
+            started = time.monotonic()
+            assert "no answer within 0.3 s" in failure("mnist", tmp_path)
+            assert 0.6 <= time.monotonic() - started < 10
+
+    def test_a_server_that_stops_sending(self, publish, server, tmp_path, monkeypatch):
+        publish("mnist")
+        server.stalled.add(FIRST_GZ)
+        monkeypatch.setattr(downloads, "STALL_SECONDS", 0.3)
+        started = time.monotonic()
+        assert "timed out" in failure("mnist", tmp_path)
+        assert time.monotonic() - started < 10
+
+    def test_leftovers_of_a_killed_process(self, publish, server, tmp_path):
+        written, _ = publish("mnist")
+        process, partial = half_way("mnist", tmp_path, server)
+        process.kill()
+        process.wait()
+        assert partial.exists()
+        assert not (tmp_path / "MNIST").exists()
+        server.stalled.clear()
+        assert_loads("mnist", tmp_path, written)
+        assert not partial.exists()
+
+
+class TestProcesses:
+    def test_several_at_once_download_once(self, publish, server, tmp_path):
+        written, _ = publish("mnist")
+        processes = [start_fetching("mnist", tmp_path, server) for _ in range(4)]
+        assert [process.wait(timeout=30) for process in processes] == [0] * 4
+        assert server.requests == dict.fromkeys(server.files, 1)
+        assert_loads("mnist", tmp_path, written)
+
+    def test_one_that_waits_takes_over_from_one_that_is_killed(self, publish, server, tmp_path):
+        written, _ = publish("mnist")
+        first, partial = half_way("mnist", tmp_path, server)
+        second = start_fetching("mnist", tmp_path, server)
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(timeout=3)
+        assert server.requests[FIRST_GZ] == 1  # half way, the lock is held
+        server.stalled.clear()
+        first.kill()
+        first.wait()
+        assert second.wait(timeout=30) == 0
+        assert server.requests[FIRST_GZ] == 2
+        assert_loads("mnist", tmp_path, written)
+        assert not partial.parent.exists()
+
+
+class TestFolder:
+    @pytest.mark.parametrize("name", ondisk.REAL_NAMES)
+    def test_complete_folder_is_only_read(self, name, publish, server, tmp_path, monkeypatch):
+        """So it works on a read-only file system: no lock, no new file, no network."""
+        written, files = publish(name)
+        ondisk.put(tmp_path, files)
+
+        def refuse(*args: object, **options: object) -> None:
+            raise AssertionError(f"something was written: {args} {options}")
+
+        before = sorted(tmp_path.rglob("*"))
+        monkeypatch.setattr(downloads, "file_lock", refuse)
+        monkeypatch.setattr(Path, "mkdir", refuse)
+        assert_loads(name, tmp_path, written)
+        assert sorted(tmp_path.rglob("*")) == before
+        assert not server.requests
+
+    @pytest.mark.parametrize("function", ["mkdir", "lock"])
+    def test_incomplete_folder_that_cannot_be_written(
+        self, function, publish, server, tmp_path, monkeypatch
+    ):
+        _, files = publish("mnist")
+        ondisk.put(tmp_path, dict(list(files.items())[:3]))
+
+        def refuse(path: Path, **_: object) -> None:
+            raise OSError(30, "Read-only file system", str(path))
+
+        target = (Path, "mkdir") if function == "mkdir" else (downloads, "file_lock")
+        monkeypatch.setattr(*target, refuse)
+        message = failure("mnist", tmp_path)
+        assert message.startswith(f"{tmp_path / files_of('mnist').paths[3]} is missing and cannot")
+        assert f"the folder {tmp_path} cannot be written" in message
+        assert "Read-only file system" in message
+        assert not server.requests
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_incomplete_folder_without_permission(self, publish, tmp_path):
+        publish("mnist")
+        tmp_path.chmod(0o555)
+        assert "cannot be written" in failure("mnist", tmp_path)
+
+    @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+    def test_archive_is_unpacked_without_a_network(self, name, publish, server, tmp_path):
+        written, _ = publish(name)
+        ondisk.put(tmp_path, server.files)
+        assert_loads(name, tmp_path, written)
+        assert not server.requests
+
+    def test_damaged_archive(self, publish, server, tmp_path):
+        publish("cifar10")
+        (content,) = server.files.values()
+        path = tmp_path / "cifar-10-python.tar.gz"
+        path.write_bytes(content[:100])
+        message = failure("cifar10", tmp_path)
+        assert message.startswith(f"{path} is damaged: expected MD5 {ondisk.md5(content)}, found ")
+        assert "(100 bytes)" in message
+        assert not server.requests
+
+    def test_where_it_is(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.delenv("GISGD_DATA", raising=False)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        assert data_folder() == tmp_path / ".cache" / "gisgd_ray"
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        assert data_folder() == tmp_path / "cache" / "gisgd_ray"
+        monkeypatch.setenv("GISGD_DATA", "~/sets")
+        assert data_folder() == tmp_path / "sets"
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        return held.getsockname()[1]
+
+
+def half_way(name: str, folder: Path, server: ondisk.Server) -> tuple["subprocess.Popen", Path]:
+    """A process that fetches a file which stops half way, and what it has of the file."""
+    server.stalled.add(FIRST_GZ)
+    process = start_fetching(name, folder, server)
+    partial = folder / f".{name}.partial" / FIRST_GZ
+    wait_for(lambda: partial.exists())
+    return process, partial
+
+
+def start_fetching(name: str, folder: Path, server: ondisk.Server) -> subprocess.Popen[bytes]:
+    """``ensure_files`` in a process of its own, with the server's MD5 sums (and no torchvision)."""
+    resources = [(file, ondisk.md5(content)) for file, content in server.files.items()]
+    code = f"""
+        from pathlib import Path
+        from types import SimpleNamespace
+        from gisgd_ray.data import downloads
+
+        source = SimpleNamespace(mirrors=[{server.address!r}], resources={resources!r})
+        downloads.torchvision_class = lambda name: source
+        downloads.ensure_files({name!r}, Path({str(folder)!r}))
+    """
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+
+
+def wait_for(condition, *, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class TestMisplaced:
+    """What people have, and where it belongs: told, and never taken without being told."""
+
+    @pytest.mark.parametrize(
+        ("name", "there", "place"),
+        [
+            # Kaggle's names.
+            ("mnist", "train-images.idx3-ubyte", "MNIST/raw/train-images-idx3-ubyte"),
+            ("mnist", "MNIST/raw/t10k-labels.idx1-ubyte", "MNIST/raw/t10k-labels-idx1-ubyte"),
+            ("mnist", "MNIST/raw/TRAIN-IMAGES-IDX3-UBYTE", "MNIST/raw/train-images-idx3-ubyte"),
+            (
+                "fashion_mnist",
+                "data/FashionMNIST/raw/train-images-idx3-ubyte (1).gz",
+                "FashionMNIST/raw/train-images-idx3-ubyte.gz",
+            ),
+            (
+                "mnist",
+                "MNIST/raw/train-images-idx3-ubyte/train-images-idx3-ubyte",
+                "MNIST/raw/train-images-idx3-ubyte",
+            ),
+            ("cifar10", "cifar/cifar-10-batches-py/test_batch", "cifar-10-batches-py/test_batch"),
+            ("cifar10", "data_batch_2", "cifar-10-batches-py/data_batch_2"),
+            ("cifar100", "cifar-100-python.tar (1).gz", "cifar-100-python.tar.gz"),
+            ("svhn", "svhn/train_32x32.mat", "train_32x32.mat"),
+        ],
+    )
+    def test_says_what_is_there_and_where_it_belongs(
+        self, name, there, place, publish, server, tmp_path
+    ):
+        publish(name)
+        server.close()
+        ondisk.put(tmp_path, {there: b"something"})
+        said = f"; there is {tmp_path / there}: if that is it, move it to {tmp_path / place}"
+        assert failure(name, tmp_path).endswith(said)
+        assert not_here(name, tmp_path).endswith(said)
+
+    def test_counts_the_others(self, publish, server, tmp_path):
+        publish("mnist")
+        server.close()
+        files = [f"{kind}.idx{n}-ubyte" for kind in ("train", "t10k") for n in (1, 3)]
+        names = [f.replace(".", "-labels." if "idx1" in f else "-images.") for f in files]
+        ondisk.put(tmp_path, dict.fromkeys(names, b"something"))
+        assert failure("mnist", tmp_path).endswith(", and 3 more likewise")
+
+    @pytest.mark.parametrize(
+        ("name", "there"),
+        [
+            ("mnist", "FashionMNIST/raw/train-images-idx3-ubyte.gz"),
+            ("fashion_mnist", "MNIST/raw/train-images-idx3-ubyte"),
+            ("cifar10", "cifar-10-python.tar"),  # another sum than the archive's
+            ("svhn", "extra_32x32.mat"),
+            ("mnist", "a/b/c/d/train-images.idx3-ubyte"),
+        ],
+    )
+    def test_takes_nothing_else_for_it(self, name, there, publish, server, tmp_path):
+        publish(name)
+        server.close()
+        ondisk.put(tmp_path, {there: b"something"})
+        assert "there is" not in failure(name, tmp_path)
+
+
+class TestNotHere:
+    @pytest.mark.parametrize("name", ondisk.REAL_NAMES)
+    def test_says_what_there_is_to_download_and_does_not(self, name, publish, server, tmp_path):
+        _, files = publish(name)
+        size = files_of(name).megabytes
+        assert not_here(name, tmp_path / "none") == (
+            f"{name} is not in {tmp_path / 'none'} ({size} MB, which the sweep itself will "
+            "download)"
+        )
+        ondisk.put(tmp_path, files)
+        assert not_here(name, tmp_path) == ""
+        assert server.requests == {}
+
+    def test_an_archive_stands_for_its_files(self, tmp_path):
+        ondisk.put(tmp_path, {"cifar-10-python.tar.gz": b"something"})
+        assert not_here("cifar10", tmp_path) == ""
+        assert not_here("mnist5k", tmp_path) == not_here("teacher", tmp_path) == ""

@@ -1,0 +1,109 @@
+"""Nothing is left on another device: steps, schemes and measures on an accelerator of no numbers.
+
+What a GPU would refuse is refused here, without one: see :mod:`tests.support.accelerator`.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gisgd_ray.config.space import validated
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.data.dataset import load_dataset
+from gisgd_ray.runner.packing import with_few_draws
+from gisgd_ray.training import loop as training
+from tests.support import kinds
+from tests.support.accelerator import DEVICE, accelerator, dataset
+
+MLP: dict[str, Any] = {"data.dataset": "mnist", "model.name": "mlp", "model.width": 8}
+ALEXNET: dict[str, Any] = {
+    "data.dataset": "cifar10",
+    "model.name": "alexnet",
+    "model.filters": 2,
+    "model.hidden": 8,
+}
+VGG = {**ALEXNET, "model.name": "vgg16", "measurement.flatness": False}
+APPLIED = {"measurement.dispersion_of": "applied"}
+BESIDES: list[dict[str, Any]] = [
+    # What a user may ask for and no sweep does.
+    {**MLP, "scheme.name": "sam", **APPLIED},
+    {**MLP, "scheme.name": "dropout", **APPLIED},
+    {**MLP, "scheme.name": "gmp", "scheme.final_noise_std": 0.01, **APPLIED},
+    {**ALEXNET, "scheme.name": "gmp", "scheme.estimator": "local"},
+    {**ALEXNET, "training.loss": "squared", "measurement.hessian_trace": "pyhessian"},
+    {**ALEXNET, "training.precision": "bfloat16", "measurement.sensitivity": True},
+    {**VGG, "scheme.name": "gmp", "scheme.estimator": "local", "measurement.smoothness": False},
+    {**VGG, "scheme.name": "mixup", **APPLIED, "measurement.smoothness": False},
+]
+STEPS = 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    yield from kinds.on_few_samples(tmp_path_factory.mktemp("data"))
+
+
+def tried(config: TrialConfig) -> None:
+    trial = with_few_draws(config)
+    real = load_dataset(trial.data, seed=0)
+    with accelerator():
+        state = training.start(trial, device=DEVICE, dataset=dataset(real))
+        training.try_out(state, STEPS)
+        assert state.step == STEPS
+        for model in (replica.model for replica in state.replicas):
+            assert {p.device for p in model.parameters()} == {DEVICE}
+
+
+def differences(trial: TrialConfig) -> tuple[Any, ...]:
+    """What decides which code runs: not the data, nor how long."""
+    training_of = trial.training
+    return (
+        trial.model.name,
+        trial.scheme,
+        trial.measurement,
+        trial.replicas,
+        trial.data.augmented,
+        training_of.momentum > 0,
+        training_of.max_gradient_norm,
+        training_of.initialization,
+    )
+
+
+@pytest.mark.parametrize("name", kinds.SWEEPS)
+def test_every_kind_of_trial_of_a_sweep_stays_on_its_device(name: str) -> None:
+    for trial in {differences(trial): trial for trial in kinds.kinds(name)}.values():
+        tried(trial)
+
+
+@pytest.mark.parametrize(
+    "asked", BESIDES, ids=lambda a: f"{a['model.name']}-{list(a.values())[-1]}"
+)
+def test_what_else_can_be_asked_for_stays_on_its_device(asked: dict[str, Any]) -> None:
+    tried(validated({"training.batch_size": 10, **asked}))
+
+
+class TestTheStandInItself:
+    def test_what_meets_on_two_devices_raises(self) -> None:
+        with accelerator(), pytest.raises(RuntimeError, match="two devices"):
+            torch.zeros(3, device=DEVICE) + torch.zeros(3)
+
+    def test_a_network_left_behind_raises(self) -> None:
+        with accelerator(), pytest.raises(RuntimeError, match="two devices"):
+            nn.Linear(3, 2)(torch.zeros(4, 3, device=DEVICE))
+
+    @pytest.mark.parametrize("draw", ["randn", "normal_", "bernoulli_"])
+    def test_a_generator_elsewhere_raises(self, draw: str) -> None:
+        draws = {
+            "randn": lambda here: torch.randn(3, generator=here, device=DEVICE),
+            "normal_": lambda here: torch.zeros(3, device=DEVICE).normal_(generator=here),
+            "bernoulli_": lambda here: torch.zeros(3, device=DEVICE).bernoulli_(generator=here),
+        }
+        with accelerator(), pytest.raises(RuntimeError, match="cannot draw on lazy:0"):
+            draws[draw](torch.Generator("cpu"))
+
+    def test_an_array_is_made_on_the_cpu_alone(self) -> None:
+        with accelerator(), pytest.raises(TypeError, match="has no numpy"):
+            torch.zeros(3, device=DEVICE).numpy()

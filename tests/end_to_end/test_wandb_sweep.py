@@ -1,0 +1,233 @@
+"""A sweep with W&B online: what the server has in the end is what the tables have."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gisgd_ray.config.frozen import unflatten
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.tracking.run import BEST
+from tests.end_to_end.test_faults import SMALL
+from tests.runner.test_launch import ROOT, wait_until
+from tests.support.processes import training_below
+from tests.support.wandb_server import Run, Server, environment
+
+pytestmark = pytest.mark.ray
+
+
+def online(server: Server, folder: Path) -> dict[str, str]:
+    left = ("RAY_ADDRESS", "GISGD_DATA")
+    told = {k: v for k, v in environment(server, folder).items() if k not in left}
+    return {**told, "PYTHONPATH": str(ROOT)}
+
+
+def command(out: Path, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "sweeps/lr_batch.py"), f"--out={out}", *SMALL, *arguments]
+
+
+def equal(found: Any, true: Any) -> bool:
+    """As JSON numbers: 1.0 is 1, NaN is itself."""
+    if isinstance(true, list | tuple | np.ndarray | pd.Series):
+        return np.array_equal(np.asarray(found, float), np.asarray(true, float), equal_nan=True)
+    if isinstance(true, float) and math.isnan(true):
+        return found is None or (isinstance(found, float) and math.isnan(found))
+    return bool(found == true)
+
+
+def assert_told_as_in(tables: ResultTables, runs: list[Run]) -> None:
+    trials, history = tables.trials, tables.history
+    assert {run.id for run in runs} == set(trials["trial_id"])
+    for run in runs:
+        points = history[history["trial_id"] == run.id].drop(columns="trial_id")
+        assert [point["step"] for point in run.history] == points["step"].tolist()
+        for told, (_, point) in zip(run.history, points.iterrows(), strict=True):
+            for name, value in point.items():
+                if name in told or not pd.isna(value):
+                    assert equal(told[name], value), (run.id, point["step"], name)
+        row = trials[trials["trial_id"] == run.id].iloc[0]
+        for name, value in row.drop("wandb/status").items():
+            if name in run.summary or not pd.isna(value):
+                assert equal(run.summary[name], value), (run.id, name)
+        for metric, best in BEST.items():
+            assert run.summary[f"{best}/{metric}"] == getattr(points[metric], best)(), metric
+        # The id is a hash of all settings.
+        config = TrialConfig.model_validate(unflatten(dict(run.config)))
+        assert config.trial_id == run.id
+        assert run.config == json.loads(json.dumps(config.flat()))
+        assert (run.group, run.job_type) == ("lr_batch", "sgd")
+        assert run.state == "finished"
+        assert set(run.tags) == {"sgd", "mlp", "mnist5k"}
+
+
+def test_cuts_and_lost_trials_leave_every_point_once(tmp_path: Path) -> None:
+    with Server() as server:
+        process = subprocess.Popen(
+            command(tmp_path, "--training.max_epochs=800", "--wandb-requests=600"),
+            env=online(server, tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+        def posts() -> int:
+            return sum("file_stream" in request.path for request in server.requests)
+
+        def wait_for(condition: Any) -> None:
+            wait_until(lambda: condition() or process.poll() is not None, seconds=90)
+
+        wait_for(lambda: posts() >= 2)
+        assert process.poll() is None, process.communicate()
+        server.fail(500, count=2, match="file_stream")
+        server.fail(429, count=2, match="file_stream", retry_after=1)
+        server.cut(1, match="file_stream", after=True)
+        server.slow(1.0, count=3)
+        folder = tmp_path / "lr_batch"
+        wait_for(lambda: list(folder.glob("checkpoints/*/*.ckpt")))
+        for pid in training_below(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        before = posts()
+        wait_for(lambda: posts() >= before + 2)
+        with server.away():
+            time.sleep(10)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        assert "W&B: online, in tester/gisgd-ray." in err
+        assert server.unknown == []
+        tables = ResultTables(folder)
+        statuses = set(tables.trials["wandb/status"])
+        # An end that the server does not take within a minute, as a busy machine has shown once,
+        # is told, with the command that completes it.
+        assert all(s == "online" or s.endswith("; make sync uploads the rest") for s in statuses)
+        if statuses != {"online"}:
+            sync(tmp_path, environment=online(server, tmp_path))
+        assert "a trial was lost" in out
+        assert_told_as_in(tables, server.runs)
+        steps = {a.name: a for a in server.artifacts if a.type == "steps"}
+        assert set(steps) == {f"steps-{name}" for name in tables.trials["trial_id"]}
+        assert all(artifact.committed for artifact in steps.values())
+        for name in tables.trials["trial_id"]:
+            (content,) = steps[f"steps-{name}"].files.values()
+            told, true = json.loads(content), tables.steps(name)
+            for column, values in zip(
+                told["columns"], zip(*told["data"], strict=True), strict=True
+            ):
+                assert equal([math.nan if v is None else v for v in values], true[column]), column
+
+
+def test_runs_kept_offline_are_uploaded_later_under_the_same_ids(tmp_path: Path) -> None:
+    with Server() as server:
+        told = online(server, tmp_path)
+        subprocess.run(
+            command(tmp_path, "--training.max_epochs=10"),
+            env={**told, "WANDB_MODE": "offline"},
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+        assert server.runs == []
+        folder = tmp_path / "lr_batch"
+        refused = report_of(folder, told)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith(
+            "error: --wandb tester/gisgd-ray: none of the 4 runs of "
+        ), refused.stderr
+        assert f"`make sync ARGS={folder}`" in refused.stderr
+        assert server.reports == []
+        for _ in range(2):  # the second time nothing is new
+            sync(tmp_path, environment=told)
+            assert_told_as_in(ResultTables(tmp_path / "lr_batch"), server.runs)
+        assert len([a for a in server.artifacts if a.type == "steps"]) == 4
+        made = report_of(folder, told)
+        assert made.returncode == 0, made.stderr
+        assert re.search(rf"{server.url}/tester/gisgd-ray/reports/[^ ]+$", made.stdout.strip())
+        (report,) = server.reports
+        assert set(ResultTables(folder).trials["trial_id"]) <= set(
+            re.findall(r"[0-9a-f]{8,}", json.dumps(report["spec"]))
+        )
+        del server.state.runs[next(iter(server.state.runs))]
+        assert "(with 3 of 4 runs: the others are not in tester/" in report_of(folder, told).stdout
+        assert server.unknown == []
+
+
+def sync(folder: Path, environment: dict[str, str]) -> None:
+    make = ["make", "-o", ".venv/installed", f"BIN={Path(sys.executable).parent}", "sync"]
+    subprocess.run(
+        [*make, f"ARGS={folder}"],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+
+
+def report_of(folder: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "gisgd_ray.runner.report", str(folder), "--wandb"]
+    return subprocess.run(
+        [*command, "tester/gisgd-ray"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+ONE_AFTER_ANOTHER = """
+import os, sys
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.config.frozen import unflatten
+from gisgd_ray.tracking.run import WandbRun, WandbSettings
+config = {"training.learning_rate": 0.1, "scheme.name": sys.argv[3]}
+settings = WandbSettings(mode=sys.argv[1], folder=sys.argv[2], group="g", project="p", every_s=5)
+run = WandbRun(settings, trial_id="abc", name="x", config=config)
+for step in range(int(sys.argv[4])):
+    run.log({"step": step, "train/loss": 1.0 / (step + 1)})
+run.finish({"status": "finished"})
+print(run.status)
+"""
+
+
+def one(server: Server, folder: Path, *arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_ANOTHER, arguments[0], str(folder), *arguments[1:]],
+        env=online(server, folder),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    ).stdout.strip()
+
+
+def test_what_is_kept_offline_of_a_run_begun_online_is_a_run_beside_it(tmp_path: Path) -> None:
+    with Server() as server:
+        assert one(server, tmp_path, "online", "sgd", "3") == "online"
+        assert one(server, tmp_path, "offline", "sgd", "6") == "offline"
+        sync(tmp_path, environment=online(server, tmp_path))
+        told = {run.id: [point["step"] for point in run.history] for run in server.runs}
+        assert told == {"abc": [0, 1, 2], "abc-offline": [0, 1, 2, 3, 4, 5]}
+
+
+def test_a_run_of_that_id_with_other_settings_is_left_alone(tmp_path: Path) -> None:
+    with Server() as server:
+        assert one(server, tmp_path, "online", "sgd", "3") == "online"
+        status = one(server, tmp_path, "online", "gmp", "6")
+        assert status.startswith(
+            "off: OtherSettingsError: the run p/abc exists with other settings (scheme.name is sgd "
+            "there, and gmp here)"
+        )
+        (run,) = server.runs
+        assert [point["step"] for point in run.history] == [0, 1, 2]
+        assert run.config["scheme.name"] == "sgd"

@@ -1,1 +1,0 @@
-"""Hosts made of Linux namespaces, and a cluster brought up on them with ``ray up``."""

@@ -1,0 +1,301 @@
+"""The page in a browser: charts are drawn, tables sort, a click shows curves, all without error."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import image
+from matplotlib.figure import Figure
+
+from gisgd_ray.figures.style import save_figures
+from tests.support.pages import EQ3, NAN, RATE, failed, finished, with_bounds, write
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+pytestmark = pytest.mark.skipif(not BROWSER, reason="there is no Chromium to open the page in")
+
+COMMAND = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
+COMMAND += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
+COMMAND += ["--disable-sync"]
+
+# A browser that paints nothing never says what is in sight: here it is looked for.
+ERRORS = """<script>window.faults = [];
+window.IntersectionObserver = class {
+  constructor(tell) {
+    this.all = new Set();
+    const near = (e) => e.getBoundingClientRect().top < innerHeight + 300 &&
+      e.getBoundingClientRect().bottom > -300;
+    const told = (e) => ({ target: e, isIntersecting: true });
+    setInterval(() => tell([...this.all].filter(near).map(told)), 50);
+  }
+  observe(element) { this.all.add(element); }
+  unobserve(element) { this.all.delete(element); }
+};
+addEventListener("error", (e) => faults.push(String(e.message)));
+addEventListener("unhandledrejection", (e) => faults.push(String(e.reason)));
+for (const kind of ["error", "warn"])
+  console[kind] = (...a) => faults.push(a.join(" "));</script>"""
+
+REPORT = """<script>addEventListener("load", () => setTimeout(async () => {
+  const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
+  const told = await (async () => { %s })();
+  const node = document.createElement("p");
+  node.id = "told";
+  node.textContent = JSON.stringify({ told, faults });
+  document.body.append(node);
+}, 200));</script>"""
+
+EVIL = "</script><b>\u2028<!--"
+
+
+def opened(page: Path, profile: Path, script: str, *options: str) -> Any:
+    """What a script returns that runs in the page once it stands; the page must report no fault."""
+    text = page.read_text(encoding="utf-8").replace("<head>", "<head>" + ERRORS, 1)
+    head, _, tail = text.rpartition("</body>")
+    page = page.with_name("probed.html")
+    page.write_text(head + REPORT % script + "</body>" + tail, encoding="utf-8")
+    command = [
+        *COMMAND,
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--window-size=1000,900",
+        *options,
+    ]
+    command += [f"--user-data-dir={profile}", "--virtual-time-budget=4000", "--dump-dom"]
+    command += ["--window-size=1000,900"]
+    done = subprocess.run(
+        [*command, page.as_uri()], check=True, capture_output=True, timeout=90, text=True
+    )
+    found = re.search(r'<p id="told">(.*?)</p>', done.stdout, re.DOTALL)
+    assert found, done.stderr[-2000:]
+    told = json.loads(unescape(found[1]))
+    assert told["faults"] == []
+    return told["told"]
+
+
+def curves(folder: Path, trial_ids: list[str], points: int) -> None:
+    """A history of these trials."""
+    step = np.tile(np.arange(points) * 10, len(trial_ids))
+    noise = np.random.default_rng(0).random((12, len(step)))
+    frame = pd.DataFrame({"trial_id": np.repeat(trial_ids, points), "step": step})
+    names = ["train/loss", "test/loss", "train/accuracy", "test/accuracy", "gap/loss"]
+    names += ["measure/gradient_dispersion", "measure/gradient_norm", "term/trajectory_factor"]
+    names += [
+        f"term/{n}_trajectory@{at}" for n in ("theorem2", "lemma2") for at in ("0.01", "1e-06")
+    ]
+    for name, values in zip(names, noise, strict=True):
+        frame[name] = values / (1 + step / 100)
+    frame.loc[3, "train/loss"] = np.inf
+    frame["learning_rate"] = 0.1
+    frame[EQ3] = np.where(step == step.max(), 9.5, np.nan)
+    frame.to_parquet(folder / "history.parquet")
+
+
+def figure() -> Figure:
+    drawn = Figure()
+    for axes in drawn.subplots(1, 2):
+        axes.errorbar(
+            [1, 2, 3], [0.5, NAN, 2], yerr=[0.1, 0.2, 0.3], label="black", color="#000000"
+        )
+        axes.set_title(EVIL)
+        axes.legend()
+    return drawn
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    rates = [0.05, 0.2, 1e-5, 0.1]
+    rows = [with_bounds(finished(f"t{i}", training__learning_rate=r)) for i, r in enumerate(rates)]
+    rows[1] |= {EQ3: NAN, "gap/loss": -2.5e-7}
+    rows[2] |= {"gap/loss": 1234.5}
+    rows.append(failed("bad", f"Traceback\nValueError: {EVIL}", training__learning_rate=7.0))
+    for row in rows:
+        row["model.name"] = EVIL
+    curves(tmp_path, ["t0", "t1", "t2", "t3"], 300)
+    drawn = {"f": figure()}
+    figures = save_figures(drawn, tmp_path / "figures")
+    write(tmp_path, rows, swept=[RATE, "model.name"], figures=figures, charts=drawn)
+    return tmp_path / "report.html"
+
+
+def test_figures_are_drawn_as_svg_in_place_of_the_static_ones(page: Path, tmp_path: Path) -> None:
+    script = """document.querySelector("figure").scrollIntoView(); await sleep(500);
+    const shown = getComputedStyle(document.querySelector("img.static")).display;
+    return { svg: document.querySelectorAll("figure svg.main-svg").length, shown,
+      canvas: document.querySelectorAll("canvas").length,
+      bars: document.querySelectorAll("figure path.yerror").length,
+      title: document.querySelector("figure h4").textContent };"""
+    found = opened(page, tmp_path / "profile", script)
+    assert found["svg"] >= 2
+    assert found["bars"] == 4
+    assert (found["shown"], found["canvas"]) == ("none", 0)
+    assert found["title"] == EVIL
+
+
+def test_what_is_in_sight_is_painted(page: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "page.png"
+    command = [*COMMAND, "--hide-scrollbars", "--window-size=1000,3000", f"--screenshot={picture}"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000"]
+    command += ["--blink-settings=preferredColorScheme=1", page.as_uri()]
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text.replace("#000000", "#ff00ff"), encoding="utf-8")
+    subprocess.run(command, check=True, capture_output=True, timeout=90)
+    pixels = image.imread(picture)[..., :3]
+    assert (np.abs(pixels - [1, 0, 1]).max(axis=-1) < 0.01).sum() > 100
+
+
+def test_without_a_script_the_static_figure_is_shown(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert '<div class="interactive" hidden>' in text
+    assert text.count("<noscript>") == 1
+    assert "figure.drawn > .static { display: none; }" in text
+
+
+@pytest.mark.parametrize(
+    ("dark", "colour"), [(False, "rgb(0, 0, 0)"), (True, "rgb(235, 235, 235)")]
+)
+def test_black_series_are_light_on_dark(
+    page: Path, tmp_path: Path, dark: bool, colour: str
+) -> None:
+    script = """document.querySelector("figure").scrollIntoView(); await sleep(500);
+    return document.querySelector("figure .xerror, figure .yerror").style.stroke;"""
+    options = [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
+    assert opened(page, tmp_path / "profile", script, *options) == colour
+
+
+def test_a_click_on_a_heading_sorts_by_number(page: Path, tmp_path: Path) -> None:
+    script = """const table = document.querySelectorAll("table.bounds")[1];
+    const heads = [...table.tHead.rows[1].cells];
+    const at = heads.findIndex((h) => h.textContent.startsWith("true gap"));
+    const read = () => [...table.tBodies[0].rows].map(
+      (r) => r.className ? "note" : r.cells[at].textContent.trim());
+    const found = [read()];
+    for (let i = 0; i < 3; i++) {
+      heads[at].querySelector("button").click();
+      found.push([heads[at].getAttribute("aria-sort"), ...read()]);
+    }
+    heads[0].querySelector("button").click();
+    found.push([...table.tBodies[0].rows].filter((r) => !r.className)
+      .map((r) => r.cells[0].textContent));
+    return found;"""
+    first, up, down, again, rates = opened(page, tmp_path / "profile", script)
+    gap, small, large = "0.1824", "−2.50 × 10⁻⁷", "1,234"
+    assert first == [gap, small, "note", large, gap, "–", "note"]
+    assert up == ["ascending", small, "note", gap, gap, large, "–", "note"]
+    assert down == ["descending", large, gap, gap, small, "note", "–", "note"]
+    assert again == [None, *first]
+    assert rates == ["1e-05", "0.05", "0.1", "0.2", "7"]
+
+
+def test_the_comparison_sorts_with_its_blocks_kept_together(page: Path, tmp_path: Path) -> None:
+    script = """const table = document.querySelector("table.compared");
+    const heads = [...table.tHead.rows[1].cells];
+    heads[0].querySelector("button").click();
+    const first = (row) => row.cells[0].textContent.trim();
+    const rows = [...table.tBodies].map((body) => [...body.rows].map(first));
+    return rows.map((r) => [r[0].includes("learning rate"), ...r.slice(1)]);"""
+    found = opened(page, tmp_path / "profile", script)
+    assert len(found) == 5
+    assert found[0] == [True, "10⁻⁶", "10⁻²"]
+
+
+def test_choosing_trials_shows_their_curves(page: Path, tmp_path: Path) -> None:
+    script = """const buttons = [...document.querySelectorAll(".trials button")];
+    const titles = () => [...document.querySelectorAll("#drawn .panel h4")];
+    const panels = () => titles().map((h) => h.textContent);
+    const before = panels();
+    document.getElementById("curves").scrollIntoView();
+    buttons[0].focus(); buttons[0].click();
+    const one = panels();
+    const pressed = buttons.map((b) => b.getAttribute("aria-pressed"));
+    buttons[1].click();
+    const two = document.querySelectorAll("#drawn .key-of .swatch").length;
+    document.querySelector("#drawn .key-of button").click();
+    const closed = panels();
+    document.querySelector("[data-open='2']").click();
+    return { before, one, pressed, two, closed, linked: panels().length,
+      label: buttons[0].textContent, count: buttons.length,
+      unlisted: document.querySelectorAll(".trials .none").length };"""
+    found = opened(page, tmp_path / "profile", script)
+    assert found["before"] == found["closed"] == []
+    assert found["one"][:4] == ["loss", "accuracy", "gap and bounds", "gradient dispersion"]
+    assert found["one"][-2:] == ["trajectory term at σ = 10⁻²", "trajectory term at σ = 10⁻⁶"]
+    assert "learning rate" not in found["one"]
+    assert found["pressed"] == ["true", "false", "false", "false"]
+    assert (found["two"], found["count"], found["unlisted"]) == (2, 4, 1)
+    assert found["linked"] == len(found["one"])
+    assert found["label"] == f"learning_rate=0.05 model={EVIL}"
+
+
+def test_curves_are_those_of_the_history(page: Path, tmp_path: Path) -> None:
+    found = re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
+    assert found
+    data = json.loads(found[1])["curves"]
+    history = pd.read_parquet(tmp_path / "history.parquet")
+    run = history[history["trial_id"] == "t1"]
+    names = [column["name"] for column in data["columns"]]
+    trial = data["trials"][1]
+    assert (trial["id"], len(trial["x"]), trial["x"][0], trial["x"][-1]) == ("t1", 200, 0, 2990)
+    at = run.set_index("step")["test/loss"]
+    losses = trial["y"][names.index("test/loss")]
+    assert losses == [float(f"{at[step]:.6g}") for step in trial["x"]]
+    assert trial["y"][names.index(EQ3)] == [[2990], [9.5]]
+    assert data["trials"][0]["y"][names.index("train/loss")].count(None) == 1
+    assert "Of 4 of these trials points were left out" in page.read_text(encoding="utf-8")
+
+
+def test_arrow_keys_read_the_values(page: Path, tmp_path: Path) -> None:
+    script = """document.querySelector("figure").scrollIntoView(); await sleep(500);
+    const plot = document.querySelector("figure .plot");
+    const key = (k) => plot.dispatchEvent(new KeyboardEvent("keydown", { key: k, bubbles: true }));
+    key("ArrowRight"); await sleep(200); key("ArrowRight"); await sleep(200);
+    return [plot.tabIndex, document.querySelector("[role=status].unseen").textContent];"""
+    tab, told = opened(page, tmp_path / "profile", script)
+    assert tab == 0
+    assert told == "black, x: 3, y: 2 ± 0.3"
+
+
+@pytest.mark.parametrize("width", [360, 420])
+def test_a_phone_scrolls_in_one_direction(page: Path, tmp_path: Path, width: int) -> None:
+    assert page.exists()
+    framed = """const frame = document.querySelector("iframe").contentWindow;
+    return [frame.document.documentElement.scrollWidth, frame.innerWidth];"""
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f'<!DOCTYPE html><html><head></head><body><iframe src="report.html" '
+        f'style="width:{width}px;height:900px;border:0"></iframe></body></html>'
+    )
+    options = ["--allow-file-access-from-files"]
+    scrolled, seen = opened(frame, tmp_path / "profile", framed, *options)
+    assert seen == width
+    assert scrolled <= width
+
+
+def test_five_hundred_trials_open_at_once(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    for i in range(500):
+        row = with_bounds(
+            finished(f"{i:012x}", training__learning_rate=0.001 * i), sensitivity=True
+        )
+        rows.append(row)
+    curves(tmp_path, [row["trial_id"] for row in rows], 300)
+    drawn = {"f": figure()}
+    figures = save_figures(drawn, tmp_path / "figures")
+    write(tmp_path, rows, figures=figures, charts=drawn)
+    page = tmp_path / "report.html"
+    assert page.stat().st_size < 10e6
+    script = """const t = performance.timing;
+    return [t.domComplete - t.navigationStart, document.querySelectorAll(".trials button").length,
+      document.querySelectorAll("svg.main-svg").length];"""
+    took, buttons, drawn_here = opened(page, tmp_path / "profile", script)
+    print(f"{page.stat().st_size / 1e6:.2f} MB, {took} ms")
+    assert buttons == 500
+    assert drawn_here <= 6
+    assert took < 3000

@@ -1,0 +1,320 @@
+"""The storage, its mirror and the checkpoints in a bucket of a server that speaks S3."""
+
+import re
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.errors import UserError
+from gisgd_ray.results.journal import Journal
+from gisgd_ray.results.storage import Storage, joined
+from gisgd_ray.results.tables import ResultTables, row_of, write_tables
+from gisgd_ray.runner.checkpoints import Checkpoints
+from gisgd_ray.runner.mirror import OWNER, Mirror
+from gisgd_ray.runner.place import Place
+from gisgd_ray.training import loop as training
+from tests.support.journals import add_point, add_steps, series
+from tests.support.runs import config, finish, run, weight_bits
+
+boto3 = pytest.importorskip("boto3")
+moto = pytest.importorskip("moto.server")
+pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+
+TRIALS = sorted((TrialConfig(seed=seed) for seed in range(2)), key=lambda t: t.trial_id)
+A, B = (trial.trial_id for trial in TRIALS)
+KEY, SECRET = "AKIAFROMTHEURI", "sEcReTfRoMtHeUrI"
+
+
+class Server:
+    """A server on this machine, and the access keys of the requests it got."""
+
+    def __init__(self) -> None:
+        self._moto = moto.ThreadedMotoServer("127.0.0.1", port=0)
+        self._moto.start()
+        self._app = self._moto._server.app
+        self._moto._server.app = self._note
+        _, self.port = self._moto.get_host_and_port()
+        self.keys: set[str] = set()
+        # What it holds is kept by the process, not by the server.
+        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/moto-api/reset", data=b"")
+        self.s3 = boto3.client(
+            "s3",
+            endpoint_url=f"http://127.0.0.1:{self.port}",
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+
+    def stop(self) -> None:
+        self._moto.stop()
+
+    def names(self) -> list[str]:
+        """Of all there is, whole; without the marks of folders."""
+        found = self.s3.list_objects_v2(Bucket="bucket").get("Contents", [])
+        return [item["Key"] for item in found if not item["Key"].endswith("/")]
+
+    def objects(self) -> dict[str, bytes]:
+        """All there is, by its whole name; nobody may be writing."""
+        return {
+            name: self.s3.get_object(Bucket="bucket", Key=name)["Body"].read()
+            for name in self.names()
+        }
+
+    def uri(self, prefix: str = "prefix", *, keys: str = f"{KEY}:{SECRET}@") -> str:
+        where = f"s3://{keys}bucket/{prefix}".rstrip("/")
+        return f"{where}?endpoint_override=127.0.0.1:{self.port}&scheme=http"
+
+    def _note(self, environ: dict[str, Any], start_response: Any) -> Any:
+        named = re.search(r"Credential=([^/]*)/", environ.get("HTTP_AUTHORIZATION", ""))
+        self.keys.add(named[1] if named else "")
+        return self._app(environ, start_response)
+
+
+@pytest.fixture(scope="module")
+def _server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """With one empty bucket; what this user has set up for AWS is not looked at."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.chdir(tmp_path)
+    _server.s3.create_bucket(Bucket="bucket")
+    _server.keys.clear()
+    yield _server
+    for item in _server.s3.list_objects_v2(Bucket="bucket").get("Contents", []):
+        _server.s3.delete_object(Bucket="bucket", Key=item["Key"])
+    _server.s3.delete_bucket(Bucket="bucket")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+# ---------------------------------------------------------------- the storage
+
+
+@pytest.mark.parametrize("prefix", ["", "prefix", "deep/prefix/"])
+def test_files_are_written_read_listed_and_deleted(server: Server, prefix: str) -> None:
+    storage = Storage(server.uri(prefix))
+    for name in ("b/9", "b/10", "b/deep/3", "a"):
+        storage.write(name, b"old")
+    storage.write("a", b"")
+    below = f"{prefix.rstrip('/')}/".lstrip("/")
+    assert server.objects() == {
+        f"{below}a": b"",
+        f"{below}b/10": b"old",
+        f"{below}b/9": b"old",
+        f"{below}b/deep/3": b"old",
+    }
+    assert storage.read("b/10") == b"old"
+    assert storage.read("a") == b""
+    assert storage.names() == ["a"]
+    assert storage.names("b") == ["b/10", "b/9"]
+    everything = {"a": 0, "b/10": 3, "b/9": 3, "b/deep/3": 3}
+    assert storage.sizes(recursive=True) == everything
+    storage.delete("b/9")
+    storage.delete("b/9")
+    storage.delete("nowhere/a")
+    assert storage.names(recursive=True) == ["a", "b/10", "b/deep/3"]
+    storage.delete_folder("b")
+    storage.delete_folder("b")
+    assert list(server.objects()) == [f"{below}a"]
+
+
+def test_a_file_of_several_parts_comes_back_whole(server: Server) -> None:
+    storage = Storage(server.uri())
+    content = bytes(range(251)) * 100_000  # a part of an upload has ten million bytes
+    storage.write("a", content)
+    assert storage.sizes() == {"a": len(content)}
+    assert storage.read("a") == content
+
+
+def test_what_is_missing_is_empty_or_raises(server: Server) -> None:
+    storage = Storage(server.uri())
+    for folder in ("", "nowhere", "nowhere/deep"):
+        assert storage.names(folder, recursive=True) == []
+        assert storage.sizes(folder) == {}
+    with pytest.raises(FileNotFoundError):
+        storage.read("a")
+
+
+def test_neighbours_of_the_prefix_are_not_its_files(server: Server) -> None:
+    for name in ("prefix-2/a", "prefix.md", "other/prefix/a"):
+        server.s3.put_object(Bucket="bucket", Key=name, Body=b"1")
+    storage = Storage(server.uri("prefix"))
+    assert storage.names(recursive=True) == []
+    storage.write("folder/a", b"1")
+    storage.delete_folder("folder")
+    assert set(server.objects()) == {"prefix-2/a", "prefix.md", "other/prefix/a"}
+
+
+def test_a_storage_below_another_is_on_the_same_server(server: Server) -> None:
+    Storage(joined(joined(server.uri(), "lr_batch"), "ray")).write("a", b"1")
+    assert server.objects() == {"prefix/lr_batch/ray/a": b"1"}
+
+
+# ---------------------------------------------------------------- the keys
+
+
+def test_keys_of_the_uri_are_used_and_not_shown(server: Server, tmp_path: Path) -> None:
+    place = Place.of(server.uri(), "lr_batch")
+    assert place.mirror is not None
+    place.mirror.storage.write("a", b"1")
+    Storage(place.storage).write("b", b"1")
+    assert server.keys == {KEY}
+    assert str(place) == f"s3://bucket/prefix/lr_batch (worked on in {place.folder})"
+    assert place.folder == tmp_path / "results/s3/bucket/prefix/lr_batch"
+    assert list(server.objects()) == ["prefix/lr_batch/a", "prefix/lr_batch/b"]
+
+
+def test_keys_of_the_environment_are_used(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAOFTHEENVIRONMENT")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    place = Place.of(server.uri(keys=""), "lr_batch")
+    assert place.mirror is not None
+    with place.mirror.owned(take_over=False):
+        (place.folder / "a").write_bytes(b"1")
+    assert Storage(place.storage).read("a") == b"1"
+    assert server.keys == {"AKIAOFTHEENVIRONMENT"}
+    shown = f"{place} {place.storage}"
+    assert "AKIA" not in shown
+    assert SECRET not in shown
+
+
+def test_writing_to_a_missing_bucket_raises_with_its_name(server: Server) -> None:
+    storage = Storage(server.uri().replace("@bucket/", "@nowhere/"))
+    with pytest.raises(OSError, match="nowhere"):
+        storage.write("a", b"1")
+    assert server.objects() == {}
+
+
+# ---------------------------------------------------------------- the mirror
+
+
+def test_a_driver_elsewhere_goes_on_from_the_bucket(server: Server, tmp_path: Path) -> None:
+    place = Place.of(server.uri(), "lr_batch")
+    assert place.mirror is not None
+    with place.mirror.owned(take_over=False):
+        journal = Journal(place.folder)
+        for trial_id in (A, B):
+            add_steps(journal, trial_id, 0, series(50))
+            add_point(journal, trial_id, {"step": 50, "loss": 1 / 3})
+        journal.add_row(A, row_of(TRIALS[0], {"status": "finished"}))
+        write_tables(place.folder, [])
+        (place.folder / ".lock").touch()
+        Storage(joined(place.storage, "ray")).write("attempt-1/a/result.json", b"1")
+        Storage(place.storage).write("checkpoints/b/1.ckpt", b"1")
+    (place.folder / ".lock").unlink()
+    before = files(place.folder)
+    assert {f"journal/{A}.jsonl", f"journal/{B}.jsonl", "trials.parquet"} < set(before)
+    others = {"ray/attempt-1/a/result.json": b"1", "checkpoints/b/1.ckpt": b"1"}
+    assert server.objects() == {
+        f"prefix/lr_batch/{name}": content for name, content in (before | others).items()
+    }
+    shutil.rmtree(place.folder)
+
+    ended = row_of(TRIALS[1], {"status": "finished"})
+    elsewhere = Mirror(tmp_path / "elsewhere", Storage(place.storage))
+    with elsewhere.owned(take_over=False):
+        assert files(elsewhere.folder) == before
+        assert list(ResultTables(elsewhere.folder).trials["trial_id"]) == [A]
+        Journal(elsewhere.folder).add_row(B, ended)
+    with place.mirror.owned(take_over=False):
+        assert files(place.folder) == files(elsewhere.folder)
+        assert Journal(place.folder).read_row(B) == ended
+
+
+def test_only_what_has_changed_is_sent_again(server: Server, tmp_path: Path) -> None:
+    mirror = Mirror(tmp_path / "here", Storage(server.uri()))
+    with mirror.owned(take_over=False):
+        mirror.folder.mkdir()
+        (mirror.folder / "a").write_bytes(b"1")
+        (mirror.folder / "b").write_bytes(b"1")
+        assert mirror.push() == 2
+        server.s3.put_object(Bucket="bucket", Key="prefix/a", Body=b"untouched")
+        (mirror.folder / "b").write_bytes(b"12")
+        assert mirror.push() == 1
+    assert server.objects() == {"prefix/a": b"untouched", "prefix/b": b"12"}
+
+
+def test_one_driver_at_a_time_writes_to_the_bucket(server: Server, tmp_path: Path) -> None:
+    first = Mirror(tmp_path / "first", Storage(server.uri()))
+    second = Mirror(tmp_path / "second", Storage(server.uri()))
+    first_run = first.owned(take_over=False)
+    first_run.__enter__()
+    with pytest.raises(UserError, match="is writing to s3://bucket/prefix; wait for it") as caught:
+        second.owned(take_over=False).__enter__()
+    assert "--take-over" in str(caught.value)
+    with second.owned(take_over=True):
+        note = server.objects()
+        assert list(note) == [f"prefix/{OWNER}"]
+        with pytest.raises(UserError, match="another driver has begun to write"):
+            first.push()
+        first_run.__exit__(None, None, None)
+        assert server.objects() == note
+    assert server.objects() == {}
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def saved(where: str, count: int) -> Checkpoints:
+    kept, state = Checkpoints(Storage(where), config()), training.start(config())
+    for _ in range(count):
+        training.advance(state)
+        kept.save(state)
+    return kept
+
+
+def test_another_machine_finds_the_checkpoints_of_a_trial(server: Server) -> None:
+    place = Place.of(server.uri(), "lr_batch")
+    saved(place.storage, 3)
+    below = f"prefix/lr_batch/checkpoints/{config().trial_id}"
+    pieces = [f"{below}/told/{points:012d}.pt" for points in (1, 2, 3)]
+    checkpoints = [f"{below}/{step:012d}.ckpt" for step in (4, 8)]
+    assert sorted(server.objects()) == sorted([*pieces, *checkpoints])
+    state = Checkpoints(Storage(place.storage), config()).newest()
+    assert state is not None
+    assert state.step == 8
+    assert weight_bits(finish(state).state) == weight_bits(run().state)
+
+
+def test_a_damaged_newest_one_gives_way_to_the_one_before(server: Server) -> None:
+    kept = saved(server.uri(), 3)
+    newest, before = (f"prefix/{name}" for name in kept.names())
+    content = server.objects()
+    server.s3.put_object(Bucket="bucket", Key=newest, Body=content[newest][:1000])
+    state = kept.newest()
+    assert state is not None
+    assert state.step == 4
+    assert weight_bits(finish(state).state) == weight_bits(run().state)
+    server.s3.put_object(Bucket="bucket", Key=before, Body=b"")
+    assert kept.newest() is None
+
+
+def test_the_end_of_a_trial_clears_its_own(server: Server) -> None:
+    kept = saved(server.uri(), 2)
+    other = f"prefix/checkpoints/{config({'seed': 2}).trial_id}/{4:012d}.ckpt"
+    server.s3.put_object(Bucket="bucket", Key=other, Body=b"1")
+    kept.clear()
+    kept.clear()
+    assert kept.names() == []
+    assert kept.newest() is None
+    assert list(server.objects()) == [other]

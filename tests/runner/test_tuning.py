@@ -1,0 +1,50 @@
+"""What Ray Tune keeps of a sweep in the driver, where hundreds of trials add up."""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.runner.cluster import connect
+from gisgd_ray.runner.launch import launch
+from gisgd_ray.runner.place import Place
+from tests.support.runs import config
+from tests.support.sweep_runs import job
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def _ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import ray
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    connect(address="local")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("_ray")
+def test_the_driver_lets_go_of_what_a_trial_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.tune.execution.tune_controller import TuneController
+
+    kept: list[dict[str, Any]] = []
+
+    def cleanup(controller: TuneController) -> None:
+        kept.extend(dict(trial.last_result) for trial in controller.get_trials())
+        end(controller)
+
+    end = TuneController.cleanup
+    monkeypatch.setattr(TuneController, "cleanup", cleanup)
+    trials = [config({"seed": seed}) for seed in range(3)]
+    place = Place.of(str(tmp_path), "kept")
+    launch(job(trials, place))
+    steps = dict(ResultTables(place.folder).trials[["trial_id", "steps"]].to_numpy())
+    assert [result["step"] for result in kept] == [steps[t.trial_id] for t in trials]
+    # Series and points would be megabytes of a long trial; their place is the journal.
+    assert all(len(pickle.dumps(result)) < 10_000 for result in kept)

@@ -1,0 +1,86 @@
+"""What tells one run from another on the server: states, tags, axes, values that are no number."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gisgd_ray.tracking.run import BEST
+from tests.runner.test_launch import ROOT
+from tests.support.wandb_server import Run, Server, run_script
+
+TRIAL = """
+import math, sys
+from gisgd_ray.tracking.run import WandbRun, WandbSettings
+settings = WandbSettings("online", sys.argv[1], group="g", project="p", every_s=5)
+run = WandbRun(settings, trial_id="abc", name="x", config={"scheme.name": "sgd"})
+run.log({"step": 0, "train/loss": 1.0, "test/loss": math.nan, "gap/loss": 0.5})
+run.log({"step": 10, "train/loss": math.inf, "test/loss": 2.0, "gap/loss": 0.25})
+"""
+ENDS = {
+    "finished": 'run.finish({"status": "finished"})',
+    "diverged": 'run.finish({"status": "diverged", "train/loss": math.inf, "gap/loss": math.nan}, '
+    'failed=True, steps={"step": [1, 2], "loss": [1.0, math.inf]})',
+    "failed": "run.finish(None, failed=True)",
+}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as made:
+        yield made
+        assert made.unknown == []
+
+
+def trial(server: Server, folder: Path, end: str) -> Run:
+    run_script(server, folder, ["-c", TRIAL + ENDS[end], str(folder)], PYTHONPATH=str(ROOT))
+    (run,) = server.runs
+    return run
+
+
+@pytest.mark.parametrize(
+    ("end", "state", "tags"),
+    [
+        ("finished", "finished", ["sgd"]),
+        ("diverged", "failed", ["sgd", "diverged"]),
+        ("failed", "failed", ["sgd"]),
+    ],
+)
+def test_how_a_trial_ended_is_seen(
+    server: Server, tmp_path: Path, end: str, state: str, tags: list[str]
+) -> None:
+    run = trial(server, tmp_path, end)
+    assert (run.state, run.tags) == (state, tags)
+    assert run.summary.get("status") == (None if end == "failed" else end)
+
+
+def test_what_is_no_number_arrives_and_hides_no_other_value(server: Server, tmp_path: Path) -> None:
+    run = trial(server, tmp_path, "diverged")
+    first, second = run.history
+    assert (first["step"], first["train/loss"], first["gap/loss"]) == (0, 1.0, 0.5)
+    assert math.isnan(first["test/loss"])
+    assert (second["step"], second["train/loss"], second["test/loss"]) == (10, math.inf, 2.0)
+    assert run.summary["train/loss"] == math.inf
+    assert "gap/loss" not in run.summary  # NaN in the row: undefined, whatever it was on the way
+    assert run.summary["min/train/loss"] == 1.0
+    assert run.summary["min/test/loss"] == 2.0
+    (table,) = (a for a in server.artifacts if a.type == "steps")
+    (content,) = table.files.values()
+    assert json.loads(content)["data"] == [[1, 1.0], [2, None]]  # JSON has no infinity
+
+
+def test_step_is_the_axis_and_best_and_last_are_kept(server: Server, tmp_path: Path) -> None:
+    run = trial(server, tmp_path, "failed")
+    defined = {
+        metric.get("1", metric.get("2")): metric
+        for metric in run.raw_config["_wandb"]["value"]["m"]
+    }
+    assert set(defined) == {"step", "*", *BEST}
+    axis = [m.get("1") for m in run.raw_config["_wandb"]["value"]["m"]].index("step") + 1
+    assert {name for name, metric in defined.items() if metric.get("5") == axis} == {"*", *BEST}
+    # Numbers of MetricSummary in the client's protocol: 1 is min, 2 max, 5 last.
+    for name, best in BEST.items():
+        assert sorted(defined[name]["7"]) == [{"min": 1, "max": 2}[best], 5], name
+    assert run.summary["gap/loss"] == {"last": 0.25, "min": 0.25}
