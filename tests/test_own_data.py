@@ -272,6 +272,16 @@ def test_replicas_with_samples_of_their_own_lack_no_share_of_v() -> None:
     assert found == pytest.approx(truth.gradient_dispersion, rel=1e-4)
 
 
+def test_the_samples_of_a_set_are_the_same_tensor_in_every_replica() -> None:
+    """By which replicas are known to share them, whatever their labels."""
+    for changes in ({"data.label_noise": 0.4}, {"data.train_fraction": 0.5}):
+        own = training.start(trial({"replicas": 3, **changes}), dataset=images(60))
+        configured = training.start(config({"replicas": 3, **changes}))
+        for state in (own, configured):
+            first, *others = (replica.dataset.train_x for replica in state.replicas)
+            assert all(other is first for other in others)
+
+
 # ---------------------------------------------------------------- the population's mean
 
 

@@ -157,8 +157,9 @@ class ReplicatedRun:
     def __init__(self, config: TrialConfig, replicas: Sequence[Replica]):
         self.replicas: Sequence[Replica] = tuple(replicas)
         data = [replica.dataset for replica in replicas]
-        # Samples of its own (teacher data) a replica draws, like its batches, from the population.
-        shared = all(torch.equal(each.train_x, data[0].train_x) for each in data[1:])
+        # Samples of its own (teacher data) a replica draws, like its batches, from the population;
+        # others are kept, and the same tensor.
+        shared = all(each.train_x is data[0].train_x for each in data[1:])
         self._lockstep = Lockstep(
             [replica.model for replica in replicas],
             loss=config.training.loss,
