@@ -340,6 +340,11 @@ def combined(gaps: Sequence[FlatnessGap]) -> FlatnessEstimate:
     )
 
 
+def independent_estimates(replicas: float | None, draws: float | None) -> int:
+    """The runs, or the pairs of one run, that a standard error over draws is from; 0: unknown."""
+    return int(replicas or (draws or 0) // 2)
+
+
 def half_widths(
     standard_error: float, sampling_error: float, *, independent: int
 ) -> tuple[float, float]:

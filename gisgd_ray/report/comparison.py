@@ -48,10 +48,8 @@ from gisgd_ray.report.premises import (
     premises_told,
 )
 from gisgd_ray.results.tables import records
-from gisgd_ray.theory.quantities import NBSP, QUANTITIES, Group, symbol
+from gisgd_ray.theory.quantities import NBSP, NEU, OURS, QUANTITIES, Group, symbol
 from gisgd_ray.training.terms import LEMMA2, PERTURBED_R, THEOREM2
-
-OURS, NEU = "ours", "neu"
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,8 @@ class ComparedColumn:
 
     @property
     def side(self) -> str:
-        """:data:`OURS` or :data:`NEU`, of the two that are compared."""
-        return {"ours": OURS, "Neu et al.": NEU}.get(self.detail, "")
+        """ "ours" or "neu", of the two that are compared."""
+        return {OURS: "ours", NEU: "neu"}.get(self.detail, "")
 
 
 def _columns() -> Iterator[ComparedColumn]:

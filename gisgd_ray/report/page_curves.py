@@ -9,6 +9,7 @@ import pandas as pd
 
 from gisgd_ray.errors import UserError
 from gisgd_ray.numbers import DASH, format_noise_std, format_number, known
+from gisgd_ray.report.bounds_table import DISPERSIONS
 from gisgd_ray.results.tables import ResultTables, records
 from gisgd_ray.theory.quantities import QUANTITIES, Group, symbol
 from gisgd_ray.training.terms import LEMMA2, LEMMA2_FLOOR, THEOREM2
@@ -26,7 +27,7 @@ PANELS: dict[str, Sequence[str]] = {
         "gap/loss",
         *(q.name for q in QUANTITIES.values() if q.group is Group.BOUND),
     ],
-    "gradient dispersion": ["measure/gradient_dispersion", "measure/gradient_dispersion_neu"],
+    "gradient dispersion": DISPERSIONS,
     "mean gradient over μ less that over S, squared": ["measure/mean_gradient_gap"],
     "gradient norm": ["measure/gradient_norm"],
     "trajectory factor of Eq. 3": ["term/trajectory_factor"],
@@ -40,9 +41,6 @@ PANELS: dict[str, Sequence[str]] = {
 
 AT_NOISE = (THEOREM2, LEMMA2, LEMMA2_FLOOR)
 """Likewise, in a panel for every noise std."""
-
-SAME = ("measure/gradient_dispersion_neu", "measure/gradient_dispersion")
-"""Equal in single runs: the first is left out then."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +109,9 @@ def curve_columns(history: pd.DataFrame) -> list[Column]:
             members.remove(f"{LEMMA2_FLOOR}@{std}")
         panel = f"trajectory term at σ = {format_noise_std(float(std))}"
         wanted += [Column(name, symbol(name), panel) for name in members]
-    if set(SAME) <= names and history[SAME[0]].equals(history[SAME[1]]):
-        names.remove(SAME[0])
+    ours, neu = DISPERSIONS
+    if {ours, neu} <= names and history[ours].equals(history[neu]):
+        names.remove(neu)
     return [c for c in wanted if c.name in names and _moves(history, c.name)]
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gisgd_ray.measures.flatness import half_widths
+from gisgd_ray.measures.flatness import half_widths, independent_estimates
 from gisgd_ray.numbers import format_number, known
 
 EXCEEDED, MAY_BE_ZERO = "†", "‡"
@@ -31,15 +31,10 @@ def is_exceeded(row: Mapping[str, Any], at: str) -> bool:
     return (excess(row, at) or 0) > 1
 
 
-def _independent(row: Mapping[str, Any], at: str) -> int:
-    """The runs, or the pairs of one run, that a standard error over draws is from."""
-    return int(known(row, "replicas") or (known(row, DRAWS + at) or 0) // 2)
-
-
 def gap_half_widths(row: Mapping[str, Any], at: str) -> tuple[float, float] | None:
     """Of the flatness gap's 95 % interval, by draws (or runs) and by samples; None if unknown."""
     errors = [known(row, f"{GAP}_{of}{at}") for of in ("stderr", "sampling_stderr")]
-    independent = _independent(row, at)
+    independent = independent_estimates(known(row, "replicas"), known(row, DRAWS + at))
     if None in errors or independent < 2:
         return None
     return half_widths(*errors, independent=independent)

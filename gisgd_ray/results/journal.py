@@ -149,20 +149,16 @@ class Journal:
             row = {k: v for k, v in line.items() if k != "kind"}
         return row
 
-    def adopt(
-        self, trial_id: str, other: "Journal", *, named: str = "", row: Row | None = None
-    ) -> None:
-        """Take all that another journal holds of a trial in the place of what is here.
-
-        With ``row`` as its row, if it has another there; ``named`` is what it is called there.
-        """
+    def adopt(self, trial_id: str, other: "Journal") -> None:
+        """Take all that another journal holds of a trial in the place of what is here."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if row is None:
-            content = other.path(named or trial_id).read_bytes()
-        else:
-            lines = [line for *_, line in other._lines(named or trial_id) if line["kind"] != "row"]
-            content = _encoded([*lines, {"kind": "row", **row}])
-        replace_file(self.path(trial_id), content)
+        replace_file(self.path(trial_id), other.path(trial_id).read_bytes())
+
+    def adopt_as(self, trial_id: str, other: "Journal", named: str, *, row: Row) -> None:
+        """The same of a trial that is ``named`` otherwise there, with another row."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [line for *_, line in other._lines(named) if line["kind"] != "row"]
+        replace_file(self.path(trial_id), _encoded([*lines, {"kind": "row", **row}]))
 
     def size(self, trial_id: str) -> int:
         """Bytes of the trial's journal."""

@@ -288,7 +288,7 @@ def reuse(folder: Path, trials: Sequence[TrialConfig], others: Sequence[Path]) -
     """
     require_results(others)
     taken = 0
-    mine = Journal(folder)
+    mine, asked = Journal(folder), {trial.trial_id: trial for trial in trials}
     for other in others:
         theirs = Journal(other)
         done = finished_ids(folder, trials)
@@ -296,18 +296,16 @@ def reuse(folder: Path, trials: Sequence[TrialConfig], others: Sequence[Path]) -
             if trial_id in done:
                 continue
             record = theirs.read(their_id)  # whole, or it is not taken
-            for told in (record.row or {}, *record.points):
+            row = record.row or {}
+            for told in (row, *record.points):
                 require_numbers(told, their_id, theirs.path(their_id))
             if trial_id == their_id:
                 mine.adopt(trial_id, theirs)
-            elif record.row is not None and (config := config_of(record.row)) is not None:
-                mine.adopt(trial_id, theirs, named=their_id, row=_renamed(record.row, config))
+            else:
+                renamed = row_of(asked[trial_id], {"status": row["status"]})
+                mine.adopt_as(trial_id, theirs, their_id, row={**row, **renamed})
             taken += 1
     return taken
-
-
-def _renamed(row: Row, config: TrialConfig) -> Row:
-    return {**row, **row_of(config, {"status": row["status"]})}
 
 
 class _Columns:

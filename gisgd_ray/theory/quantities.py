@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 NBSP = "\N{NO-BREAK SPACE}"
+OURS, NEU = "ours", "Neu et al."
+"""Details of the bounds that are compared, and of their parts."""
 
 NOTATION = (
     "S is the training sample of n examples, W_t the d weights after t of T updates, λ_t the "
@@ -218,7 +220,7 @@ _STEPS = (
              "(loss/weight)²",
              r"\tilde{V}_t(w) = \mathbb{E} \left\lVert g(w, B_t) - \mathbb{E}_Z[\nabla \ell(w, Z)] "
              r"\right\rVert^2",
-             group=Group.OTHER, detail="Neu et al.",
+             group=Group.OTHER, detail=NEU,
              defined="measures.dispersion.StepSeries.gradient_dispersion_neu"),
     Quantity("measure/gradient_dispersion_estimator", "V from",
              "How the dispersion was measured", kind="text", tables="t"),
@@ -278,13 +280,13 @@ _AT_NOISE_STDS = (
              "same number", "loss",
              r"\sqrt{ \frac{R^2 d}{n} \sum_{t=1}^{T} \log\left( 1 + "
              rf"\frac{{\lambda_t^2\, {_V}}}{{d\, \sigma_t^2}} \right) }}",
-             group=Group.TRAJECTORY, detail="ours", defined="theory.bounds.theorem2_trajectory"),
+             group=Group.TRAJECTORY, detail=OURS, defined="theory.bounds.theorem2_trajectory"),
     Quantity("term/lemma2_trajectory@", f"Lemma{NBSP}2",
              f"The trajectory term of Neu et al. (2021, Theorem 1); {_GAP} for the bound", "loss",
              r"2 \sqrt{ \frac{2 R^2}{n} \sum_{t=1}^{T} "
              r"\frac{\lambda_t^2}{\sigma_t^2}\, "
              r"\mathbb{E}\left[ \Psi(W_{t-1}) + \tilde{V}_t(W_{t-1}) \right] }",
-             group=Group.TRAJECTORY, detail="Neu et al.",
+             group=Group.TRAJECTORY, detail=NEU,
              defined="theory.bounds.lemma2_trajectory"),
     Quantity("term/lemma2_without_sensitivity@", f"Lemma{NBSP}2 with Ψ = 0",
              "What Lemma 2's trajectory term is at least, known without measuring Ψ", "loss"),
@@ -327,9 +329,9 @@ _AT_NOISE_STDS = (
              group=Group.FLATNESS, detail="Cor. 2", defined="theory.bounds.corollary2"),
     Quantity("bound/theorem2@", f"Eq.{NBSP}2",
              "term/theorem2_trajectory@σ + measure/flatness_gap@σ", "loss",
-             group=Group.SUM, detail="ours", defined="training.terms.bounds_at"),
+             group=Group.SUM, detail=OURS, defined="training.terms.bounds_at"),
     Quantity("bound/lemma2_neu@", f"Lemma{NBSP}2", "term/lemma2_trajectory@σ + the flatness gap",
-             "loss", group=Group.SUM, detail="Neu et al.", defined="training.terms.bounds_at"),
+             "loss", group=Group.SUM, detail=NEU, defined="training.terms.bounds_at"),
     Quantity("bound/lemma2_neu_population@", f"Lemma{NBSP}2",
              "term/lemma2_population_trajectory@σ + the flatness gap", "loss",
              group=Group.SUM, detail="Ṽ about μ", defined="training.terms.bounds_at"),
@@ -347,9 +349,9 @@ _AT_NOISE_STDS = (
              "loss", r"\tfrac{1}{2} \left( \max \ell - \min \ell \right) \text{ at } "
              r"W_T + \Delta_T", defined="measures.flatness.flatness_gap"),
     Quantity("bound/theorem2_perturbed_r@", f"Eq.{NBSP}2", "bound/theorem2@σ with R at σ", "loss",
-             group=Group.PERTURBED_R, detail="ours", defined="training.terms.bounds_at"),
+             group=Group.PERTURBED_R, detail=OURS, defined="training.terms.bounds_at"),
     Quantity("bound/lemma2_neu_perturbed_r@", f"Lemma{NBSP}2", "bound/lemma2_neu@σ with R at σ",
-             "loss", group=Group.PERTURBED_R, detail="Neu et al.",
+             "loss", group=Group.PERTURBED_R, detail=NEU,
              defined="training.terms.bounds_at"),
     Quantity("measure/test_loss_increase@", "test loss increase",
              "By how much Δ_T raises the test loss, γ(W_T, S′)", "loss",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gisgd_ray.measures.dispersion import ROUNDING, StepSeries
-from gisgd_ray.measures.flatness import half_widths
+from gisgd_ray.measures.flatness import half_widths, independent_estimates
 from gisgd_ray.theory import bounds
 from gisgd_ray.training.sums import Metrics, StepSums
 
@@ -317,18 +317,17 @@ def remark(terms: TrajectoryTerms) -> str | None:
         return None
     if not terms.is_rounding:
         return _remark_on_replicas(terms) if terms.stochastic else None
-    agree = (
-        "the dispersion is 0, or no more than rounding, at every step: in every batch the samples' "
-        "gradients agree, as those of identical samples do, and {} a trajectory term of 0, or of "
-        "rounding, whatever the gap"
+    what, whose = "the dispersion", "Eqs. 2 and 3 have"
+    if terms.stochastic:
+        what, whose = "the dispersion V~ within the replicas", "Theorem 1, Eqs. 2 and 3 have"
+        # V between replicas is another matter where their weights differ.
+        if not terms.is_alike:
+            whose = "Theorem 1, at noise that leaves no doubt of the replica, has"
+    return (
+        f"{what} is 0, or no more than rounding, at every step: in every batch the samples' "
+        f"gradients agree, as those of identical samples do, and {whose} a trajectory term of 0, "
+        "or of rounding, whatever the gap"
     )
-    if not terms.stochastic:
-        return agree.format("Eqs. 2 and 3 have")
-    # V between replicas is another matter where their weights differ.
-    within = agree.replace("the dispersion", "the dispersion V~ within the replicas", 1)
-    if not terms.is_alike:
-        return within.format("Theorem 1, at noise that leaves no doubt of the replica, has")
-    return within.format("Theorem 1, Eqs. 2 and 3 have")
 
 
 def condition_remark(point: Mapping[str, float], *, replicas: int | None) -> str | None:
@@ -340,11 +339,11 @@ def condition_remark(point: Mapping[str, float], *, replicas: int | None) -> str
     Args:
         point: the last measuring point; without the increase at sigma*, nothing is known.
     """
-    increase, error, draws = (
-        point.get(f"measure/{name}_at_optimum", nan)
-        for name in ("test_loss_increase", "test_loss_increase_stderr", "flatness_draws")
+    increase, error = (
+        point.get(f"measure/test_loss_increase{of}_at_optimum", nan) for of in ("", "_stderr")
     )
-    independent = replicas or (int(draws // 2) if isfinite(draws) else 0)
+    draws = point.get("measure/flatness_draws_at_optimum")
+    independent = independent_estimates(replicas, draws)
     if independent < 2 or not isfinite(increase + error):
         return None
     width, _ = half_widths(error, 0.0, independent=independent)

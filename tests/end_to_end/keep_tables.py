@@ -34,6 +34,9 @@ def differences(before: Path, after: Path) -> Iterator[str]:
     """A line for every column that is not the same in both, or in one alone."""
     for old in sorted(before.glob("*/trials.parquet")):
         sweep = old.parent.name
+        if not (after / sweep / old.name).exists():
+            yield f"{sweep}: only before"
+            continue
         names = [
             _by_settings(pd.read_parquet(f / sweep / "trials.parquet")) for f in (before, after)
         ]
@@ -78,9 +81,8 @@ def _differing(old: pd.DataFrame, new: pd.DataFrame) -> Iterator[str]:
             yield f"{column} (only {'after' if column in new else 'before'})"
             continue
         left, right = (frame[column].reset_index(drop=True) for frame in (old, new))
-        if left.astype(str).where(left.notna()).equals(right.astype(str).where(right.notna())):
-            continue
-        if not left.equals(right):
+        # As text, which tells a float to the bit; lists are no values that could be compared.
+        if not left.astype(str).equals(right.astype(str)):
             yield column
 
 
