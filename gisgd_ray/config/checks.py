@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from gisgd_ray.config.catalogue import DATASETS, MODELS
+from gisgd_ray.config.catalogue import DATASETS, MODELS, SCHEMES
 from gisgd_ray.config.data import DataConfig
 from gisgd_ray.config.sections import Sections
 
@@ -17,8 +17,8 @@ from gisgd_ray.config.sections import Sections
 class DataFacts:
     """What the checks need to know of the data trained on."""
 
-    told: str
-    """The data in words."""
+    name: str
+    """What a sentence calls the data."""
     num_samples: int
     """n, after ``train_fraction``."""
     input_shape: tuple[int, ...]
@@ -31,8 +31,8 @@ class DataFacts:
     def of(data: DataConfig) -> "DataFacts":
         """Of a configured set."""
         known = DATASETS[data.dataset]
-        told = f"data.dataset = {data.dataset!r}"
-        return DataFacts(told, num_train_samples(data), known.shape, real=known.classes is None)
+        n, name = num_train_samples(data), f"data.dataset = {data.dataset!r}"
+        return DataFacts(name, n, known.shape, real=known.classes is None)
 
 
 def num_train_samples(data: DataConfig) -> int:
@@ -80,6 +80,10 @@ def check_consistency(config: Sections, given: DataFacts | None = None) -> None:
     _check_schedules(config, data)
     _check_regression(config, data)
     _check_normalization(config, data)
+    _check_images(config, data)
+    _check_targets(config, data)
+    _check_lag(config, data)
+    _check_dispersion(config, data)
     if config.replicas is not None:
         _check_replicas(config, config.replicas)
 
@@ -89,7 +93,7 @@ def _check_sizes(config: Sections, data: DataFacts) -> None:
     b = config.training.batch_size
     if b > n:
         raise ValueError(
-            f"training.batch_size = {b} exceeds the {n} training samples of {data.told} at "
+            f"training.batch_size = {b} exceeds the {n} training samples of {data.name} at "
             f"data.train_fraction = {config.data.train_fraction:g}; choose at most {n}"
         )
     samples = config.measurement.hessian_samples
@@ -148,13 +152,13 @@ def _check_regression(config: Sections, data: DataFacts) -> None:
     if own is not None and not real:
         remedy = "give real targets" if data.given else "choose data.dataset = 'teacher'"
         raise ValueError(
-            f"model.name = {model!r} has one real output, but {data.told} has classes; {remedy}"
+            f"model.name = {model!r} has one real output, but {data.name} has classes; {remedy}"
         )
     if not real:
         return
     if config.training.loss != "squared":
         raise ValueError(
-            f"{data.told} has real targets: training.loss = {config.training.loss!r} does not "
+            f"{data.name} has real targets: training.loss = {config.training.loss!r} does not "
             "apply; choose 'squared'"
         )
     for field, value, plain in (
@@ -163,44 +167,171 @@ def _check_regression(config: Sections, data: DataFacts) -> None:
     ):
         if value != plain:
             raise ValueError(
-                f"{field} = {json.dumps(value)} needs classes, and {data.told} has real targets; "
+                f"{field} = {json.dumps(value)} needs classes, and {data.name} has real targets; "
                 f"choose {field} = {json.dumps(plain)}"
             )
 
 
 def _check_normalization(config: Sections, data: DataFacts) -> None:
     asked = config.data.normalization
-    told = f"data.normalization = {asked!r}"
+    field = f"data.normalization = {asked!r}"
     if asked == "auto":
         return
     if data.given or data.real:
-        raise ValueError(f"{told} does not apply: {data.told} is taken as it is; choose 'auto'")
+        raise ValueError(f"{field} does not apply: {data.name} is taken as it is; choose 'auto'")
     if asked == "authors" and config.data.moments is None:
         known = ", ".join(name for name, record in DATASETS.items() if record.authors)
         raise ValueError(
-            f"{told}: the authors' code has no numbers for {data.told}, only for {known}; choose "
+            f"{field}: the authors' code has no numbers for {data.name}, only for {known}; choose "
             "'auto', or numbers"
         )
     moments = config.data.moments
     channels = data.input_shape[0]
     if moments is not None and len(moments[0]) not in (1, channels):
         raise ValueError(
-            f"{told} has {len(moments[0])} channels, and {data.told} has {channels}; give one mean "
-            f"and std for all, or {channels} of each"
+            f"{field} has {len(moments[0])} channels, and {data.name} has {channels}; give one "
+            f"mean and std for all, or {channels} of each"
+        )
+
+
+def _check_images(config: Sections, data: DataFacts) -> None:
+    shape = data.input_shape
+    smallest = MODELS[config.model.name].smallest_image
+    if len(shape) != 3:
+        scheme, padding = config.scheme.name, config.data.crop_padding
+        for field, asked, instead in (
+            (f"model.name = {config.model.name!r}", smallest is not None, "model.name = 'mlp'"),
+            (f"data.crop_padding = {padding}", padding > 0, "data.crop_padding = 0"),
+            ("data.flip = true", config.data.flip, "data.flip = false"),
+            (f"scheme.name = {scheme!r}", _needs(config, "images"), "scheme.name = 'sgd'"),
+        ):
+            if asked:
+                raise ValueError(
+                    f"{field} needs images, and {data.name} has vectors; choose another "
+                    f"data.dataset, or {instead}"
+                )
+        return
+    side, needed = min(shape[1:]), smallest or 1
+    if side < needed:
+        raise ValueError(
+            f"model.name = {config.model.name!r} needs images of at least {needed}x{needed} "
+            f"pixels, and those of {data.name} are {side}x{side}; choose another data.dataset, or "
+            "model.name = 'preactresnet18' or 'mlp'"
+        )
+    if config.data.crop_padding >= side:
+        raise ValueError(
+            f"data.crop_padding = {config.data.crop_padding} leaves crops without any of the "
+            f"{side}x{side} image; choose at most {side - 1}"
+        )
+
+
+def _check_targets(config: Sections, data: DataFacts) -> None:
+    scheme = f"scheme.name = {config.scheme.name!r}"
+    if data.real and _needs(config, "classes"):
+        raise ValueError(
+            f"{scheme} needs classes, and {data.name} has real targets; choose another scheme"
+        )
+    if MODELS[config.model.name].theorem is not None and _needs(config, "layers"):
+        raise ValueError(
+            f"{scheme} needs units between layers, and model.name = {config.model.name!r} has one "
+            "trained layer; choose another scheme"
+        )
+
+
+def _needs(config: Sections, what: str) -> bool:
+    return SCHEMES[config.scheme.name].needs == what
+
+
+def _check_lag(config: Sections, data: DataFacts) -> None:
+    scheme = config.scheme
+    if scheme.name != "clipping":
+        return
+    per_epoch = planned_epoch_steps(config, data.num_samples)
+    steps = planned_steps(config, per_epoch)
+    if scheme.variant == "lag" and scheme.lag >= steps:
+        remedy = f"scheme.lag = {steps - 1} or less" if steps > 1 else "another variant"
+        raise ValueError(
+            f"scheme.lag = {scheme.lag} leaves no step with a norm that much earlier: training "
+            f"has {steps:,} steps at most; choose {remedy}"
+        )
+    if scheme.start_epoch is None and steps <= 2 * per_epoch:
+        raise ValueError(
+            "scheme.start_epoch = null compares the mean gradient norms of two epochs and begins "
+            f"in the third, and training has {steps} steps at most, an epoch having {per_epoch}; "
+            "choose scheme.start_epoch = 0, or more epochs"
+        )
+    epochs, start = config.training.max_epochs, scheme.start_epoch
+    if start is not None and start >= epochs:
+        raise ValueError(
+            f"scheme.start_epoch = {start} starts no clipping within "
+            f"training.max_epochs = {epochs}; choose at most {epochs - 1}, or null"
+        )
+    if start is not None and start * per_epoch >= steps:
+        raise ValueError(
+            f"scheme.start_epoch = {start} starts no clipping within training.max_steps = "
+            f"{steps}, an epoch having {per_epoch}; choose at most {(steps - 1) // per_epoch}, "
+            "or null"
+        )
+
+
+def _check_dispersion(config: Sections, data: DataFacts) -> None:
+    m, t = config.measurement, config.training
+    if not m.dispersion:
+        return
+    if m.dispersion_estimator == "per_sample":
+        if MODELS[config.model.name].batchnorm:
+            raise ValueError(
+                "measurement.dispersion_estimator = 'per_sample' (BackPACK's) needs gradients by "
+                f"sample, and the BatchNorm of model.name = {config.model.name!r} mixes the "
+                "samples of a batch in training; choose 'groups' or 'auto'"
+            )
+        if config.measures_composite:
+            raise ValueError(
+                "measurement.dispersion_estimator = 'per_sample' with dispersion_of = 'applied' "
+                "needs a scheme whose gradient is a multiple of the plain one, not scheme.name = "
+                f"{config.scheme.name!r}; choose 'groups' or 'auto'"
+            )
+    if config.dispersion_estimator != "groups":
+        return
+    groups, n, b = m.dispersion_groups, data.num_samples, t.batch_size
+    rest = n % b if t.last_batch == "keep" else 0
+    smallest = min(b, rest or b)
+    if groups > smallest:
+        which, remedy = "training.batch_size", "or a larger batch size"
+        if smallest < b:
+            which = f"the last batch (n = {n}) of size"
+            remedy = "another batch size, or training.last_batch = 'drop'"
+        if smallest > 1:  # one group has no dispersion
+            remedy = f"measurement.dispersion_groups = {smallest} or less, {remedy}"
+        raise ValueError(
+            f"measurement.dispersion_groups = {groups} is more than {which} = {smallest}; choose "
+            f"{remedy}"
         )
 
 
 def _check_replicas(config: Sections, replicas: int) -> None:
-    t = config.training
+    t, model = config.training, config.model.name
+    if MODELS[model].batchnorm:
+        raise ValueError(
+            f"replicas = {replicas} needs a network that treats the samples of a batch one by one, "
+            f"and the BatchNorm of model.name = {model!r} mixes them; choose another model, or "
+            "replicas = null"
+        )
     for name, value, plain in (
         ("scheme.name", config.scheme.name, "sgd"),
         ("training.momentum", t.momentum, 0.0),
         ("training.weight_decay", t.weight_decay, 0.0),
+        ("data.crop_padding", config.data.crop_padding, 0),
+        ("data.flip", config.data.flip, False),
+        ("training.max_gradient_norm", t.max_gradient_norm, None),
+        ("training.precision", t.precision, "float32"),
+        ("measurement.dispersion_estimator", config.dispersion_estimator, "per_sample"),
     ):
         if value != plain:
             raise ValueError(
-                f"replicas = {replicas} needs plain SGD, but {name} = {value!r}; "
-                f"choose {name} = {plain!r}, or replicas = null"
+                f"replicas = {replicas} needs plain SGD on networks without BatchNorm, measured by "
+                f"sample, but {name} = {json.dumps(value)}; choose {name} = {json.dumps(plain)}, "
+                "or replicas = null"
             )
     if config.network_theorem == "theorem4":
         raise ValueError(

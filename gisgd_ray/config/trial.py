@@ -14,7 +14,6 @@ from typing import Any
 
 from gisgd_ray.config.checks import DataFacts, check_consistency
 from gisgd_ray.config.frozen import canonical, changes, id_of, unflatten
-from gisgd_ray.config.scheme_checks import check_scheme
 from gisgd_ray.config.sections import Sections
 from gisgd_ray.errors import UserError
 
@@ -52,7 +51,6 @@ class TrialConfig(Sections):
         """
         try:
             check_consistency(self, given)
-            check_scheme(self, given)
         except ValueError as fault:
             raise UserError(str(fault)) from None
 

@@ -11,7 +11,7 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import Dataset, subset
 from gisgd_ray.errors import UserError
 
-TOLD = "the given dataset"
+NAME = "the given dataset"
 
 
 def own_dataset(data: Dataset, config: TrialConfig, device: torch.device) -> Dataset:
@@ -29,7 +29,7 @@ def own_dataset(data: Dataset, config: TrialConfig, device: torch.device) -> Dat
     n = max(1, round(data.num_samples * config.data.train_fraction))
     data = subset(replace(data, **moved), n)
     real = data.train_y.is_floating_point()
-    facts = DataFacts(TOLD, n, data.input_shape, real=real, given=True)
+    facts = DataFacts(NAME, n, data.input_shape, real=real, given=True)
     config.require_consistent(facts)
     return data
 
@@ -43,43 +43,43 @@ def _require_sound(data: Dataset) -> None:
         x, y = getattr(data, f"{split}_x"), getattr(data, f"{split}_y")
         for name, tensor in ((f"{split}_x", x), (f"{split}_y", y)):
             if not isinstance(tensor, Tensor):
-                raise UserError(f"{TOLD}: {name} is a {type(tensor).__name__}; give a torch.Tensor")
+                raise UserError(f"{NAME}: {name} is a {type(tensor).__name__}; give a torch.Tensor")
         if x.dim() < 2:
             raise UserError(
-                f"{TOLD}: {split}_x has the shape {tuple(x.shape)}, expected (samples, ...) with "
+                f"{NAME}: {split}_x has the shape {tuple(x.shape)}, expected (samples, ...) with "
                 "vectors or images; of single numbers give x[:, None]"
             )
         if len(x) == 0:
             raise UserError(
-                f"{TOLD} has no {split} samples: the gap and the bounds are of both splits; give "
+                f"{NAME} has no {split} samples: the gap and the bounds are of both splits; give "
                 "at least one"
             )
         if y.dim() != 1 or len(x) != len(y):
             raise UserError(
-                f"{TOLD}: {split}_y has the shape {tuple(y.shape)}, expected ({len(x)},), one for "
+                f"{NAME}: {split}_y has the shape {tuple(y.shape)}, expected ({len(x)},), one for "
                 f"each of {split}_x"
             )
         if x.dtype != torch.float32:
-            raise UserError(f"{TOLD}: {split}_x is {x.dtype}, expected float32; give x.float()")
+            raise UserError(f"{NAME}: {split}_x is {x.dtype}, expected float32; give x.float()")
         if x.shape[1:] != data.input_shape:
             raise UserError(
-                f"{TOLD}: an input of {split}_x has the shape {tuple(x.shape[1:])}, and of train_x "
+                f"{NAME}: an input of {split}_x has the shape {tuple(x.shape[1:])}, and of train_x "
                 f"{data.input_shape}; give both alike"
             )
         if y.dtype != data.train_y.dtype:
             raise UserError(
-                f"{TOLD}: {split}_y is {y.dtype}, and train_y {data.train_y.dtype}; give both alike"
+                f"{NAME}: {split}_y is {y.dtype}, and train_y {data.train_y.dtype}; give both alike"
             )
         _require_targets(y, f"{split}_y", data.num_classes)
         for name, tensor in ((f"{split}_x", x), (f"{split}_y", y)):
             if not tensor.isfinite().all():
-                raise UserError(f"{TOLD}: {name} is not finite everywhere")
+                raise UserError(f"{NAME}: {name} is not finite everywhere")
     channels = data.input_shape[0]
     for name in ("normalization_mean", "normalization_std"):
         count = len(getattr(data, name))
         if count not in (1, channels):
             raise UserError(
-                f"{TOLD}: {name} has {count} values, and an input has {channels} channels; give "
+                f"{NAME}: {name} has {count} values, and an input has {channels} channels; give "
                 f"one for all, or {channels}"
             )
 
@@ -88,16 +88,16 @@ def _require_targets(y: Tensor, name: str, num_classes: int) -> None:
     if y.is_floating_point():
         if y.dtype != torch.float32 or num_classes != 1:
             raise UserError(
-                f"{TOLD}: {name} is {y.dtype} with num_classes = {num_classes}; real targets are "
+                f"{NAME}: {name} is {y.dtype} with num_classes = {num_classes}; real targets are "
                 "float32 with num_classes = 1, classes are int64"
             )
         return
     if y.dtype != torch.int64:
-        raise UserError(f"{TOLD}: {name} is {y.dtype}; give classes as int64, y.long()")
+        raise UserError(f"{NAME}: {name} is {y.dtype}; give classes as int64, y.long()")
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= num_classes:
         raise UserError(
-            f"{TOLD}: {name} has classes from {low} to {high}, and num_classes = {num_classes}; "
+            f"{NAME}: {name} has classes from {low} to {high}, and num_classes = {num_classes}; "
             f"classes are from 0 to num_classes - 1"
         )
 

@@ -27,7 +27,6 @@ from gisgd_ray.results.launch_record import (
 from gisgd_ray.results.storage import is_uri, without_keys
 from gisgd_ray.results.tables import require_results
 from gisgd_ray.runner import cli, closing
-from gisgd_ray.runner.capacity import chosen_resources, sweep_cost
 from gisgd_ray.runner.cluster import (
     Connection,
     cluster_gpus,
@@ -39,9 +38,9 @@ from gisgd_ray.runner.cluster import (
 from gisgd_ray.runner.handover import hide_keys
 from gisgd_ray.runner.launch import Job, Outcome, launch, require_startable, sole_driver
 from gisgd_ray.runner.memory import machine_memory, require_memory
-from gisgd_ray.runner.packing import Resources
 from gisgd_ray.runner.place import Place
 from gisgd_ray.runner.plan import Plan, make_plan, plan_lines
+from gisgd_ray.runner.resources import Resources, chosen_resources, sweep_cost
 from gisgd_ray.sweep import Sweep
 
 SHORTEST_S = 0.1

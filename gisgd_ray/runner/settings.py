@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gisgd_ray.runner.packing import Resources
+from gisgd_ray.runner.resources import Resources
 from gisgd_ray.tracking.run import WandbSettings
 
 

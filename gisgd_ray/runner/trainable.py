@@ -63,7 +63,7 @@ class Payload(NamedTuple):
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]
-    """One trial at a time; its ``config`` is that of :func:`gisgd_ray.runner.tuning.param_space`,
+    """One trial at a time; its ``config`` is that of :func:`gisgd_ray.runner.launch.param_space`,
     with a plain :class:`RunSettings` for ``run``."""
 
     _told_to_end = False

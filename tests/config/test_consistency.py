@@ -293,24 +293,6 @@ def test_one_run_is_no_stochastic_setting(count: int) -> None:
     assert validated({"replicas": None}).replicas is None
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "shown", "plain"),
-    [
-        ("training.momentum", 5e-324, "5e-324", "0.0"),
-        ("training.momentum", 0.9, "0.9", "0.0"),
-        ("training.weight_decay", 5e-4, "0.0005", "0.0"),
-        ("scheme.name", "flooding", "'flooding'", "'sgd'"),
-    ],
-)
-def test_replicas_advance_by_plain_sgd(path: str, value: Any, shown: str, plain: str) -> None:
-    assert said({"replicas": 4, path: value}) == (
-        f"replicas = 4 needs plain SGD, but {path} = {shown}; choose {path} = {plain}, or "
-        "replicas = null"
-    )
-    assert validated({path: value, "replicas": None})
-    assert validated({path: type(value)(plain.strip("'")), "replicas": 4})
-
-
 def test_replicas_have_no_theorem_4() -> None:
     assert said({**RELU, "replicas": 2}) == (
         "replicas = 2: Theorem 4's activation counts are taken of one run; choose replicas = null, "

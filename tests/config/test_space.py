@@ -23,9 +23,9 @@ from gisgd_ray.config.space import (
 )
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.runner.packing import Resources
+from gisgd_ray.runner.launch import param_space
+from gisgd_ray.runner.resources import Resources
 from gisgd_ray.runner.settings import RunSettings
-from gisgd_ray.runner.tuning import param_space
 from gisgd_ray.tracking.run import WandbSettings
 from sweeps import lr_batch
 

@@ -12,10 +12,17 @@ import torch
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import DataError, UserError
 from gisgd_ray.runner import capacity, cli, cluster
-from gisgd_ray.runner.capacity import Chosen, Probed, chosen_resources, sweep_cost
 from gisgd_ray.runner.cluster import run_on_a_gpu
 from gisgd_ray.runner.estimate import Cost, Estimate
-from gisgd_ray.runner.packing import PROBED, Resources, dearest
+from gisgd_ray.runner.resources import (
+    PROBED,
+    Chosen,
+    Probed,
+    Resources,
+    chosen_resources,
+    dearest,
+    sweep_cost,
+)
 from tests.support.runs import config
 
 pytestmark = pytest.mark.ray

@@ -11,7 +11,7 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.device import GPU
 from gisgd_ray.errors import UserError
 from gisgd_ray.runner.memory import WEIGHT, count_parameters
-from gisgd_ray.runner.packing import (
+from gisgd_ray.runner.resources import (
     MARGIN,
     PROBED,
     Resources,

@@ -11,12 +11,11 @@ from gisgd_ray.errors import UserError
 from gisgd_ray.results.journal import Journal
 from gisgd_ray.results.tables import row_of
 from gisgd_ray.runner import cli
-from gisgd_ray.runner.capacity import SweepCost
 from gisgd_ray.runner.cluster import Machine
 from gisgd_ray.runner.estimate import Estimate
-from gisgd_ray.runner.packing import Resources
 from gisgd_ray.runner.place import Place
 from gisgd_ray.runner.plan import SHOWN, Plan, make_plan, plan_lines
+from gisgd_ray.runner.resources import Resources, SweepCost
 from tests.support.journals import add_point
 
 RATE, BATCH = "training.learning_rate", "training.batch_size"

@@ -18,11 +18,10 @@ from gisgd_ray.report import sweep_report
 from gisgd_ray.results.launch_record import FILE, keep, last_record
 from gisgd_ray.results.tables import ResultTables, row_of
 from gisgd_ray.runner import main as sweeps
-from gisgd_ray.runner.capacity import Chosen
 from gisgd_ray.runner.cluster import Connection
 from gisgd_ray.runner.launch import Job, Outcome
-from gisgd_ray.runner.packing import Resources
 from gisgd_ray.runner.report import _declared, main
+from gisgd_ray.runner.resources import Chosen, Resources
 from sweeps.lr_batch import SWEEP
 from tests.support.pages import RATE, Document
 from tests.support.sweep_runs import measured

@@ -10,7 +10,7 @@ import pytest
 from gisgd_ray.errors import DataError, UserError
 from gisgd_ray.runner import trainable
 from gisgd_ray.runner.handover import Handover
-from gisgd_ray.runner.packing import Resources
+from gisgd_ray.runner.resources import Resources
 from gisgd_ray.runner.settings import RunSettings
 from gisgd_ray.runner.trainable import Payload, TrialTrainable, fault_of
 from gisgd_ray.tracking.run import WandbSettings

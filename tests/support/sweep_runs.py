@@ -9,11 +9,10 @@ from gisgd_ray.config.space import SearchSpace, validated
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.results.tables import row_of
 from gisgd_ray.runner import cli
-from gisgd_ray.runner.capacity import Chosen
 from gisgd_ray.runner.launch import Job
-from gisgd_ray.runner.packing import Resources
 from gisgd_ray.runner.place import Place
 from gisgd_ray.runner.plan import Plan
+from gisgd_ray.runner.resources import Chosen, Resources
 from gisgd_ray.sweep import Sweep
 from gisgd_ray.training import loop as training
 from tests.support import runs
