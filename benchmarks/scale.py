@@ -11,7 +11,7 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.cluster import connect
 from gisgd_ray.runner.launch import launch
-from gisgd_ray.runner.place import Place
+from gisgd_ray.runner.location import Location
 from tests.support.sweep_runs import job
 
 TRIALS = 500
@@ -30,12 +30,12 @@ def run() -> bool:
     ]
     connect(address="local")
     with tempfile.TemporaryDirectory() as out:
-        place = Place.of(out, "scale")
+        location = Location.of(out, "scale")
         # Ray, Tune and pandas are loaded by a first small launch, and counted before it ends.
-        launch(job(trials[:4], place))
+        launch(job(trials[:4], location))
         before = resident()
         begun = time.perf_counter()
-        launch(job(trials, place))
+        launch(job(trials, location))
         wall = time.perf_counter() - begun
         grown = (resident() - before) / 1e6
         begun = time.perf_counter()

@@ -41,8 +41,8 @@ def file_lock(path: Path, *, wait: bool) -> Iterator[None]:
         try:
             lock.acquire(timeout=-1 if wait else SOFT_WAIT_S)
         except Timeout:
-            told = f" (if that is gone: {mark} says which it was, and may be deleted)"
-            raise LockedError(told) from None
+            hint = f" (if that is gone: {mark} says which it was, and may be deleted)"
+            raise LockedError(hint) from None
     try:
         yield
     finally:

@@ -45,8 +45,8 @@ def _plain_at(name: Any, value: Any) -> Any:
     try:
         return plain(value)
     except ValueError as fault:
-        told = str(fault)
-        raise ValueError(f"{name}{'' if told[0] in ' :' else '.'}{told}") from None
+        rest = str(fault)
+        raise ValueError(f"{name}{'' if rest[0] in ' :' else '.'}{rest}") from None
 
 
 def without_minus_zero(value: Any) -> Any:

@@ -30,7 +30,7 @@ MOST_TRIALS = 100_000
 
 
 LONGEST = 200
-"""Characters of a value that is told to be wrong."""
+"""Characters of a wrong value that are shown."""
 
 
 class Uniform(Frozen):
@@ -191,7 +191,7 @@ class SearchSpace(Frozen):
 
 
 def make_space(fields: Mapping[str, Any], **settings: Any) -> SearchSpace:
-    """A :class:`SearchSpace`, its faults told as :class:`UserError`."""
+    """A :class:`SearchSpace`, its faults as :class:`UserError`."""
     try:
         return SearchSpace(fields=plain(dict(fields)), **settings)
     except ValidationError as error:
@@ -309,7 +309,7 @@ def _rng(seed: int, path: str, sample: int) -> np.random.Generator:
 def _sentences(error: ValidationError) -> str:
     """Pydantic's findings as sentences: field, value, what is wrong."""
     findings: list[dict[str, Any]] = [dict(finding) for finding in error.errors()]
-    # A bad item makes its list bad as well: only the item is told.
+    # A bad item makes its list bad as well: only the item is named.
     innermost = [
         finding
         for finding in findings

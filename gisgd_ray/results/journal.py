@@ -243,7 +243,7 @@ def _entry(text: bytes, number: int) -> Row:
     return dict(entry)
 
 
-def told(journal: bytes) -> tuple[bool, int]:
+def extent(journal: bytes) -> tuple[bool, int]:
     """How much a trial's journal tells, up to where it is damaged: whether its end, and up to
     which step."""
     ended, step = False, -1

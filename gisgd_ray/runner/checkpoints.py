@@ -2,9 +2,9 @@
 
 ``checkpoints/<trial_id>/<step>.ckpt`` below the sweep's storage. Their order is that of the steps:
 clocks of machines may be apart. A trial finds its own, on whatever machine it is started again,
-so that a lost process, machine or driver are one and the same case. What the trial has told, its
-measuring points and steps, lies below them in pieces that are written once,
-``told/<number of points>.pt``, each of which says where the one before it ends.
+so that a lost process, machine or driver are one and the same case. What the trial has
+measured, its points and steps, lies below them in pieces that are written once,
+``measured/<number of points>.pt``, each of which says where the one before it ends.
 """
 
 import re
@@ -55,7 +55,7 @@ class Checkpoints:
         self._storage, self._config = storage, config
         self._folder = f"{FOLDER}/{config.trial_id}"
         self._unreadable: set[str] = set()
-        self._told = 0
+        self._points_saved = 0
         """Measuring points that lie there in pieces."""
 
     def save(self, state: TrainState) -> str:
@@ -67,10 +67,12 @@ class Checkpoints:
             OSError: it could not be written; those before are as they were.
         """
         name, points = f"{self._folder}/{state.step:012d}.ckpt", len(state.history)
-        if points > self._told:
-            self._storage.write(self._piece(points), checkpoint.dump_told(state, self._told))
-            self._told = points
-        self._storage.write(name, checkpoint.dump(state, told=points))
+        if points > self._points_saved:
+            self._storage.write(
+                self._piece(points), checkpoint.dump_measured(state, self._points_saved)
+            )
+            self._points_saved = points
+        self._storage.write(name, checkpoint.dump(state, without=points))
         self._unreadable.discard(name)
         names = self.names()
         good = [each for each in names if each not in self._unreadable]
@@ -97,19 +99,19 @@ class Checkpoints:
                     self._config,
                     content,
                     device=device,
-                    told=lambda end: self._read(self._piece(end)),
+                    pieces=lambda end: self._read(self._piece(end)),
                 )
             # It may be deleted since, by an attempt believed dead.
             except (FileNotFoundError, CheckpointError):
                 # The one before does, or the trial starts anew, with the same result.
                 self._unreadable.add(name)
             else:
-                self._told = len(state.history)
+                self._points_saved = len(state.history)
                 return state
         return None
 
     def _piece(self, points: int) -> str:
-        return f"{self._folder}/told/{points:012d}.pt"
+        return f"{self._folder}/measured/{points:012d}.pt"
 
     def _read(self, name: str) -> bytes:
         return _insist(partial(self._storage.read, name))

@@ -41,7 +41,7 @@ class Options:
     panel: str | None
     cpus_per_trial: int
     gpus_per_trial: float | None
-    """None: found out by trying the dearest trial out."""
+    """None: found out by trying the largest trial out."""
     checkpoint_every: float
     """Seconds."""
     retries: int
@@ -119,7 +119,7 @@ _OPTIONS = {
     ),
     "--gpus-per-trial": _option(
         "fraction of a GPU a trial takes, or auto (default): as many share one as its memory "
-        "and the CPUs allow, measured on the dearest trial; no GPU where there is none",
+        "and the CPUs allow, measured on the largest trial; no GPU where there is none",
         type=_share,
         default="auto",
         metavar="F",
@@ -139,7 +139,7 @@ _OPTIONS = {
         metavar="N",
     ),
     "--wandb-requests": _option(
-        "requests a minute in which all trials together tell W&B their new points (default "
+        "requests a minute in which all trials together send W&B their new points (default "
         "120, or two of each trial if that is more); fewer means later, never fewer points",
         type=_finite,
         default=120.0,

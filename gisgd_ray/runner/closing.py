@@ -10,11 +10,11 @@ from gisgd_ray.runner.estimate import duration
 from gisgd_ray.runner.launch import Outcome
 from gisgd_ray.tracking.access import Where
 
-FAILURES_TOLD = 10
+FAILURES_SHOWN = 10
 """The page has all of them."""
 
 
-def tell(outcome: Outcome, page: Path, seconds: float) -> None:
+def show(outcome: Outcome, page: Path, seconds: float) -> None:
     """Print them, faults to stderr; the page comes last."""
     counts = [f"{outcome.count(status)} {status}" for status in Status if outcome.count(status)]
     reused = f" ({outcome.reused} from an earlier launch)" if outcome.reused else ""
@@ -35,15 +35,15 @@ def tell(outcome: Outcome, page: Path, seconds: float) -> None:
         print("Stopped before the end: the same command with --resume runs what is missing.")
     sys.stdout.flush()  # in a log of both, stderr would come before it
     failed = [each for each in outcome.ended if each.status is Status.FAILED]
-    for each in failed[:FAILURES_TOLD]:
+    for each in failed[:FAILURES_SHOWN]:
         print(f"failed: trial {each.trial_id}: {error_line(each.error)}", file=sys.stderr)
-    if (rest := len(failed) - FAILURES_TOLD) > 0:
+    if (rest := len(failed) - FAILURES_SHOWN) > 0:
         print(f"and {rest} more failed; all of them are on the page", file=sys.stderr)
-    _tell_wandb(outcome)
+    _show_wandb(outcome)
     print(f"Tables, figures and page: {page}", flush=True)
 
 
-def _tell_wandb(outcome: Outcome) -> None:
+def _show_wandb(outcome: Outcome) -> None:
     statuses = {each.wandb for each in outcome.ended if each.wandb is not None}
     for where, what in ((Where.OFF, "was switched off"), (Where.OFFLINE, "was kept offline")):
         if faults := sorted(s.fault for s in statuses if s.where is where and s.fault):

@@ -50,7 +50,7 @@ class Connection(NamedTuple):
     """How this process came to a Ray cluster, or that it did not."""
 
     joined: bool
-    told: str
+    description: str
 
 
 def connect(*, address: str | None = None, start_local: bool = True) -> Connection:

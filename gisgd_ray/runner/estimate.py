@@ -144,8 +144,8 @@ def alikeness(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[int, int]:
     """How many settings two trials share, each a flat table of them: first of those that decide the
     time of a step."""
     same = [path for path, value in a.items() if path in b and b[path] == value]
-    dear = [path for path in same if path.startswith(("model.", "scheme.", "data.dataset"))]
-    return len(dear), len(same)
+    decisive = [path for path in same if path.startswith(("model.", "scheme.", "data.dataset"))]
+    return len(decisive), len(same)
 
 
 def measured_together(trials: Sequence[TrialConfig], *, together: int, threads: int) -> list[Cost]:

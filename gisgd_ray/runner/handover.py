@@ -1,4 +1,4 @@
-"""What the driver tells the trials' processes that nobody else is to read: keys of W&B and of a
+"""What the driver hands to the trials' processes that nobody else is to read: keys of W&B and of a
 bucket.
 
 Ray writes a runtime environment into its logs, and Tune a trial's parameters into its state. What
@@ -63,14 +63,14 @@ def handed_over(what: Handover) -> Iterator[str]:
 
     name = secrets.token_hex(16)
     _internal_kv_put(name, json.dumps(what).encode(), namespace=_SPACE)
-    there = True
+    reachable = True
     try:
         yield name
     except ClusterLostError:
-        there = False
+        reachable = False
         raise
     finally:
-        if there:
+        if reachable:
             _internal_kv_del(name, namespace=_SPACE)
 
 

@@ -36,8 +36,8 @@ from gisgd_ray.runner.cli import Options
 from gisgd_ray.runner.cluster import abandon, machines, most_cpus, num_nodes, require_shared
 from gisgd_ray.runner.cluster_watch import ClusterLostError, ClusterWatch
 from gisgd_ray.runner.handover import Handover, account, handed_over
+from gisgd_ray.runner.location import Location
 from gisgd_ray.runner.memory import give_back_freed
-from gisgd_ray.runner.place import Place
 from gisgd_ray.runner.plan import Left, Plan
 from gisgd_ray.runner.private_folder import make_private_folder, remove_private_folder
 from gisgd_ray.runner.progress import Progress
@@ -58,7 +58,7 @@ class Job:
     title: str
     plan: Plan
     left: Left
-    place: Place
+    location: Location
     options: Options
     chosen: Chosen
 
@@ -123,16 +123,16 @@ def sole_driver(folder: Path) -> Iterator[None]:
 
 
 def require_startable(job: Job) -> None:
-    """See that the folder is one that this launch may write to; another version's trials are told.
+    """See that this launch may write to the folder; say which trials in it another version made.
 
     Raises:
         UserError: it holds results and is not to be resumed, a row in it is not its trial's, or
             another node cannot see it.
     """
-    folder, trials = job.place.folder, job.plan.trials
+    folder, trials = job.location.folder, job.plan.trials
     if Journal(folder).trial_ids() and not job.options.resume:
         raise UserError(
-            f"{folder} already holds {len(job.left.here)} finished of these {len(trials)} trials; "
+            f"{folder} already holds {len(job.left.own)} finished of these {len(trials)} trials; "
             "add --resume to run only what is missing, or choose another folder with --out"
         )
     if foreign := require_own_rows(folder, trials):
@@ -142,7 +142,7 @@ def require_startable(job: Job) -> None:
             "kept and shown, and not taken for any of this launch's.",
             flush=True,
         )
-    if not is_uri(job.place.storage):
+    if not is_uri(job.location.storage):
         require_shared(folder)
 
 
@@ -158,7 +158,7 @@ def launch(job: Job) -> Outcome:
         UserError: the results can no longer be written.
         DataError: a dataset is missing and cannot be had.
     """
-    folder, trials, waiting = job.place.folder, job.plan.trials, job.left.waiting
+    folder, trials, waiting = job.location.folder, job.plan.trials, job.left.waiting
     # No more than was looked up: what another sweep has completed since is among those that wait.
     reuse(folder, job.left.done, job.options.reuse)
     _clear_leftovers(job)
@@ -193,11 +193,11 @@ def _run(job: Job) -> Ran:
     waiting, done, options = job.left.waiting, len(job.left.done), job.options
     trials, labels, resources = job.plan.trials, job.plan.labels, job.chosen.resources
     _fetch_data(waiting)
-    in_the_end, cluster_lost = None, ""
+    taken, cluster_lost = None, ""
     with Progress(total=len(trials), done=done, title=job.title, labels=labels) as progress:
-        recorder = Recorder(job.place, trials, progress, retries=options.retries)
+        recorder = Recorder(job.location, trials, progress, retries=options.retries)
         wandb = wandb_launch.begin(
-            job.place.folder,
+            job.location.folder,
             job.name,
             waiting,
             trials_at_once=at_once(machines(), resources),
@@ -205,21 +205,21 @@ def _run(job: Job) -> Ran:
             note=progress.note,
         )
         try:
-            with handed_over(Handover(job.place.storage, account())) as name:
+            with handed_over(Handover(job.location.storage, account())) as name:
                 run = RunSettings(resources, name, options.checkpoint_every, wandb)
-                in_the_end = _rounds(job, run, recorder)
+                taken = _rounds(job, run, recorder)
         except ClusterLostError as fault:
             abandon()
             cluster_lost = "" if fault.stopped else str(fault)
-    return Ran(in_the_end, recorder.lost, recorder.tried_again, cluster_lost, wandb)
+    return Ran(taken, recorder.lost, recorder.tried_again, cluster_lost, wandb)
 
 
 def _clear_leftovers(job: Job) -> None:
     """Checkpoints of finished trials and halves of files: left by a driver lost on the way."""
-    for path in (job.place.folder / "journal").glob("*.partial"):
+    for path in (job.location.folder / "journal").glob("*.partial"):
         path.unlink()
     with contextlib.suppress(OSError):
-        clear_all(Storage(job.place.storage), {t.trial_id for t in job.left.done})
+        clear_all(Storage(job.location.storage), {t.trial_id for t in job.left.done})
 
 
 def _fetch_data(trials: Sequence[TrialConfig]) -> None:
@@ -237,7 +237,7 @@ def _fetch_data(trials: Sequence[TrialConfig]) -> None:
 
 def _rounds(job: Job, run: RunSettings, recorder: Recorder) -> Resources:
     """Run the trials, and those again, with more room, that ran out of memory; the room at last."""
-    waiting, folder = job.left.waiting, job.place.folder
+    waiting, folder = job.left.waiting, job.location.folder
     while True:
         try:
             stopped = tune_trials(waiting, run, recorder)
@@ -282,7 +282,7 @@ def tune_trials(trials: Sequence[TrialConfig], run: RunSettings, recorder: Recor
     """Run the Tuner over the trials until all have ended; whether a signal stopped it before.
 
     Args:
-        recorder: is told what becomes of each trial.
+        recorder: notes what becomes of each trial.
 
     Raises:
         ClusterLostError: the cluster is gone.
@@ -409,12 +409,12 @@ def _tune_callback(recorder: Recorder, watch: ClusterWatch, received: Sequence[i
         def on_trial_error(self, trial: Any, **_info: Any) -> None:
             if self.recorder is None or self.is_over():
                 return
-            name, told = _id_of(trial), _traceback_of(trial)
-            if "OutOfMemory" in told:  # Ray kills the largest when a machine's memory runs out
-                self.recorder.out_of_memory[name] = told
+            name, failure = _id_of(trial), _traceback_of(trial)
+            if "OutOfMemory" in failure:  # Ray kills the largest when a machine's memory runs out
+                self.recorder.out_of_memory[name] = failure
                 self.recorder.progress.stopped(name)
             else:
-                self.recorder.failed(name, told)
+                self.recorder.failed(name, failure)
 
     return Callback(recorder, watch, received)
 

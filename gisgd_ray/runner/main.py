@@ -37,8 +37,8 @@ from gisgd_ray.runner.cluster import (
 )
 from gisgd_ray.runner.handover import hide_keys
 from gisgd_ray.runner.launch import Job, Outcome, launch, require_startable, sole_driver
+from gisgd_ray.runner.location import Location
 from gisgd_ray.runner.memory import machine_memory, require_memory
-from gisgd_ray.runner.place import Place
 from gisgd_ray.runner.plan import Plan, make_plan, plan_lines
 from gisgd_ray.runner.resources import Resources, chosen_resources, sweep_cost
 from gisgd_ray.sweep import Sweep
@@ -58,13 +58,13 @@ def main(sweep: Sweep, argv: Sequence[str] | None = None) -> int:
     lost; 2: bad input; 130: stopped by the user, or by a scheduler.
     """
     terminal.forgive()
-    status = _told(sweep, argv)
+    status = _status(sweep, argv)
     leave(status)
     return status
 
 
-def _told(sweep: Sweep, argv: Sequence[str] | None) -> int:
-    """The exit status, with a fault told in a sentence."""
+def _status(sweep: Sweep, argv: Sequence[str] | None) -> int:
+    """The exit status; a fault that is the user's to mend is one sentence on stderr."""
     try:
         return _main(sweep, argv)
     except UserError as error:
@@ -90,7 +90,7 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
     # Bad input fails here, before Ray takes its seconds to start.
     plans = _plans(sweep, options)
     _require_sound(options)
-    place = Place.of(options.out, sweep.name, make=not options.dry_run)
+    location = Location.of(options.out, sweep.name, make=not options.dry_run)
     hide_keys()
     connection = connect(start_local=not options.dry_run)
     scale = _choose_scale(options.scale, connection)
@@ -98,15 +98,17 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
     if isinstance(plan, UserError):
         raise UserError(f"at scale {scale}: {plan}")
     if options.dry_run:
-        place.pull()
-        _tell(sweep, plan, place, options, connected=connection.joined)
+        location.pull()
+        _show(sweep, plan, location, options, connected=connection.joined)
         return 0
-    with place.owned(take_over=options.take_over):
-        with sole_driver(place.folder):
-            job = _job(sweep, plan, place, options)
+    with location.owned(take_over=options.take_over):
+        with sole_driver(location.folder):
+            job = _job(sweep, plan, location, options)
             # A sweep that needs no smaller scale has one: the paper's.
             same = sweep.panels["laptop"] is sweep.panels["paper"]
-            record = _record(job, scale="the paper’s" if same else scale, ray=connection.told)
+            record = _record(
+                job, scale="the paper’s" if same else scale, ray=connection.description
+            )
             begun = time.monotonic()
             require_startable(job)
             _keep_all(job, record)
@@ -152,13 +154,15 @@ def _require_sound(options: cli.Options) -> None:
     require_results(options.reuse)
 
 
-def _tell(sweep: Sweep, plan: Plan, place: Place, options: cli.Options, *, connected: bool) -> None:
+def _show(
+    sweep: Sweep, plan: Plan, location: Location, options: cli.Options, *, connected: bool
+) -> None:
     """What a launch would run, and what that would take."""
     require_memory(plan.trials, largest_memory() if connected else machine_memory())
-    waiting = plan.left(place.folder, options.reuse).waiting
-    print("\n".join(plan_lines(plan, waiting, place, sweep.item)), flush=True)
-    if (place.folder / "journal").exists() and not options.resume:
-        print(f"{place.folder} holds results already: a launch needs --resume.")
+    waiting = plan.left(location.folder, options.reuse).waiting
+    print("\n".join(plan_lines(plan, waiting, location, sweep.item)), flush=True)
+    if (location.folder / "journal").exists() and not options.resume:
+        print(f"{location.folder} holds results already: a launch needs --resume.")
     try:
         cost = sweep_cost(waiting, options, connected=connected)
     except DataError as fault:
@@ -167,16 +171,16 @@ def _tell(sweep: Sweep, plan: Plan, place: Place, options: cli.Options, *, conne
     print("\n".join(cost.lines()) if cost is not None else NO_GPU_YET)
 
 
-def _job(sweep: Sweep, plan: Plan, place: Place, options: cli.Options) -> Job:
+def _job(sweep: Sweep, plan: Plan, location: Location, options: cli.Options) -> Job:
     """What is left to run and what each trial takes, once a machine is known to have that."""
-    left = plan.left(place.folder, options.reuse)
+    left = plan.left(location.folder, options.reuse)
     chosen = chosen_resources(left.waiting, options)
     require_room(cpus=chosen.resources.cpus, gpus=chosen.resources.gpus)
     require_memory(plan.trials, largest_memory())
-    print(f"{sweep.item}: {counted(len(plan.trials), 'trial')}, results in {place}")
+    print(f"{sweep.item}: {counted(len(plan.trials), 'trial')}, results in {location}")
     if chosen.why is not None:
         print(f"Each trial takes {chosen.resources}: {chosen.why}.")
-    return Job(sweep.name, sweep.item, plan, left, place, options, chosen)
+    return Job(sweep.name, sweep.item, plan, left, location, options, chosen)
 
 
 def _record(job: Job, *, scale: str, ray: str) -> LaunchRecord:
@@ -196,8 +200,8 @@ def _record(job: Job, *, scale: str, ray: str) -> LaunchRecord:
 def _keep_all(job: Job, record: LaunchRecord) -> None:
     """Keep this launch's record, and what made the trials that are taken from elsewhere."""
     for other in job.left.taken_from:
-        keep_versions_of(other, job.place.folder, sweep=record.sweep)
-    keep(job.place.folder, record)
+        keep_versions_of(other, job.location.folder, sweep=record.sweep)
+    keep(job.location.folder, record)
 
 
 def _report(sweep: Sweep, job: Job, outcome: Outcome, record: LaunchRecord) -> int:
@@ -210,11 +214,11 @@ def _report(sweep: Sweep, job: Job, outcome: Outcome, record: LaunchRecord) -> i
     if ran.tried_again:
         facts["failures tried again"] = str(ran.tried_again)
     record = replace(record, facts={**record.facts, **facts})
-    keep(job.place.folder, record)
-    report = write_report(sweep, outcome.tables, last_record(job.place.folder))
+    keep(job.location.folder, record)
+    report = write_report(sweep, outcome.tables, last_record(job.location.folder))
     for table in report.tables:
         Console().print(for_terminal(table))
-    closing.tell(outcome, report.page, record.seconds or 0.0)
+    closing.show(outcome, report.page, record.seconds or 0.0)
     if outcome.interrupted:
         return 1 if ran.cluster_lost else 130
     return 1 if outcome.count(Status.FAILED) else 0
@@ -228,5 +232,5 @@ def _choose_scale(asked: str, connection: Connection) -> str:
         scale, reason = "paper", "the Ray cluster has a GPU"
     else:
         scale, reason = "laptop", "there is no GPU"
-    print(f"Scale {scale}: {reason}; {connection.told}.")
+    print(f"Scale {scale}: {reason}; {connection.description}.")
     return scale

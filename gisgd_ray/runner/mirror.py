@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.results.journal import told
+from gisgd_ray.results.journal import extent
 from gisgd_ray.results.storage import Storage
 from gisgd_ray.results.whole_files import replace_file, require_no_links
 from gisgd_ray.runner.checkpoints import FOLDER as CHECKPOINTS
@@ -40,36 +40,36 @@ class Mirror:
     def pull(self, only: str = "") -> int:
         """Fetch what the bucket has and this folder has not, in a folder ``only`` or all; how many.
 
-        Of a journal that is in both, that which tells more is kept: one with the trial's end, or
-        that goes further. Its length tells nothing, since journals are also written anew.
+        Of a journal that is in both, the one that goes further is kept: to the trial's end, or to a
+        later step. Its length says nothing, since journals are also written anew.
         """
         fetched = 0
         require_no_links(self.folder)
         try:
-            there = self.storage.sizes(recursive=True)
+            remote = self.storage.sizes(recursive=True)
         except OSError as fault:
             raise UserError(_unreachable(self.storage, fault)) from None
-        for name, size in there.items():
+        for name, size in remote.items():
             path = self.folder / name
             if name.startswith(OWNER) or name.split("/")[0] in LEFT_OUT:
                 continue
             if ".." in name.split("/"):  # a bucket's names are not paths, and may be anybody's
                 continue
-            if not name.startswith(only) or not self._tells_more(name, size, path):
+            if not name.startswith(only) or not self._goes_further(name, size, path):
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, self.storage.read(name))
             fetched += 1
         return fetched
 
-    def _tells_more(self, name: str, size: int, path: Path) -> bool:
+    def _goes_further(self, name: str, size: int, path: Path) -> bool:
         """Whether the bucket's file is to take the place of this folder's."""
         if not path.exists():
             return True
         if not name.startswith("journal/"):
             return path.stat().st_size < size if name.startswith("wandb/") else False
-        there, here = self.storage.read(name), path.read_bytes()
-        return there != here and told(there) > told(here)
+        remote, local = self.storage.read(name), path.read_bytes()
+        return remote != local and extent(remote) > extent(local)
 
     @contextmanager
     def owned(self, take_over: bool) -> Iterator[None]:

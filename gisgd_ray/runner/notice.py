@@ -1,7 +1,7 @@
 """Passes a spot machine's notice on to the trials, which then save themselves: ``python -m
 gisgd_ray.runner.notice``, started beside Ray on machines that may be taken away (``cluster.yaml``).
 
-AWS tells two minutes ahead, at an address that only the machine itself can ask; nothing in Ray
+AWS gives two minutes’ notice, at an address that only the machine itself can ask; nothing in Ray
 listens there. Trials answer SIGTERM with a checkpoint (:mod:`gisgd_ray.runner.trainable`).
 """
 
@@ -28,11 +28,11 @@ def is_taken_away(address: str = ADDRESS) -> bool:
         )
         with urllib.request.urlopen(ask, timeout=2) as answer:
             token = answer.read().decode()
-        told = urllib.request.Request(
+        notice = urllib.request.Request(
             f"{address}/latest/meta-data/spot/instance-action",
             headers={"X-aws-ec2-metadata-token": token},
         )
-        with urllib.request.urlopen(told, timeout=2) as answer:
+        with urllib.request.urlopen(notice, timeout=2) as answer:
             return bool(answer.status == 200)
     except OSError:  # 404 as long as all is well
         return False
@@ -64,7 +64,7 @@ def main(address: str = ADDRESS, every_s: float = EVERY_S) -> None:
     while not is_taken_away(address):
         time.sleep(every_s)
     pids = trial_processes()
-    print(f"this machine will be taken away: telling {len(pids)} trials", flush=True)
+    print(f"this machine will be taken away: warning {len(pids)} trials", flush=True)
     warn(pids)
 
 

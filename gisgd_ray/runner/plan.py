@@ -13,12 +13,12 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.numbers import counted
 from gisgd_ray.results.tables import finished_ids, reusable
 from gisgd_ray.runner import cli
-from gisgd_ray.runner.place import Place
+from gisgd_ray.runner.location import Location
 from gisgd_ray.runner.progress import trial_label
 
 SHOWN = 40
 """A longer list of trials is cut: the first and the last of them are shown."""
-TOLD = 5_000
+MANY = 5_000
 """Of more trials it is said that they are being planned, which then takes seconds."""
 
 
@@ -37,12 +37,12 @@ class Plan:
         Raises:
             UserError: one of the folders has a damaged journal, or another trial's row.
         """
-        here = finished_ids(folder, self.trials)
-        there = {other: set(reusable(other, self.trials)) - here for other in others}
-        ids = here.union(*there.values())
+        own = finished_ids(folder, self.trials)
+        reused = {other: set(reusable(other, self.trials)) - own for other in others}
+        ids = own.union(*reused.values())
         waiting = [t for t in self.trials if t.trial_id not in ids]
         done = [t for t in self.trials if t.trial_id in ids]
-        return Left(waiting, done, here, [other for other, found in there.items() if found])
+        return Left(waiting, done, own, [other for other, ids in reused.items() if ids])
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Left:
     waiting: list[TrialConfig]
     done: list[TrialConfig]
     """All others."""
-    here: set[str]
+    own: set[str]
     """Ids of those completed in the sweep's own folder."""
     taken_from: list[Path]
     """Other folders that have completed trials which this one lacks."""
@@ -72,7 +72,7 @@ def make_plan(
             are too many trials.
     """
     spaces = cli.apply(panels, options, scale=scale)
-    if (count := require_few(spaces.values())) > TOLD:
+    if (count := require_few(spaces.values())) > MANY:
         print(f"Planning {count:,} trials ...", file=sys.stderr, flush=True)
     trials = {t.trial_id: t for space in spaces.values() for t in space.trials()}
     for t in {(t.data.dataset, t.model.name, t.scheme.name): t for t in trials.values()}.values():
@@ -100,7 +100,9 @@ def _schemes_apart(trials: Iterable[TrialConfig]) -> list[str]:
     return (["scheme.name"] if len(names) > 1 else []) + within
 
 
-def plan_lines(plan: Plan, waiting: Sequence[TrialConfig], place: Place, item: str) -> list[str]:
+def plan_lines(
+    plan: Plan, waiting: Sequence[TrialConfig], location: Location, item: str
+) -> list[str]:
     """The trials, which of them are still to run, and where they go."""
     to_run = {config.trial_id for config in waiting}
     shown = list(plan.labels.items())
@@ -113,6 +115,6 @@ def plan_lines(plan: Plan, waiting: Sequence[TrialConfig], place: Place, item: s
     if hidden > 0:
         lines.insert(SHOWN // 2, f"... {hidden} more ...")
     lines.append(
-        f"{item}: {counted(len(plan.trials), 'trial')}, {len(to_run)} to run, results in {place}"
+        f"{item}: {counted(len(plan.trials), 'trial')}, {len(to_run)} to run, results in {location}"
     )
     return lines

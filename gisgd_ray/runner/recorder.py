@@ -13,8 +13,8 @@ from gisgd_ray.results.journal import Journal, Row, Status
 from gisgd_ray.results.storage import Storage
 from gisgd_ray.results.tables import row_of, write_steps, write_tables
 from gisgd_ray.runner.checkpoints import Checkpoints, step_of
+from gisgd_ray.runner.location import Location
 from gisgd_ray.runner.memory import give_back_freed
-from gisgd_ray.runner.place import Place
 from gisgd_ray.runner.progress import Progress
 
 TABLES_EVERY_S = 30.0
@@ -27,7 +27,7 @@ class Recorder:
     """Takes each report apart: journal, progress display, tables.
 
     Args:
-        place: where the results go.
+        location: where the results go.
         retries: how often in a row a trial may be lost or fail without getting further than ever
             before; then it ends as ``failed``. Machines that come and go count for nothing as long
             as the trial advances.
@@ -35,15 +35,15 @@ class Recorder:
 
     def __init__(
         self,
-        place: Place,
+        location: Location,
         trials: Sequence[TrialConfig],
         progress: Progress,
         *,
         retries: int,
     ):
         self.by_id = {t.trial_id: t for t in trials}
-        self.journal = Journal(place.folder)
-        self.folder, self.trials = place.folder, trials
+        self.journal = Journal(location.folder)
+        self.folder, self.trials = location.folder, trials
         self.progress = progress
         self.retries = retries
         self.fault: OSError | None = None
@@ -57,7 +57,7 @@ class Recorder:
         self.faults: dict[str, str] = {}
         """What each trial failed with last, if it was begun again: step and error."""
         self._failing: set[str] = set()
-        self._storage, self._mirror = Storage(place.storage), place.mirror
+        self._storage, self._mirror = Storage(location.storage), location.mirror
         self._furthest: dict[str, int] = {}
         self._tables_due = time.monotonic()
 

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--price-per-hour",
         type=float,
         metavar="X",
-        help="what an hour of one trial costs, in whatever money; the page then tells the sum",
+        help="what an hour of one trial costs, in whatever money; the page then gives the sum",
     )
     options = parser.parse_args(argv)
     try:
@@ -217,7 +217,7 @@ def _loaded(script: Path) -> ModuleType:
     sys.modules[spec.name] = module  # where dataclasses look for the names in a module
     try:
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, NameError) as fault:  # others are the script's own, and told
+    except (ImportError, SyntaxError, NameError) as fault:  # others are the script's own, and shown
         why = f"{type(fault).__name__}: {fault}"
         raise UserError(f"{script} cannot be loaded ({why}); name another with --script") from fault
     return module

@@ -32,7 +32,7 @@ from gisgd_ray.training import loop as training
 MARGIN = 1.15
 """Of the memory measured; allocators fragment, and no two batches of kernels choose alike."""
 PROBED = 3
-"""So many of the dearest configurations are tried out."""
+"""So many of the largest configurations are tried out."""
 PROBE_STEPS = 3
 
 
@@ -83,14 +83,14 @@ def gpu_share(peak: int, *, memory: int, cpus_to_a_gpu: float, cpus: int) -> flo
     by_memory = math.floor(memory / (MARGIN * peak))
     if by_memory < 1:
         raise UserError(
-            f"the dearest trial takes {peak / 1e9:.3g} GB of GPU memory, and the GPU has "
+            f"the largest trial takes {peak / 1e9:.3g} GB of GPU memory, and the GPU has "
             f"{memory / 1e9:.3g} GB; choose a smaller batch or network, or a larger GPU"
         )
     together = max(1, min(by_memory, math.floor(cpus_to_a_gpu / cpus)))
     return math.floor(1e4 / together) / 1e4
 
 
-def dearest(trials: Sequence[TrialConfig], count: int = PROBED) -> list[TrialConfig]:
+def largest_trials(trials: Sequence[TrialConfig], count: int = PROBED) -> list[TrialConfig]:
     """The configurations that take most memory, by a rough reckoning.
 
     Seeds and learning rates do not matter.
@@ -154,7 +154,7 @@ def with_few_draws(config: TrialConfig) -> TrialConfig:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the dearest trial took of the smallest GPU; both in bytes."""
+    """What the largest trial took of the smallest GPU; both in bytes."""
 
     peak: int
     memory: int
@@ -163,7 +163,7 @@ class Measured:
 
     def __str__(self) -> str:
         return (
-            f"the dearest takes {self.peak / 1e9:.2f} GB of a GPU's {self.memory / 1e9:.1f} GB "
+            f"the largest takes {self.peak / 1e9:.2f} GB of a GPU's {self.memory / 1e9:.1f} GB "
             f"({self.gpu}, measured), and there are {self.cpus_to_a_gpu:g} CPUs to a GPU"
         )
 
@@ -193,7 +193,7 @@ def chosen_resources(
         return Chosen(Resources(cpus=cpus, gpus=options.gpus_per_trial))
     if cluster_gpus() == 0 or not trials:
         return Chosen(Resources(cpus=cpus))
-    probed = dearest(trials)
+    probed = largest_trials(trials)
     # One after the other, each alone on a GPU; where none is up, this is what brings one up.
     measured = [run_on_a_gpu(_probe, config, may_download) for config in probed]
     peak = max(probed.peak for probed in measured)

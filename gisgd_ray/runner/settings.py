@@ -15,8 +15,8 @@ class RunSettings:
     resources: Resources
     """What Ray sets aside for each."""
     handover: str
-    """The name under which the driver tells what is secret (:mod:`gisgd_ray.runner.handover`), the
-    place of the checkpoints among it."""
+    """The name of what the driver hands over in secret (:mod:`gisgd_ray.runner.handover`), the
+    location of the checkpoints among it."""
     checkpoint_every_s: float
     """Between two checkpoints of a trial."""
     wandb: WandbSettings

@@ -4,7 +4,7 @@ Actors are reused (a fresh one imports torch, which takes seconds), so ``reset_c
 next trial in place. A result carries plain numbers for the display and, in ``payload``, what was
 measured since the last one.
 
-A trial saves itself, on a schedule and when its process is told to end, and looks for its own
+A trial saves itself, on a schedule and when its process gets SIGTERM, and looks for its own
 checkpoints when it begins. Ray starts a lost trial anew; that it goes on is decided here.
 """
 
@@ -38,7 +38,7 @@ from gisgd_ray.training.state import Point, TrainState
 REPORT_S = 2.0
 """A report covers whole measuring points and at least about this much time."""
 NOTICE_S = 5.0
-"""Seconds between checkpoints once the process has been told to end; it is killed when it is."""
+"""Seconds between checkpoints after a SIGTERM: when the process will be killed is not known."""
 
 
 class Payload(NamedTuple):
@@ -66,7 +66,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     """One trial at a time; its ``config`` is that of :func:`gisgd_ray.runner.launch.param_space`,
     with a plain :class:`RunSettings` for ``run``."""
 
-    _told_to_end = False
+    _notified = False
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -87,7 +87,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         return True
 
     def _on_notice(self, *_: Any) -> None:
-        self._told_to_end = True
+        self._notified = True
         self._save_at = 0.0
 
     def _begin(self, config: dict[str, Any]) -> None:
@@ -98,10 +98,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._trial = TrialConfig.model_validate(config["trial"]["config"])
         self._name = config["trial"]["name"]
         self._device: Device | None = None
-        told = take(self._run.handover)
-        put_on(told.environment)
-        self._in_bucket = is_uri(told.storage)
-        self._shared = Storage(told.storage)
+        handover = take(self._run.handover)
+        put_on(handover.environment)
+        self._in_bucket = is_uri(handover.storage)
+        self._shared = Storage(handover.storage)
         self._checkpoints = Checkpoints(self._shared, self._trial)
         self._wandb: WandbRun | None = None
         self._state: TrainState | None = None
@@ -117,17 +117,17 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
             return self._result(self._advance())
         # A scheme or a model may raise anything. It ends the trial, here or in the next call.
         except Exception as error:
-            told = Payload([], 0, StepSeries.empty())
+            payload = Payload([], 0, StepSeries.empty())
             fault = fault_of(error, step=self._state.step if self._state is not None else 0)
             if is_out_of_memory(error):
-                told = told._replace(out_of_memory=traceback.format_exc())
+                payload = payload._replace(out_of_memory=traceback.format_exc())
             elif is_final(error) or (fault == self._fault_before and not may_go_well(error)):
-                told = told._replace(failure=traceback.format_exc())
+                payload = payload._replace(failure=traceback.format_exc())
             else:
                 # The driver hears of it first, so as to know whether it comes again.
                 self._fault = error
-                return self._result(told._replace(fault=fault))
-            result = self._result(told)
+                return self._result(payload._replace(fault=fault))
+            result = self._result(payload)
             self._end()
             if self._device is not None:
                 self._device.empty_cache()
@@ -163,7 +163,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         return Payload(points, first_step, StepSeries.concatenate(steps), row, resumed=resumed)
 
     def _result(self, payload: Payload) -> dict[str, Any]:
-        """What Tune is told."""
+        """A result as Tune takes it."""
         over = (payload.row, payload.failure, payload.out_of_memory) != (None, None, None)
         step = self._state.step if self._state is not None else 0
         return {"payload": pickle.dumps(payload), "step": step, "done": over}
@@ -173,7 +173,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
 
     def _schedule_save(self) -> None:
         every = self._run.checkpoint_every_s
-        if self._told_to_end:
+        if self._notified:
             every = min(every, NOTICE_S)
         self._save_at = time.monotonic() + every
 

@@ -109,7 +109,7 @@ class Access:
 
     @property
     def silent(self) -> bool:
-        """Whether there is nothing to be told."""
+        """Whether there is nothing to be said."""
         return self.mode == "disabled" and self.as_asked
 
     def __str__(self) -> str:
@@ -203,23 +203,23 @@ def access() -> Access:
     with Contained() as caught:
         return replace(chosen, entity=within(2 * ASK_TIMEOUT_S, ask))
     assert caught.fault is not None
-    return Access("offline", _told(caught.fault, where), entity)
+    return Access("offline", _explained(caught.fault, where), entity)
 
 
 def other_settings(
     theirs: Mapping[str, Any], ours: Mapping[str, Any], *, where: str, id: str
 ) -> str:
-    """Whether a run of W&B's is another trial's, and what tells so; empty if it is ours.
+    """By what a run of W&B's is another trial's; empty if it is ours.
 
-    A run that was lost before it told anything has no settings, and is ours.
+    A run that was lost before it sent anything has no settings, and is ours.
     """
     if not theirs:
         return ""
     for name, value in json.loads(json.dumps(dict(ours))).items():  # lists for tuples, as theirs
         if name not in theirs or not _same(theirs[name], value):
-            there = f"is {theirs[name]}" if name in theirs else "is not set"
+            found = f"is {theirs[name]}" if name in theirs else "is not set"
             return (
-                f"the run {where}/{id} exists with other settings ({name} {there} there, and "
+                f"the run {where}/{id} exists with other settings ({name} {found} there, and "
                 f"{value} here); none of this trial's points went to it: choose another "
                 "WANDB_PROJECT"
             )
@@ -268,7 +268,7 @@ def _code(status: int, text: str) -> bool:
     return re.search(rf"(?<![\w:]){status}(?!\w)", text) is not None
 
 
-def _told(fault: BaseException, server: str) -> str:
+def _explained(fault: BaseException, server: str) -> str:
     """A client's fault as a sentence that says what would do."""
     text = " ".join(str(fault).split())[:200]
     low = text.lower()

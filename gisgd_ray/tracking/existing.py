@@ -14,11 +14,11 @@ from gisgd_ray.tracking.access import ASK_TIMEOUT_S, Contained, other_settings, 
 
 AT_A_TIME = 200
 """Runs asked for in one request, with their settings."""
-TOLD = Path("wandb", "told.json")
-"""In a results folder: ids of the runs that it has told a server of, by ENTITY/PROJECT."""
+SENT = Path("wandb", "told.json")
+"""In a results folder: ids of the runs that it has sent to a server, by ENTITY/PROJECT."""
 
 
-def runs_there(client: wandb.Api, where: str, ids: Sequence[str]) -> Iterator[Any]:
+def existing_runs(client: wandb.Api, where: str, ids: Sequence[str]) -> Iterator[Any]:
     """Those of the runs that ENTITY/PROJECT has; none if it is not there.
 
     Raises:
@@ -32,27 +32,27 @@ def runs_there(client: wandb.Api, where: str, ids: Sequence[str]) -> Iterator[An
         yield from client.runs(where, filters=some, per_page=AT_A_TIME, lazy=False)
 
 
-def told_ids(folder: Path, where: str) -> set[str]:
-    """Ids of the runs that the results in this folder were told to there."""
+def sent_ids(folder: Path, where: str) -> set[str]:
+    """Ids of the runs that the results in this folder were sent to."""
     begun = {path.name.removeprefix("online-") for path in folder.glob("wandb/online-*")}
-    return begun | set(told_places(folder).get(where, []))
+    return begun | set(sent_runs(folder).get(where, []))
 
 
-def told_places(folder: Path) -> dict[str, list[str]]:
-    """Every ENTITY/PROJECT that the results in this folder were told to, and the runs' ids."""
+def sent_runs(folder: Path) -> dict[str, list[str]]:
+    """Every ENTITY/PROJECT that the results in this folder were sent to, and the runs' ids."""
     try:
-        found = json.loads((folder / TOLD).read_text(encoding="utf-8"))
+        found = json.loads((folder / SENT).read_text(encoding="utf-8"))
         return {str(where): [str(each) for each in ids] for where, ids in found.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def note_told(folder: Path, where: str, ids: Sequence[str]) -> None:
-    """Remember, before it is done, that the results in this folder are told to these runs."""
-    told = told_places(folder)
-    told[where] = sorted({*told.get(where, []), *ids})
-    (folder / TOLD).parent.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / TOLD, json.dumps(told).encode())
+def note_sent(folder: Path, where: str, ids: Sequence[str]) -> None:
+    """Remember, before it is done, that the results in this folder are sent to these runs."""
+    sent = sent_runs(folder)
+    sent[where] = sorted({*sent.get(where, []), *ids})
+    (folder / SENT).parent.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / SENT, json.dumps(sent).encode())
 
 
 def foreign_runs(
@@ -69,11 +69,11 @@ def foreign_runs(
     Raises:
         Exception: whatever W&B's client raises; TimeoutError if it does not answer in time.
     """
-    ours = told_ids(folder, where)
+    ours = sent_ids(folder, where)
 
     def ask() -> dict[str, str]:
         faults = {}
-        for run in runs_there(wandb.Api(timeout=ASK_TIMEOUT_S), where, list(trials)):
+        for run in existing_runs(wandb.Api(timeout=ASK_TIMEOUT_S), where, list(trials)):
             fault = other_settings(dict(run.config), trials[run.id], where=where, id=run.id)
             if not fault and run.id not in ours:
                 fault = elsewhere(where, run.id)
@@ -85,15 +85,15 @@ def foreign_runs(
 
 
 def elsewhere(where: str, run_id: str) -> str:
-    """What is said of a run with this trial's settings that other results were told to."""
+    """What is said of a run with this trial's settings that other results were sent to."""
     return (
-        f"the run {where}/{run_id} is there already, told from another results folder; none of "
+        f"the run {where}/{run_id} is there already, sent from another results folder; none of "
         "this trial's points went to it: choose another WANDB_PROJECT"
     )
 
 
 def incomplete(where: str, points: Mapping[str, int]) -> list[str]:
-    """Runs that have fewer points there than these, by id; or are not there.
+    """Runs that have fewer points than these, by id; or are not there.
 
     W&B's client says nothing where the server has refused what it sent.
 
@@ -102,11 +102,11 @@ def incomplete(where: str, points: Mapping[str, int]) -> list[str]:
     """
 
     def ask() -> dict[str, int]:
-        found = runs_there(wandb.Api(timeout=ASK_TIMEOUT_S), where, list(points))
+        found = existing_runs(wandb.Api(timeout=ASK_TIMEOUT_S), where, list(points))
         return {run.id: int(run.historyLineCount or 0) for run in found}
 
-    there = within(2 * ASK_TIMEOUT_S, ask) if points else {}
-    return [name for name, number in points.items() if there.get(name, -1) < number]
+    counts = within(2 * ASK_TIMEOUT_S, ask) if points else {}
+    return [name for name, number in points.items() if counts.get(name, -1) < number]
 
 
 def mark_failed(where: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -118,11 +118,11 @@ def mark_failed(where: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
         rows: of the trials that have failed, by id.
 
     Returns:
-        what kept W&B from being told; empty if nothing did.
+        what kept W&B from being asked; empty if nothing did.
     """
 
     def mark() -> None:
-        for run in runs_there(wandb.Api(timeout=ASK_TIMEOUT_S), where, list(rows)):
+        for run in existing_runs(wandb.Api(timeout=ASK_TIMEOUT_S), where, list(rows)):
             if "failed" not in run.tags:
                 run.tags = [*run.tags, "failed"]
             run.summary.update({k: v for k, v in rows[run.id].items() if _known(v)})

@@ -10,7 +10,7 @@ from gisgd_ray.numbers import counted
 from gisgd_ray.results.journal import Status
 from gisgd_ray.results.tables import ResultTables, records
 from gisgd_ray.tracking.access import Contained, WandbStatus, Where, access, project
-from gisgd_ray.tracking.existing import foreign_runs, incomplete, mark_failed, note_told
+from gisgd_ray.tracking.existing import foreign_runs, incomplete, mark_failed, note_sent
 from gisgd_ray.tracking.run import WandbSettings, beyond_rate, seconds_between
 
 
@@ -23,15 +23,15 @@ def begin(
     requests_per_minute: float,
     note: Callable[[str], None],
 ) -> WandbSettings:
-    """What the trials' runs share, once W&B has been asked; ``note`` is told what came of that."""
+    """What the trials' runs share, once W&B has been asked; ``note`` shows the answers."""
     found = access()
     mode, foreign = found.mode, {}
     if not found.silent:
         note(str(found))
     if mode == "online":
         where = f"{found.entity}/{project()}"
-        if told := beyond_rate(trials_at_once, requests_per_minute):
-            note(told)
+        if sentence := beyond_rate(trials_at_once, requests_per_minute):
+            note(sentence)
         with Contained() as caught:
             foreign = foreign_runs(where, folder, {t.trial_id: t.flat() for t in trials})
         if (fault := caught.fault) is not None:
@@ -43,7 +43,7 @@ def begin(
             )
             mode = "offline"
         else:
-            note_told(folder, where, [t.trial_id for t in trials if t.trial_id not in foreign])
+            note_sent(folder, where, [t.trial_id for t in trials if t.trial_id not in foreign])
         if foreign:
             others = counted(len(foreign) - 1, "more such run")
             note(f"W&B: {next(iter(foreign.values()))}{f' ({others})' * (len(foreign) > 1)}.")
@@ -69,8 +69,8 @@ def end(settings: WandbSettings, tables: ResultTables, ids: Iterable[str]) -> li
     failed = {name: row for name, row in rows.items() if row["status"] == Status.FAILED}
     if fault := mark_failed(where, failed):
         faults.append(f"W&B: the runs of failed trials are not marked as failed ({fault})")
-    told = {name: WandbStatus.of(row.get("wandb/status")) for name, row in rows.items()}
-    online = [name for name, status in told.items() if status and status.where is Where.ONLINE]
+    statuses = {name: WandbStatus.of(row.get("wandb/status")) for name, row in rows.items()}
+    online = [name for name, status in statuses.items() if status and status.where is Where.ONLINE]
     points = tables.history.groupby("trial_id").size()
     short: list[str] = []
     with Contained() as caught:

@@ -23,7 +23,7 @@ from gisgd_ray.report.contents import Report
 from gisgd_ray.results.whole_files import replace_file
 from gisgd_ray.theory.quantities import NOTATION, quantity
 from gisgd_ray.tracking.access import Contained, no_answer, server
-from gisgd_ray.tracking.existing import runs_there
+from gisgd_ray.tracking.existing import existing_runs
 from gisgd_ray.tracking.panels import comparison_grid, figure_grids, reports
 from gisgd_ray.tracking.report_text import (
     ALWAYS,
@@ -170,7 +170,7 @@ def save_report(report: Any, folder: Path) -> str:
     entity, project = report.entity, report.project
     where = f"{entity}/{project}"
     known = _known(folder)
-    with _told(where):
+    with _faults_explained(where):
         api = _api(where)
         if project not in {each.name for each in api.projects(entity)}:
             api.create_project(project, entity)
@@ -189,7 +189,7 @@ def save_report(report: Any, folder: Path) -> str:
             # Said only now: with both, a report asks the server when it is put into words.
             runs.entity, runs.project = entity, project
     # The library says the address as well, in other words.
-    with _told(where), redirect_stderr(io.StringIO()):
+    with _faults_explained(where), redirect_stderr(io.StringIO()):
         report.save()
         url = str(report.url)
     known[where] = {"id": str(report.id), "url": url}
@@ -227,7 +227,7 @@ def _found(report: Any, there: Sequence[Any]) -> str:
 
 
 @contextmanager
-def _told(where: str) -> Iterator[None]:
+def _faults_explained(where: str) -> Iterator[None]:
     """W&B's faults as sentences for the user."""
     with Contained() as caught:
         yield
@@ -247,7 +247,7 @@ def sentence(fault: BaseException, where: str) -> str:
     low = text.lower()
     for name in (entity, project):  # which may be called anything
         low = low.replace(name.lower(), "") if len(name) > 2 else low
-    for words, told in (
+    for words, meaning in (
         (
             (
                 "not respond",
@@ -283,7 +283,7 @@ def sentence(fault: BaseException, where: str) -> str:
         ),
     ):
         if any(re.search(word, low) for word in words):
-            return f"{told} ({text[:200]})"
+            return f"{meaning} ({text[:200]})"
     return f"W&B did not take the report; {text[:300]}"
 
 
@@ -297,8 +297,8 @@ def report_online(report: Report, where: str) -> str:
         UserError: as :func:`save_report`; none of the trials' runs is there.
     """
     folder, ids = report.results.folder, [str(each) for each in report.trials["trial_id"]]
-    with _told(where):
-        there = len(list(runs_there(_api(where), where, ids)))
+    with _faults_explained(where):
+        there = len(list(existing_runs(_api(where), where, ids)))
     if not there:
         raise UserError(
             f"--wandb {where}: none of the {len(ids)} runs of {folder} is there, and the report "

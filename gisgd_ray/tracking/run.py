@@ -37,7 +37,7 @@ RETRY_ONLINE_S = 600.0
 FINISH_TIMEOUT_S = 60.0
 LEAST_EVERY_S = 5.0
 MOST_EVERY_S = 29.0
-"""Longer saves no request: W&B's client gives a sign of life of a run that has told nothing for
+"""Longer saves no request: W&B's client gives a sign of life of a run that has sent nothing for
 30 s, and nothing turns that off."""
 FLUSH_S = 1.0
 """What a process that is killed may not have written of an offline run."""
@@ -72,7 +72,7 @@ class WandbSettings:
 
 
 def seconds_between(trials_at_once: int, requests_per_minute: float) -> float:
-    """How long each of so many trials waits between two requests that tell its new points.
+    """How long each of so many trials waits between two requests that send its new points.
 
     >>> seconds_between(2, 120), seconds_between(20, 120), seconds_between(400, 120)
     (5.0, 10.0, 29.0)
@@ -94,7 +94,7 @@ def beyond_rate(trials_at_once: int, requests_per_minute: float) -> str:
         return ""
     return (
         f"W&B: {trials_at_once} trials at once make about {least:.0f} requests a minute, not "
-        f"{requests_per_minute:g}; its client tells of every run twice a minute, points or none. "
+        f"{requests_per_minute:g}; its client reports on every run twice a minute, points or none. "
         "If that is too much for your W&B, use WANDB_MODE=offline, and make sync afterwards."
     )
 
@@ -125,7 +125,7 @@ class WandbRun:
         self._settings, self._id, self._name, self._config = settings, trial_id, name, config
         self._best: dict[str, float] = {}
         self._seen = 0
-        self._told = 0
+        self._sent = 0
         """The first so many points are there already. (The summary does not say: it may come
         through before them.)"""
         if settings.mode == "disabled":
@@ -136,12 +136,12 @@ class WandbRun:
         with self._contained():
             self._run = self._open()
             if self._run.resumed:
-                self._told = int(self._run.starting_step)
+                self._sent = int(self._run.starting_step)
             self._run.define_metric("step")
             self._run.define_metric("*", step_metric="step")
             for metric, best in BEST.items():
                 self._run.define_metric(metric, step_metric="step", summary=f"{best},last")
-        # A new offline run tells the trial from the start; a server's run has the points that
+        # A new offline run has the trial from the start; a server's run has the points that
         # came through, which may be more or fewer than the checkpoint has.
         for point in earlier:
             self.log(point)
@@ -160,7 +160,7 @@ class WandbRun:
                 return self._init("online")
             if isinstance(caught.fault, OtherSettingsError):
                 raise caught.fault
-            reason = _told(caught.fault)
+            reason = _explained(caught.fault)
             WandbRun._unreachable_until = time.monotonic() + RETRY_ONLINE_S
         self.status = WandbStatus(Where.OFFLINE, reason)
         for attempt in range(5):
@@ -176,13 +176,13 @@ class WandbRun:
 
     def _init(self, mode: Mode) -> Any:
         settings, config, run_id = self._settings, self._config, self._id
-        told = ("scheme.name", "model.name", "data.dataset")
-        tags = [str(config[field])[:LONGEST_TAG] for field in told if config.get(field)]
+        tagged = ("scheme.name", "model.name", "data.dataset")
+        tags = [str(config[field])[:LONGEST_TAG] for field in tagged if config.get(field)]
         been_online = Path(settings.folder) / "wandb" / f"online-{self._id}"
         if mode == "offline":
             # An upload would put its points after those that the server has: a run beside it.
             run_id += "-offline" if been_online.exists() else ""
-            # What a broken-off trial left, which the new run tells again in full.
+            # What a broken-off trial left, which the new run sends again in full.
             for left in Path(settings.folder).glob(f"wandb/offline-run-*-{self._id}*"):
                 shutil.rmtree(left, ignore_errors=True)
         run = wandb.init(
@@ -219,7 +219,7 @@ class WandbRun:
                 key = f"{best}/{metric}"
                 self._best[key] = better(value, self._best.get(key, value))
         self._seen += 1
-        if self._run is None or self._seen <= self._told:
+        if self._run is None or self._seen <= self._sent:
             return
         with self._contained():
             self._run.log(dict(point))
@@ -261,12 +261,12 @@ class WandbRun:
 
     @contextlib.contextmanager
     def _contained(self) -> Iterator[None]:
-        """A fault inside ends the logging of this trial, and is told in its row."""
+        """A fault inside ends the logging of this trial, and its row says so."""
         with Contained() as caught:
             yield
         if caught.fault is not None:
             self._run = None
-            self.status = WandbStatus(Where.OFF, _told(caught.fault))
+            self.status = WandbStatus(Where.OFF, _explained(caught.fault))
 
 
 def named(name: str, trial_id: str) -> str:
@@ -280,7 +280,7 @@ def named(name: str, trial_id: str) -> str:
     return f"{name[: LONGEST_NAME - len(trial_id) - 1]} {trial_id}"
 
 
-def _told(fault: BaseException | None) -> str:
+def _explained(fault: BaseException | None) -> str:
     return one_line(f"{type(fault).__name__}: {fault}", 300)
 
 
@@ -310,7 +310,7 @@ def _table_of(columns: Mapping[str, Any], name: str) -> wandb.Artifact:
     arrays = [np.asarray(column) for column in columns.values()]
     lists = [[v if math.isfinite(v) else None for v in a.tolist()] for a in arrays]
     # W&B checks the type of every cell, which would take a tenth of a short trial's time: one row
-    # tells the types, and the file is written here in W&B's form.
+    # shows the types, and the file is written here in W&B's form.
     sample = wandb.Table(columns=list(columns), data=[[a.dtype.type(0).item() for a in arrays]])
     form = sample.to_json(artifact)
     for part, first in enumerate(range(0, len(arrays[0]), MAX_ROWS)):

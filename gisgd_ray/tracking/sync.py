@@ -32,13 +32,13 @@ from gisgd_ray.tracking.access import (
     server,
 )
 from gisgd_ray.tracking.existing import (
-    TOLD,
+    SENT,
     elsewhere,
+    existing_runs,
     mark_failed,
-    note_told,
-    runs_there,
-    told_ids,
-    told_places,
+    note_sent,
+    sent_ids,
+    sent_runs,
 )
 from gisgd_ray.tracking.report import sentence
 from gisgd_ray.tracking.run import LONGEST_NAME, WandbRun, WandbSettings, add_steps
@@ -89,8 +89,8 @@ def sync(root: Path) -> int:
     if not os.path.isdir(root):  # pathlib's raises where a name is too long
         raise UserError(f"there is no folder {root}; name one that holds a sweep's results")
     offline = [Kept(path) for path in sorted(root.rglob("wandb/offline-run-*/run-*.wandb"))]
-    told = {path.parents[1] for path in root.rglob(str(TOLD))}
-    folders = sorted(told | {kept.results for kept in offline})
+    sent = {path.parents[1] for path in root.rglob(str(SENT))}
+    folders = sorted(sent | {kept.results for kept in offline})
     if not folders:
         print(f"Nothing to upload: {root} has no W&B runs.")
         return 0
@@ -113,10 +113,10 @@ def sync(root: Path) -> int:
             )
     with Contained() as caught:
         for folder in folders:
-            here = [kept for kept in found if kept.id and kept.results == folder]
-            places = {_where(kept) for kept in here} | set(told_places(folder))
+            runs_of = [kept for kept in found if kept.id and kept.results == folder]
+            places = {_where(kept) for kept in runs_of} | set(sent_runs(folder))
             for where in sorted(places):
-                runs = [kept for kept in here if _where(kept) == where]
+                runs = [kept for kept in runs_of if _where(kept) == where]
                 more, without = _sync_folder(folder, where, runs)
                 done, left = done + more, left + without
     if caught.fault is not None:
@@ -134,29 +134,31 @@ def _sync_folder(folder: Path, where: str, runs: Sequence[Kept]) -> tuple[int, l
     """Upload one folder's runs to ENTITY/PROJECT; how many, and what was left out and why."""
     require_no_links(folder)
     journal = Journal(folder)
-    ours = told_ids(folder, where)
+    ours = sent_ids(folder, where)
     ids = sorted(ours | {kept.trial_id for kept in runs})
-    there = {run.id: int(run.historyLineCount or 0) for run in runs_there(wandb.Api(), where, ids)}
+    online = {
+        run.id: int(run.historyLineCount or 0) for run in existing_runs(wandb.Api(), where, ids)
+    }
     left: list[str] = []
     new: list[Kept] = []
     again: dict[str, Kept | None] = {}
     for kept in runs:
         beside = kept.id != kept.trial_id and not journal.path(kept.trial_id).exists()
-        if len(kept.name) > LONGEST_NAME and kept.trial_id not in there:
+        if len(kept.name) > LONGEST_NAME and kept.trial_id not in online:
             again[kept.trial_id] = kept  # W&B would refuse the record as it is
-        elif beside or kept.trial_id not in there:
+        elif beside or kept.trial_id not in online:
             new.append(kept)
         elif kept.trial_id in ours:
             again[kept.trial_id] = kept
         else:
             left.append(elsewhere(where, kept.trial_id))
-    # One that was told elsewhere is ours as well, and is not to come here.
-    begun = set(told_places(folder).get(where, [])) | set(there)
+    # One that was sent elsewhere is ours as well, and is not to come here.
+    begun = set(sent_runs(folder).get(where, [])) | set(online)
     for name in (ours & begun) - {kept.trial_id for kept in runs}:
-        told = journal.read(name, with_steps=False)
-        if told.row is not None and there.get(name, -1) < len(told.points):
+        measured = journal.read(name, with_steps=False)
+        if measured.row is not None and online.get(name, -1) < len(measured.points):
             again[name] = None
-    note_told(folder, where, [*again, *(kept.trial_id for kept in new)])
+    note_sent(folder, where, [*again, *(kept.trial_id for kept in new)])
     lost = [kept for kept in new if not all(path.exists() for path in kept.staged)]
     _upload([kept.path for kept in new])
     left += [f"{k.path} was not taken; why is said above" for k in new if not k.uploaded]
@@ -177,7 +179,7 @@ def _sync_folder(folder: Path, where: str, runs: Sequence[Kept]) -> tuple[int, l
 
 
 def _complete(folder: Path, where: str, trial_id: str, kept: Kept | None) -> str:
-    """Tell a run what it lacks there, from the journal; what kept it from being told."""
+    """Send a run what it lacks, from the journal; what prevented it."""
     record = Journal(folder).read(trial_id)
     if not record.points:
         return f"the journal in {folder} has no points of it"

@@ -1,8 +1,8 @@
 """A run saved between two steps, and continued bit for bit.
 
 No random stream needs saving: every draw is a function of (seed, purpose, counter). What a run has
-told, its measuring points and their steps, grows with it: a checkpoint can leave it out, for who
-keeps it in pieces (:func:`dump_told`), and is then as large at the last step as at the first.
+measured, its points and their steps, grows with it: a checkpoint can leave that out, for a caller
+that keeps it in pieces (:func:`dump_measured`), and is then of one size at every step.
 """
 
 import hashlib
@@ -34,18 +34,18 @@ class CheckpointError(UserError):
     """A checkpoint that this trial cannot go on from, whenever and wherever it is read."""
 
 
-def dump(state: TrainState, *, told: int = 0) -> bytes:
+def dump(state: TrainState, *, without: int = 0) -> bytes:
     """The run as the content of a file: a line, the SHA-256 of the rest, the rest.
 
-    Without the first ``told`` measuring points and the steps up to them, if :func:`load` is to get
-    these from elsewhere.
+    The first ``without`` measuring points and the steps up to them are left out, for
+    :func:`load` to get from elsewhere.
     """
     content = {
         "config": state.config.model_dump(mode="json"),
         "own_data": state.own_data,
         "models": [replica.model.state_dict() for replica in state.replicas],
         "stepper": state.stepper.state_dict(),
-        "told": _told(state, told),
+        "measured": _measured(state, without),
         "unmeasured": _tensors(StepSeries.concatenate(state.unmeasured)),
         "terms": asdict(state.terms),
         "sensitivity": asdict(state.sensitivity),
@@ -55,13 +55,13 @@ def dump(state: TrainState, *, told: int = 0) -> bytes:
     return _packed(content)
 
 
-def dump_told(state: TrainState, begin: int) -> bytes:
+def dump_measured(state: TrainState, begin: int) -> bytes:
     """The measuring points behind the first ``begin``, and the steps behind those, likewise."""
-    return _packed(_told(state, begin))
+    return _packed(_measured(state, begin))
 
 
-def _told(state: TrainState, begin: int) -> dict[str, Any]:
-    points, steps = state.told_since(begin)
+def _measured(state: TrainState, begin: int) -> dict[str, Any]:
+    points, steps = state.measured_since(begin)
     return {"begin": begin, "points": points, "steps": _tensors(steps)}
 
 
@@ -90,7 +90,7 @@ def load(
     *,
     device: Device | torch.device | str = "cpu",
     dataset: Dataset | None = None,
-    told: Callable[[int], bytes] | None = None,
+    pieces: Callable[[int], bytes] | None = None,
 ) -> TrainState:
     """The run of :func:`dump`, ready to :func:`~gisgd_ray.training.loop.advance`.
 
@@ -99,12 +99,12 @@ def load(
         content: of the file.
         device: where it goes on.
         dataset: the one that the run was started with, if it was one of the user's own.
-        told: given a number of measuring points, the piece of :func:`dump_told` that ends there;
-            needed if the checkpoint leaves out what was told.
+        pieces: given a number of measuring points, the piece of :func:`dump_measured` that ends
+            there; needed if the checkpoint leaves out what was measured.
 
     Raises:
         CheckpointError: it is of another configuration or version, cut off or damaged. (What else
-            is raised, as by ``told`` or when memory runs out, is no fault of the checkpoint's.)
+            is raised, as by ``pieces`` or when memory runs out, is no fault of the checkpoint's.)
     """
     device = device_of(device)
     try:
@@ -130,11 +130,11 @@ def load(
             _require_same_shapes(replica.model.state_dict(), weights)
             replica.model.load_state_dict(weights)
         state.stepper.load_state_dict(saved_state["stepper"])
-        pieces = [saved_state["told"]]
-        while pieces[0]["begin"]:
-            pieces.insert(0, _piece(told, pieces[0]["begin"]))
-        state.history = [point for piece in pieces for point in piece["points"]]
-        state.stretches = [_series(piece["steps"]) for piece in pieces]
+        measured = [saved_state["measured"]]
+        while measured[0]["begin"]:
+            measured.insert(0, _piece(pieces, measured[0]["begin"]))
+        state.history = [point for piece in measured for point in piece["points"]]
+        state.stretches = [_series(piece["steps"]) for piece in measured]
         state.unmeasured = [_series(saved_state["unmeasured"])]
         state.terms = TrajectoryTerms(**saved_state["terms"])
         if sum(map(len, state.stretches)) != state.terms.steps:
@@ -159,19 +159,19 @@ def _of_another_version(fault: Exception) -> CheckpointError:
     )
 
 
-def _piece(told: Callable[[int], bytes] | None, end: int) -> dict[str, Any]:
-    """What was told up to the ``end``-th measuring point; raises ValueError where it is not."""
-    if told is None:
-        raise ValueError("what the run has told is not in it")
-    piece: dict[str, Any] = _unpacked(told(end), torch.device("cpu"))
+def _piece(pieces: Callable[[int], bytes] | None, end: int) -> dict[str, Any]:
+    """What was measured up to the ``end``-th measuring point; raises ValueError where it is not."""
+    if pieces is None:
+        raise ValueError("what the run has measured is not in it")
+    piece: dict[str, Any] = _unpacked(pieces(end), torch.device("cpu"))
     if not 0 <= piece["begin"] < end == piece["begin"] + len(piece["points"]):
-        raise ValueError("what the run has told is in other pieces")
+        raise ValueError("what the run has measured is in other pieces")
     return piece
 
 
-def _require_same_shapes(here: dict[str, torch.Tensor], there: dict[str, torch.Tensor]) -> None:
+def _require_same_shapes(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     """Raises ValueError: torch would raise a RuntimeError, which a device's faults are as well."""
-    if {n: v.shape for n, v in here.items()} != {n: v.shape for n, v in there.items()}:
+    if {n: v.shape for n, v in ours.items()} != {n: v.shape for n, v in theirs.items()}:
         raise ValueError("its network has other weights")
 
 

@@ -72,7 +72,7 @@ class TrainState:
         """Every step up to the last measuring point; joined on demand, for that copies them."""
         return StepSeries.concatenate(self.stretches)
 
-    def told_since(self, points: int) -> tuple[list[Point], StepSeries]:
+    def measured_since(self, points: int) -> tuple[list[Point], StepSeries]:
         """The measuring points behind the first so many, and the steps behind those.
 
         It takes what they take, and no longer the longer the run is.

@@ -121,7 +121,7 @@ def test_the_main_job_from_the_command_to_the_page(folder: Path, tmp_path: Path)
     assert told.startswith("Scale paper: the Ray cluster has a GPU; joined the running Ray cluster")
     assert f"Figure 6: {TRIALS} trials, results in" in told
     assert re.search(
-        r"Each trial takes 1 CPU and 0\.5 of a GPU: the dearest takes 1\.[012]\d GB of a GPU's "
+        r"Each trial takes 1 CPU and 0\.5 of a GPU: the largest takes 1\.[012]\d GB of a GPU's "
         r"3\.0 GB\s+\(stand-in, measured\), and there are 4 CPUs to a GPU\.",
         told,
     )

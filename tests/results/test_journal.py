@@ -17,7 +17,7 @@ import pytest
 
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.results.journal import MOST_STEPS, Journal, told
+from gisgd_ray.results.journal import MOST_STEPS, Journal, extent
 from gisgd_ray.results.tables import ResultTables, reuse, row_of, write_steps, write_tables
 from tests.support.journals import add_point, add_steps, series
 
@@ -214,12 +214,12 @@ class TestDamage:
                         read(journal)
                 number = 1 + sum(newline < place for newline in newlines)
                 assert f"line {number} of {path} is damaged; delete that file" in str(caught.value)
-                ended, step = told(bytes(turned))
+                ended, step = extent(bytes(turned))
                 assert (ended, step) <= (True, 6)
                 assert not ended  # the row is the last line
         path.write_bytes(whole)
         assert all_of(journal) == expected
-        assert told(whole) == (True, 6)
+        assert extent(whole) == (True, 6)
 
     def test_a_row_whose_newline_has_turned_is_not_taken_for_a_torn_one(
         self, tmp_path: Path
@@ -289,7 +289,7 @@ class TestOlderJournals:
         assert record.row == journal.read_row("a")
         assert record.row is not None
         assert record.row["test/accuracy"] == 0.454
-        assert told(OLD.read_bytes()) == (True, 8)
+        assert extent(OLD.read_bytes()) == (True, 8)
 
     def test_they_are_gone_on_with_and_what_is_added_is_checked(self, journal: Journal) -> None:
         add_steps(journal, "a", 8, series(2))
@@ -321,19 +321,19 @@ class TestOlderJournals:
 class TestUnpacking:
     """Steps are compressed, and zeros by a factor of a thousand."""
 
-    @pytest.mark.parametrize("told", [{}, {"steps": 4}, {"steps": 2**19}])
+    @pytest.mark.parametrize("announced", [{}, {"steps": 4}, {"steps": 2**19}])
     def test_no_more_is_unpacked_than_is_announced(
-        self, tmp_path: Path, told: dict[str, int]
+        self, tmp_path: Path, announced: dict[str, int]
     ) -> None:
         zeros = base64.b64encode(zlib.compress(bytes(64_000_000))).decode()
         columns = dict.fromkeys(series(1).columns(), zeros)
-        journal = put(tmp_path, {"kind": "steps", "after": 0, **told, "columns": columns})
+        journal = put(tmp_path, {"kind": "steps", "after": 0, **announced, "columns": columns})
         tracemalloc.start()
         with pytest.raises(UserError, match="line 1 of"):
             journal.read("a")
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert most < 30_000_000 + 8 * told.get("steps", MOST_STEPS)
+        assert most < 30_000_000 + 8 * announced.get("steps", MOST_STEPS)
 
     @pytest.mark.parametrize(("announced", "there"), [(4, 3), (3, 4), (0, 0), (True, 1)])
     def test_they_are_as_many_as_announced(

@@ -14,8 +14,8 @@ from gisgd_ray.results.journal import Journal
 from gisgd_ray.results.storage import Storage
 from gisgd_ray.results.tables import require_writable, results_folder, row_of, write_tables
 from gisgd_ray.results.whole_files import replace_file, require_no_links
+from gisgd_ray.runner.location import Location
 from gisgd_ray.runner.mirror import Mirror
-from gisgd_ray.runner.place import Place
 from tests.support.journals import add_point
 
 LINKS = [
@@ -85,8 +85,8 @@ def test_a_folder_with_a_link_in_it_is_not_written_to(
     before = everything(tmp_path)
     said = f"{folder / name} is a link, and nothing is written through a link in a folder of"
     calls: list[Callable[[], object]] = [
-        lambda: Place.of(str(tmp_path), "lr_batch"),
-        lambda: Place.of(str(tmp_path), "lr_batch", make=False),
+        lambda: Location.of(str(tmp_path), "lr_batch"),
+        lambda: Location.of(str(tmp_path), "lr_batch", make=False),
         Mirror(folder, Storage(str(tmp_path / "bucket"))).pull,
     ]
     for call in calls:
@@ -181,7 +181,7 @@ def test_a_folder_that_is_not_there_has_no_links(tmp_path: Path) -> None:
 def test_a_name_that_is_too_long_is_told(tmp_path: Path, make: bool) -> None:
     out = str(tmp_path / ("x" * 300))
     with pytest.raises(UserError) as caught:
-        Place.of(out, "lr_batch", make=make)
+        Location.of(out, "lr_batch", make=make)
     assert str(caught.value) == (
         f"output folder {out}/lr_batch cannot be written (File name too long); choose another "
         "with --out"

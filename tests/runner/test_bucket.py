@@ -15,8 +15,8 @@ from gisgd_ray.results.journal import Journal
 from gisgd_ray.results.storage import Storage, joined
 from gisgd_ray.results.tables import ResultTables, row_of, write_tables
 from gisgd_ray.runner.checkpoints import Checkpoints
+from gisgd_ray.runner.location import Location
 from gisgd_ray.runner.mirror import OWNER, Mirror
-from gisgd_ray.runner.place import Place
 from gisgd_ray.training import loop as training
 from tests.support.journals import add_point, add_steps, series
 from tests.support.runs import config, finish, run, weight_bits
@@ -174,26 +174,26 @@ def test_a_storage_below_another_is_on_the_same_server(server: Server) -> None:
 
 
 def test_keys_of_the_uri_are_used_and_not_shown(server: Server, tmp_path: Path) -> None:
-    place = Place.of(server.uri(), "lr_batch")
-    assert place.mirror is not None
-    place.mirror.storage.write("a", b"1")
-    Storage(place.storage).write("b", b"1")
+    location = Location.of(server.uri(), "lr_batch")
+    assert location.mirror is not None
+    location.mirror.storage.write("a", b"1")
+    Storage(location.storage).write("b", b"1")
     assert server.keys == {KEY}
-    assert str(place) == f"s3://bucket/prefix/lr_batch (worked on in {place.folder})"
-    assert place.folder == tmp_path / "results/s3/bucket/prefix/lr_batch"
+    assert str(location) == f"s3://bucket/prefix/lr_batch (worked on in {location.folder})"
+    assert location.folder == tmp_path / "results/s3/bucket/prefix/lr_batch"
     assert list(server.objects()) == ["prefix/lr_batch/a", "prefix/lr_batch/b"]
 
 
 def test_keys_of_the_environment_are_used(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAOFTHEENVIRONMENT")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    place = Place.of(server.uri(keys=""), "lr_batch")
-    assert place.mirror is not None
-    with place.mirror.owned(take_over=False):
-        (place.folder / "a").write_bytes(b"1")
-    assert Storage(place.storage).read("a") == b"1"
+    location = Location.of(server.uri(keys=""), "lr_batch")
+    assert location.mirror is not None
+    with location.mirror.owned(take_over=False):
+        (location.folder / "a").write_bytes(b"1")
+    assert Storage(location.storage).read("a") == b"1"
     assert server.keys == {"AKIAOFTHEENVIRONMENT"}
-    shown = f"{place} {place.storage}"
+    shown = f"{location} {location.storage}"
     assert "AKIA" not in shown
     assert SECRET not in shown
 
@@ -209,36 +209,36 @@ def test_writing_to_a_missing_bucket_raises_with_its_name(server: Server) -> Non
 
 
 def test_a_driver_elsewhere_goes_on_from_the_bucket(server: Server, tmp_path: Path) -> None:
-    place = Place.of(server.uri(), "lr_batch")
-    assert place.mirror is not None
-    with place.mirror.owned(take_over=False):
-        journal = Journal(place.folder)
+    location = Location.of(server.uri(), "lr_batch")
+    assert location.mirror is not None
+    with location.mirror.owned(take_over=False):
+        journal = Journal(location.folder)
         for trial_id in (A, B):
             add_steps(journal, trial_id, 0, series(50))
             add_point(journal, trial_id, {"step": 50, "loss": 1 / 3})
         journal.add_row(A, row_of(TRIALS[0], {"status": "finished"}))
-        write_tables(place.folder, [])
-        (place.folder / ".lock").touch()
-        Storage(joined(place.storage, "ray")).write("attempt-1/a/result.json", b"1")
-        Storage(place.storage).write("checkpoints/b/1.ckpt", b"1")
-    (place.folder / ".lock").unlink()
-    before = files(place.folder)
+        write_tables(location.folder, [])
+        (location.folder / ".lock").touch()
+        Storage(joined(location.storage, "ray")).write("attempt-1/a/result.json", b"1")
+        Storage(location.storage).write("checkpoints/b/1.ckpt", b"1")
+    (location.folder / ".lock").unlink()
+    before = files(location.folder)
     assert {f"journal/{A}.jsonl", f"journal/{B}.jsonl", "trials.parquet"} < set(before)
     others = {"ray/attempt-1/a/result.json": b"1", "checkpoints/b/1.ckpt": b"1"}
     assert server.objects() == {
         f"prefix/lr_batch/{name}": content for name, content in (before | others).items()
     }
-    shutil.rmtree(place.folder)
+    shutil.rmtree(location.folder)
 
     ended = row_of(TRIALS[1], {"status": "finished"})
-    elsewhere = Mirror(tmp_path / "elsewhere", Storage(place.storage))
+    elsewhere = Mirror(tmp_path / "elsewhere", Storage(location.storage))
     with elsewhere.owned(take_over=False):
         assert files(elsewhere.folder) == before
         assert list(ResultTables(elsewhere.folder).trials["trial_id"]) == [A]
         Journal(elsewhere.folder).add_row(B, ended)
-    with place.mirror.owned(take_over=False):
-        assert files(place.folder) == files(elsewhere.folder)
-        assert Journal(place.folder).read_row(B) == ended
+    with location.mirror.owned(take_over=False):
+        assert files(location.folder) == files(elsewhere.folder)
+        assert Journal(location.folder).read_row(B) == ended
 
 
 def test_only_what_has_changed_is_sent_again(server: Server, tmp_path: Path) -> None:
@@ -284,13 +284,13 @@ def saved(where: str, count: int) -> Checkpoints:
 
 
 def test_another_machine_finds_the_checkpoints_of_a_trial(server: Server) -> None:
-    place = Place.of(server.uri(), "lr_batch")
-    saved(place.storage, 3)
+    location = Location.of(server.uri(), "lr_batch")
+    saved(location.storage, 3)
     below = f"prefix/lr_batch/checkpoints/{config().trial_id}"
     pieces = [f"{below}/told/{points:012d}.pt" for points in (1, 2, 3)]
     checkpoints = [f"{below}/{step:012d}.ckpt" for step in (4, 8)]
     assert sorted(server.objects()) == sorted([*pieces, *checkpoints])
-    state = Checkpoints(Storage(place.storage), config()).newest()
+    state = Checkpoints(Storage(location.storage), config()).newest()
     assert state is not None
     assert state.step == 8
     assert weight_bits(finish(state).state) == weight_bits(run().state)

@@ -11,7 +11,7 @@ import torch
 
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import DataError, UserError
-from gisgd_ray.runner import capacity, cli, cluster
+from gisgd_ray.runner import cli, cluster, resources
 from gisgd_ray.runner.cluster import run_on_a_gpu
 from gisgd_ray.runner.estimate import Cost, Estimate
 from gisgd_ray.runner.resources import (
@@ -20,7 +20,6 @@ from gisgd_ray.runner.resources import (
     Probed,
     Resources,
     chosen_resources,
-    dearest,
     sweep_cost,
 )
 from tests.support.runs import config
@@ -63,13 +62,13 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[TrialConfig]:
     seen: list[TrialConfig] = []
 
     def measured(function: Any, *given: Any) -> Any:
-        if function is capacity._gpu_name:
+        if function is resources._gpu_name:
             return NAME
-        assert function is capacity._probe
+        assert function is resources._probe
         seen.append(given[0])
         return Probed(given[0].training.batch_size // 20 * GB, 23 * GB, NAME)
 
-    monkeypatch.setattr(capacity, "run_on_a_gpu", measured)
+    monkeypatch.setattr(resources, "run_on_a_gpu", measured)
     return seen
 
 
@@ -91,16 +90,16 @@ def nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None
 
 
 @pytest.mark.usefixtures("_ray")
-def test_the_share_follows_from_the_dearest_trial_and_the_machine(
+def test_the_share_follows_from_the_largest_trial_and_the_machine(
     probed: list[TrialConfig],
 ) -> None:
     chosen = chosen_resources(TRIALS, options())
-    assert probed == dearest(TRIALS)
+    assert probed == resources.largest_trials(TRIALS)
     assert [t.training.batch_size for t in probed] == [100, 80, 60]
     # By memory 23 / (1.15 * 5) = 4, by CPUs 4.
     assert chosen.resources == Resources(cpus=1, gpus=0.25)
     assert str(chosen.why) == (
-        "the dearest takes 5.00 GB of a GPU's 23.0 GB (NVIDIA A10G, measured), and there are 4 "
+        "the largest takes 5.00 GB of a GPU's 23.0 GB (NVIDIA A10G, measured), and there are 4 "
         "CPUs to a GPU"
     )
 
@@ -127,15 +126,15 @@ def test_the_smallest_gpu_decides(
     monkeypatch: pytest.MonkeyPatch, nodes: Callable[..., None]
 ) -> None:
     sizes = iter([(5 * GB, 80 * GB), (6 * GB, 40 * GB), (4 * GB, 80 * GB)])
-    monkeypatch.setattr(capacity, "run_on_a_gpu", lambda *_: Probed(*next(sizes), NAME))
+    monkeypatch.setattr(resources, "run_on_a_gpu", lambda *_: Probed(*next(sizes), NAME))
     nodes((64, 2))
-    # The dearest of the three by what was measured: 40 / (1.15 * 6) = 5.8.
+    # The largest of the three by what was measured: 40 / (1.15 * 6) = 5.8.
     assert chosen_resources(TRIALS, options()).resources == Resources(gpus=0.2)
 
 
 @pytest.mark.usefixtures("_ray")
 def test_a_trial_that_no_gpu_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "run_on_a_gpu", lambda *_: Probed(30 * GB, 23 * GB, NAME))
+    monkeypatch.setattr(resources, "run_on_a_gpu", lambda *_: Probed(30 * GB, 23 * GB, NAME))
     with pytest.raises(UserError, match=r"takes 30 GB of GPU memory, and the GPU has 23 GB"):
         chosen_resources(TRIALS, options())
     with pytest.raises(UserError, match=r"takes 30 GB of GPU memory, and the GPU has 23 GB"):
@@ -239,8 +238,8 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(together)
         return FOUND
 
-    monkeypatch.setattr(capacity, "estimate", found)
-    monkeypatch.setattr(capacity, "usable_cpus", lambda: 6)
+    monkeypatch.setattr(resources, "estimate", found)
+    monkeypatch.setattr(resources, "usable_cpus", lambda: 6)
     return seen
 
 
@@ -291,7 +290,7 @@ def test_a_cluster_whose_gpus_are_not_up_yet_says_so(
     monkeypatch: pytest.MonkeyPatch, together: list[int], nodes: Callable[..., None]
 ) -> None:
     nodes((4, 0))
-    monkeypatch.setattr(capacity, "cluster_gpus", lambda: 8.0)
+    monkeypatch.setattr(resources, "cluster_gpus", lambda: 8.0)
     assert sweep_cost(TRIALS, options(), connected=True) is None
     assert together == []
 
@@ -303,14 +302,14 @@ def test_on_gpus_trials_are_timed_on_a_gpu(
 
     def remote(function: Any, *given: Any) -> Any:
         asked.append((function, *given[1:]))
-        if function is capacity._probe:
+        if function is resources._probe:
             return Probed(5 * GB, 23 * GB, NAME)
         return Cost(start_s=0.0, step_s=1.0, point_s=0.0, steps=(10.0, 10.0))
 
-    monkeypatch.setattr(capacity, "run_on_a_gpu", remote)
+    monkeypatch.setattr(resources, "run_on_a_gpu", remote)
     nodes((4, 1))
     told = lines()
-    assert asked[:PROBED] == [(capacity._probe, False)] * PROBED  # which downloads nothing
-    assert asked[PROBED:] == [(capacity._cost_on_a_gpu,)] * len(TRIALS)
+    assert asked[:PROBED] == [(resources._probe, False)] * PROBED  # which downloads nothing
+    assert asked[PROBED:] == [(resources._cost_on_a_gpu,)] * len(TRIALS)
     assert told[0].endswith("4 at once on 1 GPU.")
     assert told[1].startswith("Time: about 20 s")  # 50 s in fours, and the start

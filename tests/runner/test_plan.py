@@ -13,7 +13,7 @@ from gisgd_ray.results.tables import row_of
 from gisgd_ray.runner import cli
 from gisgd_ray.runner.cluster import Machine
 from gisgd_ray.runner.estimate import Estimate
-from gisgd_ray.runner.place import Place
+from gisgd_ray.runner.location import Location
 from gisgd_ray.runner.plan import SHOWN, Plan, make_plan, plan_lines
 from gisgd_ray.runner.resources import Resources, SweepCost
 from tests.support.journals import add_point
@@ -38,8 +38,8 @@ def note(folder: Path, config: TrialConfig, status: str) -> None:
     Journal(folder).add_row(config.trial_id, row_of(config, {"status": status}))
 
 
-def told(plan: Plan, place: Place, item: str) -> list[str]:
-    return plan_lines(plan, plan.left(place.folder).waiting, place, item)
+def told(plan: Plan, location: Location, item: str) -> list[str]:
+    return plan_lines(plan, plan.left(location.folder).waiting, location, item)
 
 
 # ---------------------------------------------------------------- the trials and their labels
@@ -128,7 +128,7 @@ def test_the_list_says_what_is_finished_and_what_is_not(tmp_path: Path) -> None:
     for config, status in zip(plan.trials, ("finished", "diverged", "failed"), strict=False):
         note(tmp_path, config, status)
     add_point(Journal(tmp_path), plan.trials[3].trial_id, {"step": 0})  # broken off
-    *lines, last = told(plan, Place(tmp_path, str(tmp_path)), "Figure 0")
+    *lines, last = told(plan, Location(tmp_path, str(tmp_path)), "Figure 0")
     states = ["finished", "finished", "to run  ", "to run  ", "to run  "]
     assert lines == [
         f"{config.trial_id}  {state}  label {config.seed}"
@@ -139,13 +139,13 @@ def test_the_list_says_what_is_finished_and_what_is_not(tmp_path: Path) -> None:
 
 def test_listing_makes_no_folder(tmp_path: Path) -> None:
     folder = tmp_path / "none"
-    assert told(of_seeds(1), Place(folder, str(folder)), "It")[-1].endswith(str(folder))
+    assert told(of_seeds(1), Location(folder, str(folder)), "It")[-1].endswith(str(folder))
     assert not folder.exists()
 
 
 @pytest.mark.parametrize("count", [0, 1, SHOWN - 1, SHOWN])
 def test_a_list_that_is_short_enough_is_whole(count: int, tmp_path: Path) -> None:
-    lines = told(of_seeds(count), Place(tmp_path, str(tmp_path)), "It")
+    lines = told(of_seeds(count), Location(tmp_path, str(tmp_path)), "It")
     assert [line.split()[-1] for line in lines[:-1]] == [str(i) for i in range(count)]
 
 
@@ -163,7 +163,7 @@ def test_what_is_left_is_looked_up_here_and_where_trials_are_taken_from(tmp_path
     left = plan.left(here, [other, same])
     assert [trial.seed for trial in left.waiting] == [2, 3]
     assert [trial.seed for trial in left.done] == [0, 1]
-    assert left.here == {plan.trials[0].trial_id}
+    assert left.own == {plan.trials[0].trial_id}
     assert left.taken_from == [other]
 
 
@@ -171,7 +171,7 @@ def test_what_is_left_is_looked_up_here_and_where_trials_are_taken_from(tmp_path
 def test_a_long_list_is_cut_in_its_middle(count: int, tmp_path: Path) -> None:
     plan = of_seeds(count)
     note(tmp_path, plan.trials[SHOWN // 2], "finished")  # counts though it is not shown
-    lines = told(plan, Place(tmp_path, str(tmp_path)), "It")
+    lines = told(plan, Location(tmp_path, str(tmp_path)), "It")
     half = SHOWN // 2
     assert lines[half] == f"... {count - SHOWN} more ..."
     shown = [line.split()[-1] for line in lines[:half] + lines[half + 1 : -1]]

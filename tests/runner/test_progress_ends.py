@@ -13,7 +13,7 @@ from gisgd_ray.errors import LONGEST
 from gisgd_ray.results.journal import Status
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner import progress
-from gisgd_ray.runner.closing import FAILURES_TOLD, tell
+from gisgd_ray.runner.closing import FAILURES_SHOWN, show
 from gisgd_ray.runner.launch import Ended, Outcome, Ran
 from gisgd_ray.tracking.access import WandbStatus, Where
 from tests.runner.test_progress import DIVERGED, FINISHED, LABELS, POINT, display, written
@@ -23,7 +23,7 @@ PAGE = Path("results/my sweeps/lr_batch/report.html")
 
 def closing(*rows: dict[str, Any], seconds: float = 7, interrupted: bool = False) -> None:
     ended = [Ended(f"id{i}", **row) for i, row in enumerate(rows)]
-    tell(Outcome(ResultTables(PAGE.parent), 0, interrupted, ended), PAGE, seconds)
+    show(Outcome(ResultTables(PAGE.parent), 0, interrupted, ended), PAGE, seconds)
 
 
 # ---------------------------------------------------------------- the closing words
@@ -55,13 +55,13 @@ def test_failures_are_a_line_each_and_never_crowd_out_the_rest(
 ) -> None:
     silent = {"status": Status.FAILED, "error": " \n"}
     loud = {"status": Status.FAILED, "error": "Traceback:\n  here\nRuntimeError: no\n"}
-    closing(silent, *[loud] * (FAILURES_TOLD + 4))
+    closing(silent, *[loud] * (FAILURES_SHOWN + 4))
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == [
         "failed: trial id0: without a message",
         "failed: trial id1: RuntimeError: no",
     ]
-    assert lines[FAILURES_TOLD:] == ["and 5 more failed; all of them are on the page"]
+    assert lines[FAILURES_SHOWN:] == ["and 5 more failed; all of them are on the page"]
 
 
 def test_a_failure_is_told_to_the_end_of_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +99,7 @@ def test_lost_and_failed_are_told_apart(
     lost: int, tried_again: int, said: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran = Ran(lost=lost, tried_again=tried_again)
-    tell(Outcome(ResultTables(PAGE.parent), 0, False, ran=ran), PAGE, 7)
+    show(Outcome(ResultTables(PAGE.parent), 0, False, ran=ran), PAGE, 7)
     assert capsys.readouterr().out.splitlines()[1:-1] == said
 
 

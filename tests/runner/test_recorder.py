@@ -16,7 +16,7 @@ from gisgd_ray.results.journal import Journal
 from gisgd_ray.results.tables import ResultTables, row_of
 from gisgd_ray.runner import recorder
 from gisgd_ray.runner.checkpoints import Checkpoints
-from gisgd_ray.runner.place import Place
+from gisgd_ray.runner.location import Location
 from gisgd_ray.runner.progress import Progress
 from gisgd_ray.runner.recorder import TABLES_EVERY_S, TABLES_SHARE, Recorder
 from gisgd_ray.runner.trainable import Payload
@@ -35,7 +35,7 @@ def make(folder: Path, *, mirror: Any = None, retries: int = 3) -> Recorder:
         labels={},
         console=Console(file=io.StringIO(), width=200, color_system=None),
     )
-    return Recorder(Place(folder, str(folder), mirror), [TRIAL, OTHER], display, retries=retries)
+    return Recorder(Location(folder, str(folder), mirror), [TRIAL, OTHER], display, retries=retries)
 
 
 def result(step: int, **payload: Any) -> dict[str, Any]:

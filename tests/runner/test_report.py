@@ -45,13 +45,13 @@ def _no_ray() -> Iterator[None]:
     """A sweep's launch writes the same measurements for every trial, and Ray is not asked."""
 
     def launch(job: Job) -> Outcome:
-        trials, place = job.plan.trials, job.place
+        trials, location = job.plan.trials, job.location
         summary, points = measured(trials[0])
         rows = [row_of(trial, summary) for trial in trials]
-        pd.DataFrame(rows).to_parquet(place.folder / "trials.parquet")
+        pd.DataFrame(rows).to_parquet(location.folder / "trials.parquet")
         history = [{"trial_id": t.trial_id, **point} for t in trials for point in points]
-        pd.DataFrame(history).to_parquet(place.folder / "history.parquet")
-        return Outcome(ResultTables(place.folder), reused=0, interrupted=False)
+        pd.DataFrame(history).to_parquet(location.folder / "history.parquet")
+        return Outcome(ResultTables(location.folder), reused=0, interrupted=False)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweeps, "connect", lambda **_: Connection(True, "a Ray of none"))

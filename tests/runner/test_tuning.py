@@ -10,7 +10,7 @@ import pytest
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.cluster import connect
 from gisgd_ray.runner.launch import launch
-from gisgd_ray.runner.place import Place
+from gisgd_ray.runner.location import Location
 from tests.support.runs import config
 from tests.support.sweep_runs import job
 
@@ -42,9 +42,9 @@ def test_the_driver_lets_go_of_what_a_trial_reported(
     end = TuneController.cleanup
     monkeypatch.setattr(TuneController, "cleanup", cleanup)
     trials = [config({"seed": seed}) for seed in range(3)]
-    place = Place.of(str(tmp_path), "kept")
-    launch(job(trials, place))
-    steps = dict(ResultTables(place.folder).trials[["trial_id", "steps"]].to_numpy())
+    location = Location.of(str(tmp_path), "kept")
+    launch(job(trials, location))
+    steps = dict(ResultTables(location.folder).trials[["trial_id", "steps"]].to_numpy())
     assert [result["step"] for result in kept] == [steps[t.trial_id] for t in trials]
     # Series and points would be megabytes of a long trial; their place is the journal.
     assert all(len(pickle.dumps(result)) < 10_000 for result in kept)

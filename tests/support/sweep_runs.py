@@ -10,7 +10,7 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.results.tables import row_of
 from gisgd_ray.runner import cli
 from gisgd_ray.runner.launch import Job
-from gisgd_ray.runner.place import Place
+from gisgd_ray.runner.location import Location
 from gisgd_ray.runner.plan import Plan
 from gisgd_ray.runner.resources import Chosen, Resources
 from gisgd_ray.sweep import Sweep
@@ -48,11 +48,11 @@ def tiny(trial: TrialConfig) -> TrialConfig:
     return validated(flat | asked | {"training.max_steps": 4})
 
 
-def job(trials: list[TrialConfig], place: Place) -> Job:
+def job(trials: list[TrialConfig], location: Location) -> Job:
     """A launch of those of these trials that have not finished, a CPU for each."""
     plan, options = Plan(trials, {}, []), cli.parse([], prog="", description="")
     chosen = Chosen(Resources())
-    return Job("one", "One", plan, plan.left(place.folder), place, options, chosen)
+    return Job("one", "One", plan, plan.left(location.folder), location, options, chosen)
 
 
 def measured(trial: TrialConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:

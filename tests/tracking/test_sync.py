@@ -13,7 +13,7 @@ import pytest
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.results.journal import Journal
 from gisgd_ray.results.tables import ResultTables, row_of, write_tables
-from gisgd_ray.tracking.existing import note_told
+from gisgd_ray.tracking.existing import note_sent
 from tests.runner.test_launch import ROOT
 from tests.support.journals import series
 from tests.support.wandb_server import Server, environment, run_script
@@ -201,7 +201,7 @@ def test_an_online_run_that_did_not_come_through_is_completed(
     said = run_script(server, tmp_path, ["-c", code, str(folder), name, "finished"],
                       PYTHONPATH=str(ROOT))  # fmt: skip
     assert said.strip().startswith(told)
-    note_told(folder, "tester/p", [name])
+    note_sent(folder, "tester/p", [name])
     assert losses(server) == {name: []}
     server.heal()
     ask = "from gisgd_ray.tracking.existing import incomplete as i; print(i('tester/p', "

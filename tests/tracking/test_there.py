@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gisgd_ray.tracking.existing import note_told, told_ids
+from gisgd_ray.tracking.existing import note_sent, sent_ids
 from tests.runner.test_launch import ROOT
 from tests.support.wandb_server import Server, environment
 from tests.support.wandb_server.state import Run
@@ -69,8 +69,8 @@ def test_runs_of_other_settings_or_other_results_are_found_and_left_as_they_are(
             "beside": {"seed": 3},
         },
     )
-    note_told(tmp_path, "tester/gisgd-ray", ["ours", "theirs", "lost"])
-    note_told(tmp_path, "tester/other", ["elsewhere"])
+    note_sent(tmp_path, "tester/gisgd-ray", ["ours", "theirs", "lost"])
+    note_sent(tmp_path, "tester/other", ["elsewhere"])
     (tmp_path / "wandb" / "online-begun").touch()
     assert json.loads(asked(server, tmp_path, FOREIGN)) == {
         "theirs": "the run tester/gisgd-ray/theirs exists with other settings (seed is 2 there, "
@@ -86,12 +86,12 @@ def test_a_project_that_is_not_there_has_no_runs(server: Server, tmp_path: Path)
 
 
 def test_what_was_told_is_kept_and_a_damaged_note_is_none(tmp_path: Path) -> None:
-    note_told(tmp_path, "a/p", ["x", "y"])
-    note_told(tmp_path, "a/p", ["z"])
-    note_told(tmp_path, "a/q", ["w"])
-    assert told_ids(tmp_path, "a/p") == {"x", "y", "z"}
+    note_sent(tmp_path, "a/p", ["x", "y"])
+    note_sent(tmp_path, "a/p", ["z"])
+    note_sent(tmp_path, "a/q", ["w"])
+    assert sent_ids(tmp_path, "a/p") == {"x", "y", "z"}
     (tmp_path / "wandb" / "told.json").write_text("[1")
-    assert told_ids(tmp_path, "a/p") == set()
+    assert sent_ids(tmp_path, "a/p") == set()
 
 
 MARK = """

@@ -15,8 +15,8 @@ from gisgd_ray.runner.resources import (
     MARGIN,
     PROBED,
     Resources,
-    dearest,
     gpu_share,
+    largest_trials,
     peak_bytes,
     rough_bytes,
 )
@@ -153,7 +153,7 @@ def test_a_trial_that_exceeds_a_gpu_is_refused(cpus: float) -> None:
     with pytest.raises(UserError) as caught:
         gpu_share(75 * GB, memory=80 * GB, cpus_to_a_gpu=cpus, cpus=1)
     assert str(caught.value) == (
-        "the dearest trial takes 75 GB of GPU memory, and the GPU has 80 GB; choose a smaller "
+        "the largest trial takes 75 GB of GPU memory, and the GPU has 80 GB; choose a smaller "
         "batch or network, or a larger GPU"
     )
 
@@ -165,19 +165,19 @@ def test_the_largest_batches_and_widest_networks_come_first() -> None:
     fields = [(width, size) for width in (64, 512) for size in (20, 2000, 200)]
     trials = [trial(model__width=w, training__batch_size=b, model__name="mlp") for w, b in fields]
     order = [(512, 2000), (64, 2000), (512, 200), (512, 20), (64, 200), (64, 20)]
-    assert [fields[trials.index(t)] for t in dearest(trials, 6)] == order
-    assert dearest(trials) == dearest(trials, 6)[:PROBED]
+    assert [fields[trials.index(t)] for t in largest_trials(trials, 6)] == order
+    assert largest_trials(trials) == largest_trials(trials, 6)[:PROBED]
 
 
 def test_seeds_are_one_configuration() -> None:
     trials = [trial(training__batch_size=b, seed=s) for s in range(5) for b in (20, 40)]
-    chosen = dearest(trials)
+    chosen = largest_trials(trials)
     assert [t.training.batch_size for t in chosen] == [40, 20]
     assert set(chosen) <= set(trials)
 
 
-def test_nothing_is_dearest_of_nothing() -> None:
-    assert dearest([]) == []
+def test_nothing_is_largest_of_nothing() -> None:
+    assert largest_trials([]) == []
 
 
 @pytest.mark.parametrize("width", [16, 512])

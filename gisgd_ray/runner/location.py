@@ -25,12 +25,12 @@ def expanded(path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A folder, or a bucket with a folder of the driver's that it is a copy of.
 
     Attributes:
         folder: on the driver's disk; journal, tables, figures.
-        storage: the same folder, or its place in the bucket; checkpoints.
+        storage: the same folder, or its location in the bucket; checkpoints.
         mirror: brings the folder to the bucket, if there is one.
     """
 
@@ -39,7 +39,7 @@ class Place:
     mirror: Mirror | None = None
 
     @staticmethod
-    def of(out: str, name: str, *, make: bool = True) -> "Place":
+    def of(out: str, name: str, *, make: bool = True) -> "Location":
         """Of the sweep ``name`` below ``out``, a folder or a bucket's URI.
 
         Raises:
@@ -55,9 +55,9 @@ class Place:
         else:
             require_writable(folder)
         if not is_uri(out):
-            return Place(folder, str(folder))
+            return Location(folder, str(folder))
         storage = Storage(joined(out, name))
-        return Place(folder, storage.where, Mirror(folder, storage))
+        return Location(folder, storage.where, Mirror(folder, storage))
 
     def owned(self, *, take_over: bool) -> AbstractContextManager[None]:
         """Context in which the folder is brought to the bucket, and first from there.
