@@ -39,7 +39,7 @@ def run() -> bool:
 
         def save(points: int) -> None:
             kept, state = trials[points]
-            kept._told = points  # the last point and the steps to it have not been saved
+            kept._points_saved = points  # the last point and the steps to it have not been saved
             kept.save(state)
 
         seconds = least_seconds(
@@ -53,7 +53,7 @@ def run() -> bool:
         steps = points * APART
         print(f"  {steps:>12,} steps: {size / 1e6:.2f} MB, {seconds[str(points)] * 1e3:.1f} ms")
     whole = len(checkpoint.dump(trials[10_000][1])) / 1e6
-    print(f"  with all that was told in it: {whole:,.0f} MB")
+    print(f"  with all that was measured in it: {whole:,.0f} MB")
     same = verdict("size at 10^7 steps to that at 10^3", sizes[10_000] / sizes[1], at_most=1.1)
     as_fast = seconds["10000"] / seconds["1"]
     return verdict("time at 10^7 steps to that at 10^3", as_fast, at_most=1.5) and same

@@ -287,7 +287,7 @@ def test_another_machine_finds_the_checkpoints_of_a_trial(server: Server) -> Non
     location = Location.of(server.uri(), "lr_batch")
     saved(location.storage, 3)
     below = f"prefix/lr_batch/checkpoints/{config().trial_id}"
-    pieces = [f"{below}/told/{points:012d}.pt" for points in (1, 2, 3)]
+    pieces = [f"{below}/measured/{points:012d}.pt" for points in (1, 2, 3)]
     checkpoints = [f"{below}/{step:012d}.ckpt" for step in (4, 8)]
     assert sorted(server.objects()) == sorted([*pieces, *checkpoints])
     state = Checkpoints(Storage(location.storage), config()).newest()

@@ -163,9 +163,9 @@ class TestCheckpoints:
             lambda content: content["models"].append({}),
             lambda content: content["models"][0].popitem(),
             lambda content: content["models"][0].update({"0.weight": torch.zeros(1)}),
-            lambda content: content.pop("told"),
-            lambda content: content["told"].update(begin=1),
-            lambda content: content["told"].pop("points"),
+            lambda content: content.pop("measured"),
+            lambda content: content["measured"].update(begin=1),
+            lambda content: content["measured"].pop("points"),
             lambda content: content["unmeasured"].pop("loss"),
             lambda content: content.update(stepper={}),
             lambda content: content.update(config=5),
@@ -180,7 +180,7 @@ class TestCheckpoints:
             checkpoint.load(config(), path.read_bytes())
         assert kept.newest().step == 0
 
-    @pytest.mark.parametrize("name", ["000000000004.ckpt", "told/000000000002.pt"])
+    @pytest.mark.parametrize("name", ["000000000004.ckpt", "measured/000000000002.pt"])
     def test_one_with_code_in_it_is_not_run(self, tmp_path, name):
         kept, _ = self.saved(tmp_path, 2)
         folder = tmp_path / "checkpoints" / config().trial_id
@@ -190,7 +190,7 @@ class TestCheckpoints:
             checkpoint.load(
                 config(),
                 (folder / "000000000004.ckpt").read_bytes(),
-                told=lambda end: (folder / f"told/{end:012d}.pt").read_bytes(),
+                pieces=lambda end: (folder / f"measured/{end:012d}.pt").read_bytes(),
             )
         assert kept.newest().step == 0
         assert not (tmp_path / "was run").exists()
@@ -209,12 +209,12 @@ class TestWhatWasTold:
         return kept
 
     def piece(self, folder: Path, points: int) -> Path:
-        return folder / "checkpoints" / config().trial_id / f"told/{points:012d}.pt"
+        return folder / "checkpoints" / config().trial_id / f"measured/{points:012d}.pt"
 
     @pytest.mark.parametrize("points", [[1, 2, 3, 4], [2, 3], [1, 4], [3]])
     def test_is_all_there_however_often_the_trial_was_saved(self, tmp_path, points):
         kept = self.saved(tmp_path, points)
-        assert [p.name for p in sorted(tmp_path.rglob("told/*"))] == [
+        assert [p.name for p in sorted(tmp_path.rglob("measured/*"))] == [
             f"{count:012d}.pt" for count in points
         ]
         before, state = self.piece(tmp_path, points[0]), kept.newest()
@@ -254,7 +254,7 @@ class TestWhatWasTold:
 
     def test_alone_such_a_checkpoint_is_refused(self, tmp_path):
         kept = self.saved(tmp_path, [2])
-        with pytest.raises(CheckpointError, match="what the run has told is not in it"):
+        with pytest.raises(CheckpointError, match="what the run has measured is not in it"):
             checkpoint.load(config(), (tmp_path / kept.names()[0]).read_bytes())
 
     def test_two_attempts_at_once_leave_a_whole(self, tmp_path):

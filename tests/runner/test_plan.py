@@ -38,7 +38,7 @@ def note(folder: Path, config: TrialConfig, status: str) -> None:
     Journal(folder).add_row(config.trial_id, row_of(config, {"status": status}))
 
 
-def told(plan: Plan, location: Location, item: str) -> list[str]:
+def lines_of(plan: Plan, location: Location, item: str) -> list[str]:
     return plan_lines(plan, plan.left(location.folder).waiting, location, item)
 
 
@@ -128,7 +128,7 @@ def test_the_list_says_what_is_finished_and_what_is_not(tmp_path: Path) -> None:
     for config, status in zip(plan.trials, ("finished", "diverged", "failed"), strict=False):
         note(tmp_path, config, status)
     add_point(Journal(tmp_path), plan.trials[3].trial_id, {"step": 0})  # broken off
-    *lines, last = told(plan, Location(tmp_path, str(tmp_path)), "Figure 0")
+    *lines, last = lines_of(plan, Location(tmp_path, str(tmp_path)), "Figure 0")
     states = ["finished", "finished", "to run  ", "to run  ", "to run  "]
     assert lines == [
         f"{config.trial_id}  {state}  label {config.seed}"
@@ -139,13 +139,13 @@ def test_the_list_says_what_is_finished_and_what_is_not(tmp_path: Path) -> None:
 
 def test_listing_makes_no_folder(tmp_path: Path) -> None:
     folder = tmp_path / "none"
-    assert told(of_seeds(1), Location(folder, str(folder)), "It")[-1].endswith(str(folder))
+    assert lines_of(of_seeds(1), Location(folder, str(folder)), "It")[-1].endswith(str(folder))
     assert not folder.exists()
 
 
 @pytest.mark.parametrize("count", [0, 1, SHOWN - 1, SHOWN])
 def test_a_list_that_is_short_enough_is_whole(count: int, tmp_path: Path) -> None:
-    lines = told(of_seeds(count), Location(tmp_path, str(tmp_path)), "It")
+    lines = lines_of(of_seeds(count), Location(tmp_path, str(tmp_path)), "It")
     assert [line.split()[-1] for line in lines[:-1]] == [str(i) for i in range(count)]
 
 
@@ -171,7 +171,7 @@ def test_what_is_left_is_looked_up_here_and_where_trials_are_taken_from(tmp_path
 def test_a_long_list_is_cut_in_its_middle(count: int, tmp_path: Path) -> None:
     plan = of_seeds(count)
     note(tmp_path, plan.trials[SHOWN // 2], "finished")  # counts though it is not shown
-    lines = told(plan, Location(tmp_path, str(tmp_path)), "It")
+    lines = lines_of(plan, Location(tmp_path, str(tmp_path)), "It")
     half = SHOWN // 2
     assert lines[half] == f"... {count - SHOWN} more ..."
     shown = [line.split()[-1] for line in lines[:half] + lines[half + 1 : -1]]
@@ -262,7 +262,7 @@ def test_the_panels_of_a_sweep_count_together() -> None:
 def test_planning_that_takes_a_while_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gisgd_ray.runner.plan.TOLD", 3)
+    monkeypatch.setattr("gisgd_ray.runner.plan.MANY", 3)
     planned({"one": make_space({RATE: 0.1}, seeds=3)})
     assert capsys.readouterr().err == ""
     planned({"one": make_space({RATE: 0.1}, seeds=4)})

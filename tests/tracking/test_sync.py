@@ -157,7 +157,7 @@ def test_a_run_that_other_results_were_told_to_is_left_as_it_is(
     assert sync(server, tmp_path / "first").returncode == 0
     done = sync(server, tmp_path / "second")
     assert done.returncode == 1
-    told = "left out: the run tester/p/a is there already, told from another results folder"
+    told = "left out: the run tester/p/a is there already, sent from another results folder"
     assert told in done.stderr
     (run,) = server.runs
     assert (run.state, run.summary["status"]) == ("finished", "finished")

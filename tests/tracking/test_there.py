@@ -75,7 +75,7 @@ def test_runs_of_other_settings_or_other_results_are_found_and_left_as_they_are(
     assert json.loads(asked(server, tmp_path, FOREIGN)) == {
         "theirs": "the run tester/gisgd-ray/theirs exists with other settings (seed is 2 there, "
         "and 1 here); none of this trial's points went to it: choose another WANDB_PROJECT",
-        "elsewhere": "the run tester/gisgd-ray/elsewhere is there already, told from another "
+        "elsewhere": "the run tester/gisgd-ray/elsewhere is there already, sent from another "
         "results folder; none of this trial's points went to it: choose another WANDB_PROJECT",
     }
     assert {run.group for run in server.runs} == {"g"}
@@ -85,7 +85,7 @@ def test_a_project_that_is_not_there_has_no_runs(server: Server, tmp_path: Path)
     assert json.loads(asked(server, tmp_path, FOREIGN)) == {}
 
 
-def test_what_was_told_is_kept_and_a_damaged_note_is_none(tmp_path: Path) -> None:
+def test_what_was_sent_is_kept_and_a_damaged_note_is_none(tmp_path: Path) -> None:
     note_sent(tmp_path, "a/p", ["x", "y"])
     note_sent(tmp_path, "a/p", ["z"])
     note_sent(tmp_path, "a/q", ["w"])
