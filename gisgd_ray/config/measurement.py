@@ -26,7 +26,7 @@ class MeasurementConfig(Frozen):
         "auto",
         description="per_sample: from per-sample gradient norms (BackPACK's quantity); groups: "
         "between independent groups of the batch, also with BatchNorm in train mode and twice as "
-        "dear; auto: per_sample where it applies",
+        "expensive; auto: per_sample where it applies",
     )
     dispersion_groups: int = Field(2, ge=2, description="groups of a batch (estimator groups)")
     hessian_trace: Literal["auto", "exact", "pyhessian", "off"] = Field(
@@ -50,7 +50,7 @@ class MeasurementConfig(Frozen):
     sensitivity: bool = Field(
         False,
         description="local gradient sensitivity Psi, for Neu et al.'s Lemma 2 and for Corollary 1; "
-        "dear",
+        "expensive",
     )
     sensitivity_schedule: Schedule = Field(
         Schedule(), description="when Psi is measured; linear in t in between"

@@ -3,7 +3,7 @@
 A slow machine is no lost cluster. Lost it is when a process of this driver's own Ray has ended or
 been halted, when the cluster has given this machine up, or when nobody answers for
 :data:`SILENT_S`. What counts is the time spent asking, not the clock's: a driver that was halted
-itself, or slept with its machine, asks anew.
+itself, or slept with its machine, asks again.
 """
 
 import threading

@@ -3,7 +3,8 @@
 Two things are not known beforehand. The time of a step and of a measuring point is measured, on
 this machine, for a few of the trials. Where a loss ends the trial, the number of steps is a guess:
 from the loss measured so far it is extrapolated once as falling exponentially, which is too
-hopeful, and once as a power of the number of steps, which is too gloomy; the two are the range.
+optimistic, and once as a power of the number of steps, which is too pessimistic; the two are the
+range.
 """
 
 import math
@@ -38,8 +39,8 @@ ACTOR_S = 8.0
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one trial: seconds to start, a step, a measuring point; and how many steps, from a hopeful
-    guess to a gloomy one."""
+    """Seconds that a trial takes to start, for a step and for a measuring point; and its number of
+    steps, from an optimistic guess to a pessimistic one."""
 
     start_s: float
     step_s: float
@@ -47,7 +48,7 @@ class Cost:
     steps: tuple[float, float]
 
     def seconds(self, config: TrialConfig) -> tuple[float, float]:
-        """Of the whole trial, from the hopeful to the gloomy number of steps."""
+        """Of the whole trial, at the optimistic and at the pessimistic number of steps."""
         low, high = (
             self.start_s + steps * self.step_s + num_points(config, steps) * self.point_s
             for steps in self.steps

@@ -1,4 +1,4 @@
-"""What the driver hands to the trials' processes that nobody else is to read: keys of W&B and of a
+"""Secrets that the driver hands to the trials' processes: keys of W&B and of a
 bucket.
 
 Ray writes a runtime environment into its logs, and Tune a trial's parameters into its state. What

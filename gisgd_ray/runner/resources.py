@@ -91,7 +91,7 @@ def gpu_share(peak: int, *, memory: int, cpus_to_a_gpu: float, cpus: int) -> flo
 
 
 def largest_trials(trials: Sequence[TrialConfig], count: int = PROBED) -> list[TrialConfig]:
-    """The configurations that take most memory, by a rough reckoning.
+    """The configurations that take most memory, by a rough estimate.
 
     Seeds and learning rates do not matter.
     """

@@ -1,4 +1,4 @@
-"""Whether W&B can be had: asked once, by the driver, before the first trial opens a run."""
+"""Whether W&B can be reached: asked once, by the driver, before the first trial opens a run."""
 
 import json
 import os
