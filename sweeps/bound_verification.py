@@ -12,13 +12,10 @@ labels redrawn at random ((c), (d)), on a log axis (Wang & Mao, ICLR 2022, Figur
 With label noise, training goes on to 100 % training accuracy; without, until the loss is small.
 """
 
-import re
 import sys
 import textwrap
 
-import pandas as pd
-
-from gisgd_ray.claims.figure2 import AXES, claims, panel_axis
+from gisgd_ray.claims.figure2 import AXES, AxisPanel, axis_panels, claims
 from gisgd_ray.claims.points import finished
 from gisgd_ray.config.space import SearchSpace
 from gisgd_ray.config.trial import TrialConfig
@@ -33,7 +30,6 @@ from gisgd_ray.figures.style import (
     panel_grid,
     style,
 )
-from gisgd_ray.results.panels import printed
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
 from gisgd_ray.sweep import Sweep
@@ -93,7 +89,6 @@ PAPER_ALEXNET = {
     "training.stop_loss": 1e-4,
     "training.max_epochs": 5000,
 }
-SWEPT = re.compile(r", against [\w ]+")
 NOISE = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
 PAPER = {
     "mlp_width": SearchSpace(fields={**MLP, **PAPER_MLP, "model.width": [100, 200, 300, 400, 500]}),
@@ -119,22 +114,20 @@ def check(config: TrialConfig) -> None:
 
 def plot(tables: ResultTables) -> dict[str, Figure]:
     """Figure 2: a panel per model, dataset and swept axis; sizes above, label noise below."""
-    found = panel_axis(finished(tables))
-    shown = dict(sorted(found.items(), key=lambda panel: panel[1][0] == "data.label_noise"))
+    found = axis_panels(finished(tables))
+    shown = sorted(found, key=lambda panel: panel.axis == "data.label_noise")
     if not shown:
         return {}
     with style():
         figure, axes = panel_grid(len(shown), height=2.6)
-        for i, (axis, (title, (path, trials))) in enumerate(zip(axes, shown.items(), strict=True)):
-            _panel(axis, trials, path)
-            # The axis is named below the panel; what else is fixed stays in the title.
-            axis.set_title(
-                textwrap.fill(f"({chr(ord('a') + i)}) {printed(SWEPT.sub('', title))}", 44)
-            )
+        for i, (axis, panel) in enumerate(zip(axes, shown, strict=True)):
+            _draw(axis, panel)
+            axis.set_title(textwrap.fill(f"({chr(ord('a') + i)}) {panel.printed}", 44))
     return {"figure2": figure}
 
 
-def _panel(axis: Axes, trials: pd.DataFrame, path: str) -> None:
+def _draw(axis: Axes, panel: AxisPanel) -> None:
+    trials, path = panel.trials, panel.axis
     axis.set_yscale("log")
     curve(axis, trials, path, "bound/theorem2_closed_form", label="bound (Eq. 3)", place=0)
     curve(axis, trials, path, "gap/loss", label="gap", place=1)

@@ -32,7 +32,7 @@ from gisgd_ray.errors import UserError
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.figures.style import COLOURS, Axes, Figure, Line2D, curve, panel_grid, style
 from gisgd_ray.numbers import format_setting
-from gisgd_ray.results.panels import printed
+from gisgd_ray.results.panels import Title
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
 from gisgd_ray.sweep import Sweep
@@ -148,14 +148,14 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
         name: {
             title: schemes
             for title, schemes in found.items()
-            if (schemes[0].setting["model.name"] == "alexnet") == (name == "figure9")
+            if (title.model == "alexnet") == (name == "figure9")
         }
         for name in ("figure4", "figure9")
     }
     return {name: _figure(tables, shown) for name, shown in figures.items() if shown}
 
 
-def _figure(tables: ResultTables, shown: dict[str, list[Variant]]) -> Figure:
+def _figure(tables: ResultTables, shown: dict[Title, list[Variant]]) -> Figure:
     places = _places([variant for schemes in shown.values() for variant in schemes])
     with style():
         figure, axes = panel_grid(len(shown), height=2.7, extra=0.5, sharey=True)
@@ -163,7 +163,7 @@ def _figure(tables: ResultTables, shown: dict[str, list[Variant]]) -> Figure:
             for variant in schemes:
                 points = points_after_start(tables, variant.trials)
                 _curves(axis, points, places[variant.label])
-            axis.set_title(textwrap.fill(f"({chr(ord('a') + i)}) {printed(title)}", 44))
+            axis.set_title(textwrap.fill(f"({chr(ord('a') + i)}) {title.printed}", 44))
             axis.set_xlabel("epoch")
             axis.set_ylabel("accuracy (%)")
         handles = [Line2D([], [], color=_colour(at), label=name) for name, at in places.items()]

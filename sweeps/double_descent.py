@@ -28,7 +28,6 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.figures.style import COLOURS, Axes, Figure, curve, panel_grid, style
-from gisgd_ray.results.panels import printed, setting_text
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
 from gisgd_ray.sweep import Sweep
@@ -119,7 +118,7 @@ def check(config: TrialConfig) -> None:
 def plot(tables: ResultTables) -> dict[str, Figure]:
     """Figure 3: two panels a row, label noise ascending within a model and dataset."""
     shown = [
-        (f"{where}, {setting_text(NOISE, noise)}", trials)
+        (where.with_setting(NOISE, noise).printed, trials)
         for where, levels in figure_panels(finished(tables)).items()
         for noise, trials in levels.items()
     ]
@@ -159,9 +158,7 @@ def _panel(axis: Axes, tables: ResultTables, trials: pd.DataFrame, title: str) -
             at = float(np.mean(epochs))
             axis.axvline(at, color=colour, linestyle=pattern, linewidth=1.2, label=label)
             where.append(f"{label} at {'' if where else 'epoch '}{at:.3g}")
-    axis.set_title(
-        "\n".join([printed(title), ", ".join(where)]), fontsize=8
-    )  # two abreast must not meet
+    axis.set_title("\n".join([title, ", ".join(where)]), fontsize=8)  # two abreast must not meet
     axis.set_xlabel("epoch")
     axis.set_ylabel("accuracy (%)")
     axis.set_ylim(0, 102)

@@ -31,7 +31,7 @@ from gisgd_ray.figures.style import (
     new_figure,
     style,
 )
-from gisgd_ray.results.panels import panels, printed
+from gisgd_ray.results.panels import panels
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
 from gisgd_ray.sweep import Sweep
@@ -83,7 +83,7 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
             axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
             for axis, (title, group) in zip(axes, shown.items(), strict=True):
                 _panel(axis, points_after_start(tables, group), bound, theorem)
-                axis.set_title(printed(title))
+                axis.set_title(title.printed)
             # Below the axes: the gap may be anywhere in them.
             named = {
                 label: handle

@@ -22,7 +22,7 @@ from gisgd_ray.claims.points import finished
 from gisgd_ray.config.space import SearchSpace
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.figures.style import COLOURS, MARKERS, Axes, Figure, log_scale, new_figure, style
-from gisgd_ray.results.panels import panels, printed
+from gisgd_ray.results.panels import panels
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
 from gisgd_ray.sweep import Sweep
@@ -82,7 +82,7 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
             columns = ((TRAJECTORY, "trajectory factor"), (FLATNESS, "flatness factor"))
             for side, (axis, (column, name)) in enumerate(zip(pair, columns, strict=True)):
                 _curves(axis, group, column)
-                axis.set_title(f"({chr(ord('a') + 2 * row + side)}) {printed(title)}")
+                axis.set_title(f"({chr(ord('a') + 2 * row + side)}) {title.printed}")
                 axis.set_xlabel("batch size")
                 axis.set_ylabel(name)
             pair[0].legend()

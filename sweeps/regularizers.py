@@ -18,13 +18,13 @@ import pandas as pd
 
 from gisgd_ray.claims.paper_tables import TABLES, Accuracy
 from gisgd_ray.claims.points import finished
-from gisgd_ray.claims.tables1_3 import ERM, by_panel, claims, relative_time
+from gisgd_ray.claims.tables1_3 import ERM, by_panel, claims, gmp_schemes, relative_time
 from gisgd_ray.config.catalogue import MODELS
 from gisgd_ray.config.space import UNMEASURED, SearchSpace
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.figures.style import COLOURS, Axes, Figure, panel_grid, style
 from gisgd_ray.figures.tables import Row, Table
-from gisgd_ray.results.panels import printed
+from gisgd_ray.results.panels import Title
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
 from gisgd_ray.sweep import Sweep
@@ -136,8 +136,8 @@ def result_tables(tables: ResultTables) -> list[Table]:
     return [_table(title, panel) for title, panel in by_panel(finished(tables)).items()]
 
 
-def _table(title: str, panel: pd.DataFrame) -> Table:
-    model, dataset = panel[["model.name", "data.dataset"]].iloc[0]
+def _table(title: Title, panel: pd.DataFrame) -> Table:
+    model, dataset = title.model, title.dataset
     paper = TABLES.get(model, TABLES["vgg16"])
     same = model in TABLES and dataset in paper[ERM]
     shown = dataset if same else "cifar10"
@@ -159,7 +159,7 @@ def _table(title: str, panel: pd.DataFrame) -> Table:
     over = "One seed" if n == 1 else f"Mean ± standard deviation over {n} seeds"
     aside = "" if same else " The paper has no such setting: its numbers are of another, as named."
     return Table(
-        title=title,
+        title=str(title),
         headings=["test accuracy (%)", reference, "time of a step, ERM = 1"],
         rows=rows,
         caption=f"{over}, after the last step; the three best in bold.{aside} Times relative to "
@@ -179,16 +179,16 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
         figure, axes = panel_grid(len(shown), height=3.2)
         for i, (axis, (title, panel)) in enumerate(zip(axes, shown.items(), strict=True)):
             _dots(axis, panel)
-            axis.set_title(f"({chr(ord('a') + i)}) {printed(title)}", wrap=True)
+            axis.set_title(f"({chr(ord('a') + i)}) {title.printed}", wrap=True)
             axis.set_xlabel("test accuracy (%)")
     return {"regularizers": figure}
 
 
 def _dots(axis: Axes, panel: pd.DataFrame) -> None:
-    names = list(dict.fromkeys(panel["scheme"]))
+    names, ours = list(dict.fromkeys(panel["scheme"])), gmp_schemes(panel)
     for place, name in enumerate(names):
         values = panel.loc[panel["scheme"] == name, "accuracy"]
-        colour = COLOURS[0] if name.startswith("GMP") else COLOURS[6]
+        colour = COLOURS[0] if name in ours else COLOURS[6]
         axis.plot(values, [place] * len(values), "o", color=colour, alpha=0.35, markersize=4)
         axis.errorbar(
             values.mean(), place, xerr=values.std(), fmt="|", color=colour, markersize=11, capsize=3

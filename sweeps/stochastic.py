@@ -27,7 +27,7 @@ from gisgd_ray.errors import UserError
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.figures.style import Axes, Figure, curve, log_scale, new_figure, style
 from gisgd_ray.numbers import format_noise_std
-from gisgd_ray.results.panels import panels, printed
+from gisgd_ray.results.panels import panels
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
 from gisgd_ray.sweep import Sweep
@@ -107,7 +107,7 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
             last = f"({chr(ord('a') + len(stds))}) V and Ṽ"
             _dispersions(axes.flat[len(stds)], tables, group, last)
             figure.suptitle(
-                f"{printed(title)}, {group['replicas'].iloc[0]:.0f} replicas", fontsize=9
+                f"{title.printed}, {group['replicas'].iloc[0]:.0f} replicas", fontsize=9
             )
         figures["figure5" + (f"_{place + 1}" if place else "")] = figure
     return figures

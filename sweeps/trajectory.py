@@ -27,7 +27,7 @@ from gisgd_ray.errors import UserError
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.figures.style import Axes, Figure, curve, log_scale, new_figure, style
 from gisgd_ray.numbers import format_noise_std
-from gisgd_ray.results.panels import panels, printed
+from gisgd_ray.results.panels import panels
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
 from gisgd_ray.sweep import Sweep
@@ -105,7 +105,7 @@ def points(tables: ResultTables, trials: pd.DataFrame, noise_std: float) -> pd.D
 def plot(tables: ResultTables) -> dict[str, Figure]:
     """Figure 1, a panel per model, dataset and sigma; and below it what the curves are made of."""
     shown = [
-        (f"{printed(title)}\n{_sigma(noise_std)}", frame, ratio_at_end(frame, noise_std))
+        (f"{title.printed}\n{_sigma(noise_std)}", frame, ratio_at_end(frame, noise_std))
         for title, group in panels(finished(tables), [NOISE_STDS]).items()
         for noise_std in noise_stds(group)
         for frame in [points(tables, group, noise_std)]

@@ -56,7 +56,8 @@ def claims(tables: ResultTables) -> list[Claim]:
     """
     trials = finished(tables)
     found = []
-    for where, group in panels(trials, []).items():
+    for title, group in panels(trials, []).items():
+        where = str(title)
         points = points_after_start(tables, group)
         for std in noise_stds(group):
             found.append(_sensitivity_grows(points, std, group, f"{where}, σ = {std:g}"))

@@ -1,5 +1,8 @@
 """What the paper reads off Figure 2 (section 3, bound verification): Eq. 3 against the gap."""
 
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+
 import pandas as pd
 
 from gisgd_ray.claims.bound_and_gap import GAP, bound_above_gap
@@ -12,7 +15,7 @@ from gisgd_ray.claims.statistics import (
     t_test,
     trend_ratio,
 )
-from gisgd_ray.results.panels import model_and_dataset, panels, setting_text
+from gisgd_ray.results.panels import Title, panels, setting_text
 from gisgd_ray.results.tables import ResultTables
 
 BOUND = "bound/theorem2_closed_form"
@@ -24,38 +27,60 @@ AXES = {
 """The swept fields: their names on the axis, and the direction the paper finds for the bound."""
 
 
-def panel_axis(trials: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
-    """The figure's panels by title: the swept field, and the trials that lie on its curve.
+@dataclass(frozen=True)
+class AxisPanel:
+    """One panel of the figure: what is drawn against one swept field."""
 
-    One panel per model, dataset and axis that varies there. Its trials are those at the most common
-    value of the other axis (the smallest of several), so that the two sweeps of a model, over its
-    size at one noise level and over the noise at one size, come apart again. Other settings (the
-    stopping rule of the noisy runs, say) are in the title where it would not be unique otherwise.
+    title: Title
+    axis: str
+    """The field."""
+    fixed: tuple[tuple[str, Hashable], ...]
+    """The other fields that vary, at the value they have here."""
+    trials: pd.DataFrame
+
+    def __str__(self) -> str:
+        fixed = [setting_text(path, value) for path, value in self.fixed]
+        return ", ".join([str(self.title), f"against {AXES[self.axis][0]}", *fixed])
+
+    @property
+    def printed(self) -> str:
+        """The title of its axes, which name the field themselves."""
+        return replace(self.title, settings=(*self.title.settings, *self.fixed)).printed
+
+
+def axis_panels(trials: pd.DataFrame) -> list[AxisPanel]:
+    """The figure's panels, one per model, dataset and axis that varies there.
+
+    Its trials are those at the most common value of the other axis (the smallest of several), so
+    that the two sweeps of a model, over its size at one noise level and over the noise at one size,
+    come apart again. Other settings (the stopping rule of the noisy runs, say) are in the title
+    where it would not be unique otherwise.
     """
     found = []
-    for where, group in panels(trials, list(AXES)).items():
+    for title, group in panels(trials, list(AXES)).items():
         varied = [axis for axis in AXES if axis in group.columns and group[axis].nunique() > 1]
         for axis in varied:
-            frame, against = group, f", against {AXES[axis][0]}"
-            for other in (a for a in varied if a != axis):
+            frame, fixed = group, []
+            for other in (each for each in varied if each != axis):
                 value = group[other].mode().iloc[0]
                 frame = frame[frame[other] == value]
-                against += f", {setting_text(other, value)}"
+                fixed.append((other, value))
             if frame[axis].nunique() > 1:
-                short = model_and_dataset(frame) + against
-                found.append((short, where + against, axis, frame))
-    short_titles = [short for short, *_ in found]
-    return {
-        short if short_titles.count(short) == 1 else full: (axis, frame)
-        for short, full, axis, frame in found
-    }
+                found.append(AxisPanel(title, axis, tuple(fixed), frame))
+    short = [replace(panel, title=replace(panel.title, settings=())) for panel in found]
+    texts = [str(panel) for panel in short]
+    return [
+        brief if texts.count(text) == 1 else panel
+        for brief, text, panel in zip(short, texts, found, strict=True)
+    ]
 
 
 @reading("Figure 2")
 def claims(tables: ResultTables) -> list[Claim]:
     """Figure 2, three claims a panel: the bound follows the gap, its trend, and it is a bound."""
     found = []
-    for where, (axis, frame) in panel_axis(finished(tables)).items():
+    for each in axis_panels(finished(tables)):
+        frame, axis, where = each.trials, each.axis, str(each)
         panel = frame.assign(bound=numbers(frame, BOUND), gap=numbers(frame, GAP))
         found += [
             _follows(panel, axis, where),

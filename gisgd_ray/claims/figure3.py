@@ -52,7 +52,7 @@ from gisgd_ray.claims.valley import (
     middle_of_equals,
     running_median,
 )
-from gisgd_ray.results.panels import panels, setting_text
+from gisgd_ray.results.panels import Title, panels
 from gisgd_ray.results.tables import ResultTables
 
 NOISE = "data.label_noise"
@@ -197,7 +197,7 @@ def courses(tables: ResultTables, trials: pd.DataFrame) -> list[Course]:
     return [each for each in found if each.points]
 
 
-def figure_panels(trials: pd.DataFrame) -> dict[str, dict[float, pd.DataFrame]]:
+def figure_panels(trials: pd.DataFrame) -> dict[Title, dict[float, pd.DataFrame]]:
     """By model, dataset and every other setting that varies: the trials at each label noise."""
     return {
         where: {cast(float, noise): part for noise, part in group.groupby(NOISE, dropna=False)}
@@ -211,7 +211,7 @@ def claims(tables: ResultTables) -> list[Claim]:
     found = []
     for where, levels in figure_panels(finished(tables)).items():
         for noise, trials in levels.items():
-            there = f"{where}, {setting_text(NOISE, noise)}"
+            there = str(where.with_setting(NOISE, noise))
             if math.isnan(noise):
                 why = f"{NOISE} is not known of {len(trials)} trials"
                 found.append(not_measured(f"What the paper reads off Figure 3 ({there}).", why))

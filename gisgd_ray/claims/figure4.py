@@ -34,7 +34,7 @@ from gisgd_ray.claims.claim import Claim, corrected_together
 from gisgd_ray.claims.points import TEST, TRAIN, finished, numbers, points_after_start, reading
 from gisgd_ray.claims.statistics import PValues, all_of
 from gisgd_ray.claims.valley import running_median
-from gisgd_ray.results.panels import panels, told_apart
+from gisgd_ray.results.panels import Title, panels, told_apart
 from gisgd_ray.results.tables import ResultTables
 
 FACTOR = "measure/gradient_factor"
@@ -71,7 +71,7 @@ class Variant:
         return self.clips and _start_epoch(self.setting) is None
 
 
-def figure_panels(trials: pd.DataFrame) -> dict[str, list[Variant]]:
+def figure_panels(trials: pd.DataFrame) -> dict[Title, list[Variant]]:
     """The figures' panels by title, one per model, dataset and noise level: their schemes."""
     schemes = [column for column in trials.columns if column.startswith("scheme.")]
     return {title: variants(group) for title, group in panels(trials, schemes).items()}

@@ -36,7 +36,8 @@ TENTH = 0.1
 def claims(tables: ResultTables) -> list[Claim]:
     """Figure 5 for each model and dataset: one claim per noise std, and two on V against V~."""
     found = []
-    for where, group in panels(finished(tables), []).items():
+    for title, group in panels(finished(tables), []).items():
+        where = str(title)
         points = points_after_start(tables, group)
         replicas = _replicas(group)
         for std in noise_stds(group):

@@ -30,8 +30,8 @@ def claims(tables: ResultTables) -> list[Claim]:
     itself (:func:`gisgd_ray.claims.trend_ratio`, on the logarithm of the axis). n: seeds.
     """
     found = []
-    for where, group in panels(finished(tables), [RATE, BATCH]).items():
-        found += [_rate(group, where), _batch(group, where)]
+    for title, group in panels(finished(tables), [RATE, BATCH]).items():
+        found += [_rate(group, str(title)), _batch(group, str(title))]
     return corrected_together(found)
 
 

@@ -8,9 +8,10 @@ from gisgd_ray.claims.points import finished, numbers, points_after_start, readi
 from gisgd_ray.config.catalogue import MODELS
 from gisgd_ray.results.panels import panels
 from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.theory.quantities import NBSP, symbol
 
 BOUNDS = {
-    name: (f"bound/{model.theorem}", f"Theorem {model.theorem[-1]}")
+    name: (column := f"bound/{model.theorem}", symbol(column).replace(NBSP, " "))
     for name, model in MODELS.items()
     if model.theorem
 }
@@ -26,10 +27,9 @@ def claims(tables: ResultTables) -> list[Claim]:
     """
     found = []
     for where, group in panels(finished(tables), []).items():
-        model = str(group["model.name"].iloc[0])
-        if model not in BOUNDS:
+        if where.model not in BOUNDS:
             continue
-        column, name = BOUNDS[model]
+        column, name = BOUNDS[where.model]
         points = points_after_start(tables, group)
         found.append(
             bound_above_gap(

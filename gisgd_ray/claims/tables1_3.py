@@ -30,7 +30,7 @@ from gisgd_ray.claims.statistics import (
     t_test,
 )
 from gisgd_ray.config.catalogue import SCHEMES
-from gisgd_ray.results.panels import panels, told_apart
+from gisgd_ray.results.panels import Title, panels, told_apart
 from gisgd_ray.results.tables import ResultTables, records
 
 ERM, GMP3, ABSOLUTE = SCHEMES["sgd"].printed, "GMP3", "GMP3 absolute"
@@ -55,7 +55,7 @@ def scheme_label(row: Mapping[str, Any]) -> str:
     return f"{label} absolute" if row.get("scheme.variant") == "absolute" else label
 
 
-def by_panel(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def by_panel(trials: pd.DataFrame) -> dict[Title, pd.DataFrame]:
     """The trials of each model, dataset and other setting, with columns ``scheme``, ``accuracy``
     (%), and ``step_time`` (s)."""
     if trials.empty:
@@ -70,6 +70,14 @@ def by_panel(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
         title: panel.assign(scheme=told_apart(panel, panel["scheme"], axes))
         for title, panel in panels(prepared, [*axes, "scheme"]).items()
     }
+
+
+def gmp_schemes(panel: pd.DataFrame, *, absolute: bool = True) -> set[str]:
+    """The labels of a panel's schemes that are GMP, with those of its absolute variant or not."""
+    is_gmp = panel["scheme.name"] == "gmp"
+    if not absolute and "scheme.variant" in panel.columns:
+        is_gmp &= panel["scheme.variant"] != "absolute"
+    return set(panel.loc[is_gmp, "scheme"])
 
 
 def _training_time(trials: pd.DataFrame) -> "pd.Series[float]":
@@ -106,10 +114,10 @@ def relative_time(panel: pd.DataFrame, scheme: str) -> Interval:
 def claims(tables: ResultTables) -> list[Claim]:
     """Tables 1-3, for each panel that has the schemes a claim is about."""
     found = []
-    for where, panel in by_panel(finished(tables)).items():
-        schemes = set(panel["scheme"])
+    for title, panel in by_panel(finished(tables)).items():
+        schemes, where = set(panel["scheme"]), str(title)
         # One claim for each: the best of several, chosen on the same seeds, would flatter them.
-        for ours in sorted(s for s in schemes if s.startswith("GMP") and "absolute" not in s):
+        for ours in sorted(gmp_schemes(panel, absolute=False)):
             found.append(_top(panel, ours, where))
             if ERM in schemes:
                 found.append(_beats(panel, ours, ERM, f"{ours} improves on ERM ({where})."))
@@ -123,7 +131,7 @@ def claims(tables: ResultTables) -> list[Claim]:
 
 def _top(panel: pd.DataFrame, ours: str, where: str) -> Claim:
     """Statistic: how many schemes that are not GMP are better, seed by seed. n: those schemes."""
-    others = sorted(s for s in set(panel["scheme"]) if not s.startswith("GMP"))
+    others = sorted(set(panel["scheme"]) - gmp_schemes(panel))
     found = {other: differences(panel, ours, other) for other in others}
     against = {s: accuracy_test(d, 0, side="above") for s, d in found.items()}
     tested = {s: p for s, p in against.items() if p.n != 1}

@@ -42,6 +42,9 @@ FIELD_HEADINGS = {
     "scheme.name": "scheme",
 }
 
+ALWAYS = ("bound/theorem2_closed_form", "bound/lemma7")
+"""Shown even where no trial has a value: its row says why."""
+
 STOP_REASONS = {
     "stop_loss": "loss threshold",
     "full_accuracy": "full accuracy",
@@ -125,10 +128,12 @@ class SeedRow:
 def table_columns(trials: pd.DataFrame) -> list[Column]:
     """The columns that a table shows, in its order; a bound of the user's own by its raw name.
 
-    Those at a noise std are left to the comparison, and V and V~ to where replicas part them.
+    Those at a noise std are left to the comparison, V and V~ to where replicas part them, and what
+    no trial has is left out.
     """
-    names = [name for name in map(str, trials.columns) if "@" not in name]
-    if "replicas" not in names or trials["replicas"].isna().all():
+    filled = trials.columns[trials.notna().any() | trials.columns.isin(ALWAYS)]
+    names = [name for name in map(str, filled) if "@" not in name]
+    if "replicas" not in names:
         names = [name for name in names if name not in DISPERSIONS]
     columns = [
         Column(q.name, q.group, q.symbol, q.detail)

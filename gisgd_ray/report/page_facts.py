@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
-from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.config.space import field_paths
 from gisgd_ray.numbers import format_number, format_setting, is_missing
+from gisgd_ray.results.row_check import is_setting
 
 MAX_LISTED = 8
 
@@ -26,7 +27,7 @@ def configuration(trials: pd.DataFrame, swept: Sequence[str]) -> Configuration:
     """Every configuration field of the table, sorted by whether and why it varies."""
     found = Configuration({}, {}, {})
     for path in map(str, trials.columns):
-        if path.partition(".")[0] not in TrialConfig.model_fields:
+        if not is_setting(path) or not _is_theirs(path, trials):
             continue
         values = list(trials[path])
         if path.startswith(("model.", "scheme.")):
@@ -40,6 +41,25 @@ def configuration(trials: pd.DataFrame, swept: Sequence[str]) -> Configuration:
         else:
             found.shared[path] = texts[0] if texts else ""
     return found
+
+
+def _is_theirs(path: str, trials: pd.DataFrame) -> bool:
+    """Whether some trial has this field: a table has those of all models and schemes.
+
+    An empty one is null, where it may be: another model's is none of these trials', nor is a
+    section's, that is null itself, or is not.
+    """
+    if trials[path].notna().any() or path not in (known := field_paths()):
+        return True
+    if any(trials[name].notna().any() for name in trials if str(name).startswith(f"{path}.")):
+        return False
+    named = f"{path.partition('.')[0]}.name"
+    families = set(trials[named]) if named in trials else set()
+    return any(
+        type(None) in get_args(field.annotation)
+        and ("name" not in of.model_fields or of.model_fields["name"].default in families)
+        for of, field in known[path]
+    )
 
 
 def _listed(values: Iterable[Any]) -> str:

@@ -4,7 +4,7 @@ A results folder may be anybody's, and a file in it may have got another's name.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -102,10 +102,11 @@ def config_of(row: Mapping[str, Any]) -> TrialConfig | None:
 
 
 def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if _is_setting(name)}
+    return {name: value for name, value in row.items() if is_setting(name)}
 
 
-def _is_setting(name: str) -> bool:
+def is_setting(name: str) -> bool:
+    """Whether a column is a setting, of this version or another."""
     section, dot, _ = name.partition(".")
     return section in TrialConfig.model_fields and (bool(dot) or section in ("seed", "replicas"))
 
@@ -117,7 +118,7 @@ def require_numbers(record: Mapping[str, Any], trial_id: str, where: Path) -> No
         UserError: it is not.
     """
     for name, value in record.items():
-        if _is_numeric(name) and not _is_number(value):
+        if is_numeric(name) and not _is_number(value):
             raise _of_another_kind(name, value, trial_id, where)
         if name in WORDS and not _is_word(value):
             raise _of_another_kind(name, value, trial_id, where, kind="word")
@@ -125,19 +126,25 @@ def require_numbers(record: Mapping[str, Any], trial_id: str, where: Path) -> No
 
 def require_number_columns(table: pd.DataFrame, where: Path) -> None:
     """The same of a whole table with a column ``trial_id``."""
-    for name in WORDS:
-        for trial_id, value in zip(table["trial_id"], table.get(name, ()), strict=False):
-            if not _is_word(value):
-                raise _of_another_kind(name, value, trial_id, where, kind="word")
     for name in map(str, table.columns):
-        if not _is_numeric(name) or pd.api.types.is_float_dtype(table[name]):
-            continue
-        for trial_id, value in zip(table["trial_id"], table[name], strict=True):
-            if not _is_number(value):
-                raise _of_another_kind(name, value, trial_id, where)
+        of_numbers = is_numeric(name) and pd.api.types.is_float_dtype(table[name])
+        if not of_numbers:
+            require_column(name, table[name], table["trial_id"], where)
 
 
-def _is_numeric(name: str) -> bool:
+def require_column(name: str, values: Iterable[Any], trial_ids: Iterable[Any], where: Path) -> None:
+    """The same of one column of these trials."""
+    kind = "number" if is_numeric(name) else "word" if name in WORDS else ""
+    is_right = {"number": _is_number, "word": _is_word}.get(kind)
+    if is_right is None:
+        return
+    for trial_id, value in zip(trial_ids, values, strict=True):
+        if not is_right(value):
+            raise _of_another_kind(name, value, trial_id, where, kind=kind)
+
+
+def is_numeric(name: str) -> bool:
+    """Whether a column is of numbers: the catalogue's, or the user's own by its name."""
     known = quantity(name)
     return name.startswith(NUMBERS) if known is None else known.kind in ("number", "count")
 

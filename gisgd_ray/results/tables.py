@@ -1,11 +1,9 @@
 """The tables of a sweep, made from its journals (:mod:`gisgd_ray.results.journal`) at any time.
 
 ``trials.parquet``, ``history.parquet`` and ``steps/<trial_id>.parquet`` are replaced as a whole, so
-that a crash never leaves half a table.
+that a crash never leaves half a table. :mod:`gisgd_ray.results.columns` says what is in them.
 """
 
-import contextlib
-import math
 import os
 import tempfile
 import zlib
@@ -20,10 +18,10 @@ from pyarrow import parquet
 from gisgd_ray.config.space import field_paths
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
+from gisgd_ray.results.columns import Columns, trial_columns
 from gisgd_ray.results.journal import COMPLETE, Journal, Row
 from gisgd_ray.results.row_check import (
     config_of,
-    is_nothing,
     is_of_old_schema,
     is_of_this_version,
     require_number_columns,
@@ -36,6 +34,7 @@ MADE_FROM = b"gisgd_ray.journal_bytes"
 SEAL = b"gisgd_ray.columns_crc32"
 """Parquet has checksums of a table's values, and none of what its columns are called."""
 TRIALS, HISTORY = "trials.parquet", "history.parquet"
+NOISE_STDS = "measurement.noise_stds"
 
 
 def require_writable(path: Path) -> None:
@@ -127,13 +126,11 @@ class ResultTables:
         journal = Journal(self.folder)
         if not journal.trial_ids():
             raise UserError(f"{damaged} is cut off or damaged, and there is no journal beside it")
-        if damaged.name == TRIALS:
-            frame = _frames(journal, [])[0]
-        elif damaged.name == HISTORY:
-            frame = _frames(journal, [])[1]
+        if damaged.name in (TRIALS, HISTORY):
+            table = _tables(journal, [])[damaged.name == HISTORY]
         else:
-            frame = _steps_frame(journal, damaged.stem)
-        whole: pd.DataFrame = _table_of(frame).to_pandas()
+            table = _steps_table(journal, damaged.stem)
+        whole: pd.DataFrame = table.to_pandas()
         return whole
 
 
@@ -159,9 +156,8 @@ def write_tables(folder: Path, trials: Iterable[TrialConfig]) -> ResultTables:
     These trials come first, in their order; then whatever else earlier launches have ended here.
     """
     journal = Journal(folder)
-    trials = list(trials)
-    rows, history = _frames(journal, [config.trial_id for config in trials])
-    for trial_id in rows["trial_id"]:
+    rows, history = _tables(journal, list(trials))
+    for trial_id in rows["trial_id"].to_pylist():
         if journal_bytes(steps_path(folder, trial_id)) != journal.size(trial_id):
             write_steps(folder, journal, trial_id)
     _write_parquet(rows, folder / TRIALS)
@@ -171,15 +167,18 @@ def write_tables(folder: Path, trials: Iterable[TrialConfig]) -> ResultTables:
     return ResultTables(folder)
 
 
-def _frames(journal: Journal, asked: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _tables(journal: Journal, asked: Sequence[TrialConfig]) -> tuple[pyarrow.Table, pyarrow.Table]:
     """The rows of the trials that have ended, and the points of those and of the ones asked for.
+
+    The rows have every column that a trial may have; the points, of which there may be millions,
+    those that one of them has.
 
     Raises:
         UserError: a journal is damaged, or holds what is not its trial's.
     """
-    rows, history = _Columns("trial_id", "status"), _Columns("trial_id", "step")
-    known = set(asked)
-    for trial_id in [*asked, *(t for t in journal.trial_ids() if t not in known)]:
+    rows, history = Columns(), Columns()
+    known = dict.fromkeys(config.trial_id for config in asked)
+    for trial_id in [*known, *(t for t in journal.trial_ids() if t not in known)]:
         record = journal.read(trial_id, with_steps=False)
         if record.row is not None:
             require_own(record.row, trial_id, journal.path(trial_id))
@@ -188,10 +187,17 @@ def _frames(journal: Journal, asked: Sequence[str]) -> tuple[pd.DataFrame, pd.Da
             continue  # broken off, and not asked for any more
         for point in record.points:
             history.add({"trial_id": trial_id, **point})
-    frames = rows.frame(), history.frame()
-    for frame in frames:
-        require_number_columns(frame, journal.folder)
-    return frames
+    stds = {std for config in asked for std in config.measurement.noise_stds}
+    stds |= {std for given in rows.values(NOISE_STDS) for std in _numbers(given)}
+    return (
+        rows.table(journal.folder, least=trial_columns(stds)),
+        history.table(journal.folder, least=["trial_id", "step"]),
+    )
+
+
+def _numbers(given: Any) -> list[float]:
+    """Those in a list, where it is one: a setting of another version may be anything."""
+    return [std for std in given if isinstance(std, float)] if isinstance(given, list) else []
 
 
 def require_results(folders: Iterable[Path]) -> None:
@@ -308,29 +314,6 @@ def reuse(folder: Path, trials: Sequence[TrialConfig], others: Sequence[Path]) -
     return taken
 
 
-class _Columns:
-    """Records, one after the other, as a table's columns: as dicts they take ten times the memory.
-
-    A record that lacks a column has NaN there. Without records there are the columns ``least``.
-    """
-
-    def __init__(self, *least: str):
-        self._values: dict[str, list[Any]] = {name: [] for name in least}
-        self._count = 0
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        for name, value in record.items():
-            column = self._values.setdefault(name, [])
-            column += [math.nan] * (self._count - len(column))
-            column.append(value)
-        self._count += 1
-
-    def frame(self) -> pd.DataFrame:
-        for column in self._values.values():
-            column += [math.nan] * (self._count - len(column))
-        return pd.DataFrame(self._values)
-
-
 def steps_path(folder: Path, trial_id: str) -> Path:
     """Where a trial's per-step table lies."""
     return folder / "steps" / f"{trial_id}.parquet"
@@ -339,13 +322,14 @@ def steps_path(folder: Path, trial_id: str) -> Path:
 def write_steps(folder: Path, journal: Journal, trial_id: str) -> None:
     """``steps/<trial_id>.parquet``: every training step of one trial."""
     path, size = steps_path(folder, trial_id), journal.size(trial_id)
-    frame = _steps_frame(journal, trial_id)
+    table = _steps_table(journal, trial_id)
     path.parent.mkdir(exist_ok=True)
-    _write_parquet(frame, path, made_from=size)
+    _write_parquet(table, path, made_from=size)
 
 
-def _steps_frame(journal: Journal, trial_id: str) -> pd.DataFrame:
-    return pd.DataFrame(journal.read(trial_id).steps.table())
+def _steps_table(journal: Journal, trial_id: str) -> pyarrow.Table:
+    columns = journal.read(trial_id).steps.table()
+    return pyarrow.table({k: pyarrow.array(v, from_pandas=True) for k, v in columns.items()})
 
 
 def journal_bytes(path: Path) -> int | None:
@@ -360,29 +344,13 @@ def journal_bytes(path: Path) -> int | None:
     return int(notes.get(MADE_FROM, -1))
 
 
-def _write_parquet(frame: pd.DataFrame, path: Path, made_from: int | None = None) -> None:
+def _write_parquet(table: pyarrow.Table, path: Path, made_from: int | None = None) -> None:
     """Replace ``path`` as a whole: readers see the old table or the new one."""
-    table = _table_of(frame)
-    notes = {**(table.schema.metadata or {}), SEAL: _seal_of(table)}
+    notes = {SEAL: _seal_of(table)}
     if made_from is not None:
         notes[MADE_FROM] = str(made_from).encode()
     table = table.replace_schema_metadata(notes)
     replace_by(path, lambda file: parquet.write_table(table, file, write_page_checksum=True))
-
-
-def _table_of(frame: pd.DataFrame) -> pyarrow.Table:
-    """The frame for a file; a column of several kinds, as a user's own measure may be, as words."""
-    with contextlib.suppress(pyarrow.ArrowException, OverflowError, UnicodeError):
-        return pyarrow.Table.from_pandas(frame, preserve_index=False)
-    columns = {}
-    for name in frame.columns:
-        try:
-            column = pyarrow.array(frame[name], from_pandas=True)
-        except (pyarrow.ArrowException, OverflowError):
-            words = [None if is_nothing(value) else str(value) for value in frame[name]]
-            column = pyarrow.array(words)
-        columns[str(name).encode(errors="replace").decode()] = column
-    return pyarrow.table(columns)
 
 
 def _seal_of(table: pyarrow.Table) -> bytes:

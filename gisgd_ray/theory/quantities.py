@@ -392,7 +392,7 @@ _LAUNCHED = (
              tables="t"),
     Quantity("device", "device", "cpu or cuda", kind="text", tables="t"),
     Quantity("hostname", "host", "Machine that the trial ended on", kind="text", tables="t"),
-    Quantity("resources/cpus", "CPUs", "CPUs that the trial had", tables="t"),
+    Quantity("resources/cpus", "CPUs", "CPUs that the trial had", kind="count", tables="t"),
     Quantity("resources/gpus", "GPUs", "GPUs that the trial had, a fraction maybe", tables="t"),
     Quantity("wandb/status", "W&B", "Where the trial's W&B run is", kind="text", tables="t"),
 )  # fmt: skip

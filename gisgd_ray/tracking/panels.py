@@ -16,7 +16,7 @@ import pandas as pd
 from gisgd_ray.errors import UserError
 from gisgd_ray.figures.run_panels import RunPanel, expanded, measured, shown_trials
 from gisgd_ray.numbers import suffixes
-from gisgd_ray.results.panels import model_and_dataset
+from gisgd_ray.results.panels import by_model_and_dataset
 from gisgd_ray.training.terms import LEMMA2, LEMMA2_FLOOR, THEOREM2
 
 MOST_IDS = 1000
@@ -199,10 +199,9 @@ def _scatter(panel: RunPanel) -> Any:
 
 def _by_model_and_dataset(trials: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The trials of each model and dataset under a title."""
-    by = ["model.name", "data.dataset"]
-    if trials.empty or not set(by) <= set(trials.columns):
+    if trials.empty or not {"model.name", "data.dataset"} <= set(trials.columns):
         return []
-    return [(model_and_dataset(group), group) for _, group in trials.groupby(by, sort=False)]
+    return [(str(title), group) for title, group in by_model_and_dataset(trials)]
 
 
 def _filled(trials: pd.DataFrame) -> pd.DataFrame:

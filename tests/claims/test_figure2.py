@@ -55,13 +55,18 @@ def verdicts(frame: pd.DataFrame) -> list[Verdict]:
 
 def test_the_two_sweeps_of_a_model_come_apart() -> None:
     frame = grid(papers_bound, papers_gap, seeds=2)
-    found = figure2.panel_axis(frame)
-    assert list(found) == [
+    found = figure2.axis_panels(frame)
+    assert list(map(str, found)) == [
         "MLP on mnist, against width, label_noise = 0",
         "MLP on mnist, against label noise level, width = 512",
     ]
-    (width, widths), (noise, noises) = found.values()
+    (width, widths), (noise, noises) = ((panel.axis, panel.trials) for panel in found)
     assert (width, noise) == ("model.width", "data.label_noise")
+    # Beside an axis that is named, a panel has a title of what is fixed.
+    assert [panel.printed for panel in found] == [
+        "MLP on MNIST, label noise = 0",
+        "MLP on MNIST, width = 512",
+    ]
     assert sorted(set(widths[width])) == list(WIDTHS)
     assert set(widths[noise]) == {0.0}
     assert sorted(set(noises[noise])) == list(NOISES)
@@ -71,28 +76,28 @@ def test_the_two_sweeps_of_a_model_come_apart() -> None:
 
 def test_one_sweep_alone_is_one_panel() -> None:
     frame = grid(papers_bound, papers_gap)
-    one = figure2.panel_axis(frame[frame["data.label_noise"] == 0])
-    assert list(one) == ["MLP on mnist, against width"]
-    assert figure2.panel_axis(frame.head(1)) == {}
-    assert figure2.panel_axis(frame.head(0)) == {}
+    one = figure2.axis_panels(frame[frame["data.label_noise"] == 0])
+    assert list(map(str, one)) == ["MLP on mnist, against width"]
+    assert figure2.axis_panels(frame.head(1)) == []
+    assert figure2.axis_panels(frame.head(0)) == []
 
 
 def test_a_full_grid_is_cut_at_the_most_common_or_smallest_value() -> None:
     rows = [trial(f"{w}{p}", model__width=w, data__label_noise=p) for w in (1, 2) for p in (0, 0.5)]
-    found = figure2.panel_axis(pd.DataFrame(rows))
-    assert list(found) == [
+    found = figure2.axis_panels(pd.DataFrame(rows))
+    assert list(map(str, found)) == [
         "MLP on mnist, against width, label_noise = 0",
         "MLP on mnist, against label noise level, width = 1",
     ]
-    assert [len(frame) for _, frame in found.values()] == [2, 2]
+    assert [len(panel.trials) for panel in found] == [2, 2]
 
 
 def test_two_sweeps_that_also_stop_differently_keep_the_paper_s_titles() -> None:
     frame = grid(papers_bound, papers_gap)
     by_size = frame[frame["data.label_noise"] == 0].assign(**{"training.max_epochs": 500})
     by_noise = frame[frame["model.width"] == 512].assign(**{"training.max_epochs": 900})
-    found = figure2.panel_axis(pd.concat([by_size, by_noise]))
-    assert {title: len(part) for title, (_, part) in found.items()} == {
+    found = figure2.axis_panels(pd.concat([by_size, by_noise]))
+    assert {str(panel): len(panel.trials) for panel in found} == {
         "MLP on mnist, against width": 18,
         "MLP on mnist, against label noise level": 21,
     }
@@ -101,14 +106,14 @@ def test_two_sweeps_that_also_stop_differently_keep_the_paper_s_titles() -> None
 def test_models_have_the_axis_of_their_size() -> None:
     alexnet = {"size": "filters", "model__name": "alexnet", "data__dataset": "cifar10"}
     frames = [grid(papers_bound, papers_gap), grid(papers_bound, papers_gap, **alexnet)]
-    found = figure2.panel_axis(pd.concat(frames, ignore_index=True))
-    assert [axis for axis, _ in found.values()] == [
+    found = figure2.axis_panels(pd.concat(frames, ignore_index=True))
+    assert [panel.axis for panel in found] == [
         "model.width",
         "data.label_noise",
         "model.filters",
         "data.label_noise",
     ]
-    assert list(found)[2] == "AlexNet on cifar10, against number of filters, label_noise = 0"
+    assert str(found[2]) == "AlexNet on cifar10, against number of filters, label_noise = 0"
 
 
 def test_claims_hold_on_the_paper_s_picture() -> None:

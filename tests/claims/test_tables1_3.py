@@ -75,7 +75,7 @@ def test_rows_are_named_as_in_the_paper() -> None:
 def test_differences_are_taken_seed_by_seed() -> None:
     panel = tables1_3.by_panel(frame({"ERM": 70.0, "GMP3": 71.0}, seeds=3, spread=0.2))
     (title,) = panel
-    assert title == "MLP on mnist"
+    assert str(title) == "MLP on mnist"
     found = tables1_3.differences(panel[title], "GMP3", "ERM")
     # The seeds differ by 3 points, their differences by 0.2: 1.2, 0.8, 1.2 (own = -+0.1).
     expected = np.array([1.2, 0.8, 1.2])

@@ -68,8 +68,10 @@ def differences(before: Path, after: Path) -> Iterator[str]:
 
 
 def _by_settings(trials: pd.DataFrame) -> dict[str, str]:
-    fields = [name for name in field_paths() if name in trials.columns]
-    keys = ["; ".join(f"{v}" for v in row) for row in trials[fields].itertuples(index=False)]
+    """Ids by what the trials have: a table has more fields than its trials."""
+    filled = trials.columns[trials.notna().any()]
+    fields = [name for name in field_paths() if name in filled]
+    keys = ["; ".join(map(str, row)) for row in trials[fields].itertuples(index=False)]
     return dict(zip(keys, trials["trial_id"], strict=True))
 
 
@@ -78,6 +80,8 @@ def _differing(old: pd.DataFrame, new: pd.DataFrame) -> Iterator[str]:
         if column.startswith(OWN):
             continue
         if column not in old or column not in new:
+            if (old if column in old else new)[column].isna().all():
+                continue  # as good as none
             yield f"{column} (only {'after' if column in new else 'before'})"
             continue
         left, right = (frame[column].reset_index(drop=True) for frame in (old, new))

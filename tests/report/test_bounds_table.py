@@ -146,7 +146,8 @@ def test_columns_are_those_without_a_noise_std() -> None:
     names += ["bound/undefined_reason", "bound/lemma7", "trial_id", EQ3, "bound/mine@0.01"]
     names += ["measure/smoothness", "measure/hessian_trace", "gap/loss", "bound/theorem3"]
     names += ["measure/gradient_dispersion", "measure/gradient_dispersion_neu", "replicas"]
-    columns = bounds_table.table_columns(pd.DataFrame([dict.fromkeys(names)]))
+    row = dict.fromkeys(names, 1.0) | {"replicas": None}
+    columns = bounds_table.table_columns(pd.DataFrame([row]))
     expected = [
         ("true gap", "test − train"),
         ("Eq. 3", "Theorem 2"),
@@ -162,12 +163,15 @@ def test_columns_are_those_without_a_noise_std() -> None:
         ("Bounds on the gap", 5),
         ("Also measured", 1),
     ]
-    columns = bounds_table.table_columns(pd.DataFrame([dict.fromkeys(names) | {"replicas": 20}]))
+    columns = bounds_table.table_columns(pd.DataFrame([row | {"replicas": 20}]))
     assert [(c.heading, c.detail) for c in columns[6:]] == [
         ("V", "Eq. 1"),
         ("Ṽ", "Neu et al."),
         ("β", "at W_T"),
     ]
+    # What no trial has is left out, but for Eq. 3 and Lemma 7, of which every row says why.
+    columns = bounds_table.table_columns(pd.DataFrame([dict.fromkeys(names)]))
+    assert [c.name for c in columns] == [EQ3, "bound/lemma7"]
 
 
 def test_an_estimated_trace_has_its_standard_error_an_exact_one_none(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 from gisgd_ray.claims.claim import Claim
+from gisgd_ray.config.frozen import unflatten
+from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.report import (
     page,
     page_cautions,
@@ -18,7 +20,9 @@ from gisgd_ray.report import (
     page_json,
 )
 from gisgd_ray.report.page_cost import cost_facts
-from gisgd_ray.results.tables import ResultTables
+from gisgd_ray.results.columns import in_order, trial_columns
+from gisgd_ray.results.row_check import is_setting
+from gisgd_ray.results.tables import ResultTables, row_of
 from tests.support.pages import (
     BATCH,
     EQ3,
@@ -40,6 +44,39 @@ def test_heading_says_what_it_is_and_how_it_ended(tmp_path: Path) -> None:
     assert "stopped early: 2 have not run to their end" in text
     assert "Laptop scale" in text
     assert "Eq. 3 lies above the measured gap in 1 of 1 trials, at the median 149 times" in text
+
+
+def settings_told(text: str) -> dict[str, str]:
+    """What the page's lists of settings say, by field."""
+    return dict(re.findall(r"<dt>([a-z]+\.[\w.]+)</dt><dd>(.*?)</dd>", text))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"scheme.name": "clipping"},
+        {"scheme.name": "gmp", "model.name": "alexnet", "training.stop_loss": None},
+        {"measurement.hessian_schedule.every": 5, "measurement.hessian_schedule.unit": "step"},
+    ],
+)
+def test_columns_that_no_trial_fills_are_not_shown(
+    tmp_path: Path, fields: dict[str, object]
+) -> None:
+    """A table has all columns; its page is that of the columns that these trials have."""
+    configs = [TrialConfig.model_validate(unflatten({**fields, "seed": i})) for i in range(2)]
+    metrics = {k: v for k, v in with_bounds(finished("a")).items() if not is_setting(k)}
+    rows = [
+        row_of(config, metrics | {"trial_id": config.trial_id, "bound/lemma7": 28.0})
+        for config in configs
+    ]
+    bare = write(tmp_path, rows, swept=["seed"])
+    whole = pd.DataFrame(rows).reindex(columns=in_order([*rows[0], *trial_columns([1e-2, 1e-6])]))
+    assert len(whole.columns) > len(rows[0]) + 50
+    shown = write(tmp_path, whole.to_dict("records"), swept=["seed"])
+    assert settings_told(shown) == settings_told(bare)
+    assert settings_told(bare).keys() == configs[0].flat().keys() - {"replicas", "seed"}
+    assert Document(shown).tables == Document(bare).tables
 
 
 @pytest.mark.parametrize(
