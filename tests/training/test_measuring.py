@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gisgd_ray.config.frozen import Schedule
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.measures.flatness import flatness_gap
-from gisgd_ray.measures.smoothness import smoothness
+from gisgd_ray.measures.hessian import HessianOperator
 from gisgd_ray.randomness import derived_seed
 from gisgd_ray.training import loop as training
 from gisgd_ray.training.measure import Measure
@@ -191,7 +191,9 @@ class TestAtTheEnd:
         for std, gap in zip(stds, gaps, strict=True):
             assert row[f"measure/flatness_gap@{std:g}"] == gap.value
             assert row[f"measure/flatness_gap_stderr@{std:g}"] == gap.standard_error
-        found = smoothness(state.model, data.train_x, data.train_y, loss="cross_entropy", seed=3)
+        found = HessianOperator(
+            state.model, data.train_x, data.train_y, "cross_entropy"
+        ).largest_eigenvalue(seed=3)
         assert row["measure/smoothness"] == found.value
         assert row["measure/smoothness_residual"] == found.residual
 

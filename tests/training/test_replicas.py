@@ -15,8 +15,8 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import epoch_batches, load_dataset
 from gisgd_ray.errors import UserError
 from gisgd_ray.measures.flatness import combined, flatness_gap
+from gisgd_ray.measures.hessian import HessianOperator
 from gisgd_ray.measures.sensitivity import local_gradient_sensitivity
-from gisgd_ray.measures.smoothness import smoothness
 from gisgd_ray.training import checkpoint
 from gisgd_ray.training import loop as training
 from tests.support import reference, reference_lockstep
@@ -230,7 +230,8 @@ class TestMeans:
             gaps += flatness_gap(
                 model, *splits, perturbation_stds=[0.01 * 12**0.5], draws=4, **options
             )
-            betas.append(smoothness(model, *splits[:2], **options).value)
+            hessian = HessianOperator(model, *splits[:2], "cross_entropy")
+            betas.append(hessian.largest_eigenvalue(seed=replica.seed).value)
         # |mean of the signed gaps| and not the mean of their sizes; the 6 draws are shared out.
         signed = [gap.signed for gap in gaps]
         assert row["measure/flatness_gap_signed@0.01"] == pytest.approx(fmean(signed), rel=1e-6)
