@@ -16,7 +16,8 @@ from gisgd_ray.config.model import ModelConfig, PreActResNet18Config, VGG16Confi
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import load_dataset
 from gisgd_ray.errors import UserError
-from gisgd_ray.measures.flatness import flatness_gap
+from gisgd_ray.measures.displaced import Samples, WeightNoise
+from gisgd_ray.measures.flatness import FlatnessRun, flatness_gaps
 from gisgd_ray.measures.hessian import HessianOperator
 from gisgd_ray.measures.sensitivity import local_gradient_sensitivity
 from gisgd_ray.networks import per_sample
@@ -297,12 +298,12 @@ class TestPerSampleNorms:
 
 
 def measure_all(model: nn.Module, x: Tensor, y: Tensor, loss: LossName) -> dict[str, float]:
-    options: dict[str, Any] = {"loss": loss, "seed": 0}
     hessian = HessianOperator(model, x, y, loss)
     hessian.trace()
-    stds = {"perturbation_stds": [0.05]}
-    (moved,) = local_gradient_sensitivity(model, x, y, **options, **stds, draws=2, step=1)
-    (gap,) = flatness_gap(model, x[:3], y[:3], x[3:], y[3:], **options, **stds, draws=4)
+    data, noise = Samples(x, y, loss), WeightNoise([0.05], 0)
+    (moved,) = local_gradient_sensitivity(model, data, noise, draws=2, step=1)
+    run = FlatnessRun(model, data.at(slice(3)), data.at(slice(3, None)), noise)
+    [(gap,)] = flatness_gaps([run], draws=[4], target=0.0)
     top = hessian.largest_eigenvalue(max_iterations=300)
     return {"psi": moved.value, "gap": gap.signed, "beta": top.value}
 
