@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from benchmarks.timing import least_seconds, random_mnist, verdict
 from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.measures.displaced import Samples, WeightNoise
 from gisgd_ray.measures.sensitivity import local_gradient_sensitivity
 from gisgd_ray.training import loop as training
 
@@ -22,12 +23,9 @@ def psi(samples: int) -> Callable[[], None]:
     def run() -> None:
         local_gradient_sensitivity(
             state.model,
-            data.train_x,
-            data.train_y,
-            loss="cross_entropy",
-            perturbation_stds=[1e-3],
+            Samples(data.train_x, data.train_y, "cross_entropy"),
+            WeightNoise([1e-3], 0),
             draws=DRAWS,
-            seed=0,
             step=1,
         )
 

@@ -6,7 +6,7 @@ from benchmarks.timing import least_seconds, verdict
 from gisgd_ray.config.data import DataConfig
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import load_dataset
-from gisgd_ray.measures.curvature import HessianTrace, hessian_trace
+from gisgd_ray.measures.hessian import HessianOperator, HessianTrace
 from gisgd_ray.training.loop import advance, start
 
 
@@ -22,17 +22,11 @@ def run() -> bool:
     found: dict[str, list[HessianTrace]] = {"exact": [], "pyhessian": []}
 
     def measure(method: str) -> None:
-        trace = hessian_trace(
-            state.model,
-            x,
-            y,
-            loss="cross_entropy",
-            method=method,  # type: ignore[arg-type]
-            probes=50,
-            seed=len(found[method]),
-            # PyHessian at its best: one batch, whose first backward pass all probes share.
-            chunk=5_000 if method == "pyhessian" else None,
-        )
+        # PyHessian at its best: one batch, whose first backward pass all probes share.
+        chunk = 5_000 if method == "pyhessian" else None
+        hessian = HessianOperator(state.model, x, y, "cross_entropy", chunk=chunk)
+        seed = len(found[method])
+        trace = hessian.trace(method, probes=50, seed=seed)  # type: ignore[arg-type]
         found[method].append(trace)
 
     seconds = least_seconds(

@@ -9,7 +9,7 @@ from torch import nn
 
 from gisgd_ray import errors
 from gisgd_ray.errors import UserError
-from gisgd_ray.measures.curvature import exact_trace
+from gisgd_ray.measures.hessian import HessianOperator
 from gisgd_ray.networks.per_sample import LayerNorms
 from gisgd_ray.schemes.preactivation_noise import check_layers
 from gisgd_ray.training.lockstep import _refuse_unsupported
@@ -34,7 +34,9 @@ class MyNet(nn.Module):
         ),
         (check_layers, "; choose scheme.estimator = 'weights'"),
         (
-            lambda net: exact_trace(net, torch.ones(2, 4), loss="squared", chunk=2),
+            lambda net: HessianOperator(
+                net, torch.ones(2, 4), torch.zeros(2), "squared"
+            ).trace_exact(),
             "; use 'pyhessian' or 'auto'",
         ),
     ],

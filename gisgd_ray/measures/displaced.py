@@ -26,7 +26,7 @@ class DisplacedModel:
         def converted(tensor: Tensor) -> Tensor:
             return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
 
-        self._model = model
+        self._model, self.chunk = model, default_chunk(model)
         self._tensors = {name: converted(buffer) for name, buffer in model.named_buffers()}
         self._centre: list[Tensor] = []
         self.weights: list[Tensor] = []
@@ -39,15 +39,6 @@ class DisplacedModel:
         if not self.weights:
             raise ValueError("the model has no trainable parameters to perturb")
         self.dtype = dtype
-
-    def normal(self, *purpose: str | int, dtype: torch.dtype, seed: int) -> list[Tensor]:
-        """u, standard normal, shaped like the weights; a function of (seed, purpose) alone."""
-        device = self.weights[0].device
-        generator = torch.Generator(device).manual_seed(derived_seed(seed, *purpose))
-        count = sum(w.numel() for w in self.weights)
-        flat = torch.randn(count, generator=generator, device=device, dtype=dtype)
-        parts = flat.split([w.numel() for w in self.weights])
-        return [part.view_as(w) for part, w in zip(parts, self.weights, strict=True)]
 
     @torch.no_grad()
     def move(self, direction: Iterable[Tensor] = (), *, std: float = 0.0) -> None:
@@ -73,13 +64,48 @@ class DisplacedModel:
 
 
 @dataclass(frozen=True)
+class WeightNoise:
+    """tau u at some stds tau, with u standard normal and the same for all of them.
+
+    Raises:
+        ValueError: a negative or non-finite std.
+    """
+
+    stds: Sequence[float]
+    """The values of tau."""
+    seed: int
+
+    def __post_init__(self) -> None:
+        for std in self.stds:
+            if not (math.isfinite(std) and std >= 0):
+                raise ValueError(f"perturbation stds must be finite and at least 0, not {std}")
+
+    def direction(
+        self, like: Sequence[Tensor], *purpose: str | int, dtype: torch.dtype
+    ) -> list[Tensor]:
+        """u in the shapes of the weights, drawn on their device; a function of (seed, purpose)."""
+        device = like[0].device
+        generator = torch.Generator(device).manual_seed(derived_seed(self.seed, *purpose))
+        sizes = [weight.numel() for weight in like]
+        flat = torch.randn(sum(sizes), generator=generator, device=device, dtype=dtype)
+        return [part.view_as(w) for part, w in zip(flat.split(sizes), like, strict=True)]
+
+
+@dataclass(frozen=True)
 class Samples:
-    """Some samples, (n, ...) and (n,), their loss, and how many pass through a network at once."""
+    """Some samples and the loss on them: with a network, what is differentiated."""
 
     inputs: Tensor
+    """(n, ...)."""
     targets: Tensor
+    """(n,), as :func:`gisgd_ray.networks.losses.per_sample_loss` takes them."""
     loss: LossName
-    chunk: int
+    chunk: int | None = None
+    """How many pass through a network at once; by default 1,000, or 200 with convolutions, which
+    need more memory. It changes memory and time, not the result."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
 
     def at(self, which: slice | Tensor) -> "Samples":
         """Some of them."""
@@ -87,7 +113,7 @@ class Samples:
 
     def thinned(self, most: int) -> "Samples":
         """At most so many of them, evenly spread."""
-        return self.at(slice(None, None, math.ceil(len(self.inputs) / most)))
+        return self.at(slice(None, None, math.ceil(len(self) / most)))
 
     def losses(self, model: DisplacedModel) -> Tensor:
         """l(w, z_i) in the model's precision, (n,)."""
@@ -98,25 +124,19 @@ class Samples:
         for weight in model.weights:
             weight.grad = None
         for losses in self._by_chunk(model):
-            (losses.sum() / len(self.inputs)).backward()
+            (losses.sum() / len(self)).backward()
         return model.gradient()
 
     def _by_chunk(self, model: DisplacedModel) -> Iterator[Tensor]:
-        for x, y in zip(self.inputs.split(self.chunk), self.targets.split(self.chunk), strict=True):
+        chunk = self.chunk or model.chunk
+        for x, y in zip(self.inputs.split(chunk), self.targets.split(chunk), strict=True):
             y = y.to(model.dtype) if y.is_floating_point() else y
             yield per_sample_loss(self.loss, model(x), y)
 
 
 def default_chunk(model: nn.Module) -> int:
-    """Samples differentiated at once: 1,000, or 200 with convolutions, which need more memory."""
+    """See :class:`Samples`."""
     return 200 if any(isinstance(m, nn.Conv2d) for m in model.modules()) else 1000
-
-
-def check_stds(stds: Sequence[float]) -> None:
-    """Raises ValueError on a negative or non-finite perturbation std."""
-    for std in stds:
-        if not (math.isfinite(std) and std >= 0):
-            raise ValueError(f"perturbation stds must be finite and at least 0, not {std}")
 
 
 def native_dtype(model: nn.Module) -> torch.dtype:

@@ -41,12 +41,10 @@ from torch import Tensor, nn
 from gisgd_ray.measures.displaced import (
     DisplacedModel,
     Samples,
-    check_stds,
-    default_chunk,
+    WeightNoise,
     native_dtype,
 )
 from gisgd_ray.measures.invisible import invisible
-from gisgd_ray.networks.losses import LossName
 
 PRECISION_TOLERANCE = 1e-3
 """Largest relative error of the float32 differences, ||d32 - d64|| / ||d64|| over samples, at which
@@ -131,85 +129,29 @@ class FlatnessEstimate:
     """(max l - min l) / 2 over S, S', draws and runs: R of the losses at W_T + Delta_T."""
 
 
-def flatness_gap(
-    model: nn.Module,
-    train_x: Tensor,
-    train_y: Tensor,
-    test_x: Tensor,
-    test_y: Tensor,
-    *,
-    loss: LossName,
-    perturbation_stds: Sequence[float],
-    draws: int | Sequence[int],
-    seed: int,
-    target: float = 0.0,
-    chunk: int | None = None,
-) -> tuple[FlatnessGap, ...]:
-    """The gap at the current weights, one entry per perturbation std; leaves no trace itself.
-
-    Pair p is +- tau u_p, with one standard normal u_p of all trainable weights, the same for every
-    tau and for both samples. It depends on (seed, p) and on the kind of device, where it is drawn.
-
-    Args:
-        model: any network; in evaluation mode while measured.
-        train_x, train_y: S, (n, ...) and (n,).
-        test_x, test_y: S', (n', ...) and (n',).
-        loss: which.
-        perturbation_stds: the values of tau, non-negative.
-        draws: evaluations of each loss at most, even and at least 4: draws / 2 pairs. One number
-            for every tau, or one for each.
-        seed: of the run.
-        target: a tau has enough draws once the standard error of its mean over them is at most
-            this fraction of it. Looked at after :data:`LEAST_DRAWS` and whenever they have doubled.
-        chunk: samples evaluated at once; by default 1,000, or 200 with convolutions. It changes
-            memory and time, not the result.
-
-    Raises:
-        ValueError: an odd number of draws or fewer than 4, a negative or non-finite std, an empty
-            sample, or nothing trainable.
-    """
-    most = [draws] * len(perturbation_stds) if isinstance(draws, int) else draws
-    run = FlatnessRun(
-        model,
-        train_x,
-        train_y,
-        test_x,
-        test_y,
-        loss=loss,
-        perturbation_stds=perturbation_stds,
-        seed=seed,
-        chunk=chunk,
-    )
-    return tuple(gap for (gap,) in flatness_gaps([run], draws=most, target=target))
-
-
 class FlatnessRun:
     """One weight vector, its samples, and what its draws have given so far; leaves no trace itself.
 
-    Arguments and errors are those of :func:`flatness_gap`. Between two calls of :meth:`draw` it
-    holds the model and some numbers by sample, and no further copy of the weights.
+    Pair p is +- tau u_p, with one standard normal u_p of all trainable weights, the same for every
+    tau and for both samples. It depends on (seed, p) and on the kind of device, where it is drawn.
+    Between two calls of :meth:`draw` it holds the model and some numbers by sample, and no further
+    copy of the weights.
+
+    Args:
+        model: any network; in evaluation mode while measured.
+        train: S.
+        test: S'.
+        noise: Delta at every tau, seeded by the run.
+
+    Raises:
+        ValueError: an empty sample; when drawn from, nothing trainable.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        train_x: Tensor,
-        train_y: Tensor,
-        test_x: Tensor,
-        test_y: Tensor,
-        *,
-        loss: LossName,
-        perturbation_stds: Sequence[float],
-        seed: int,
-        chunk: int | None = None,
-    ):
-        check_stds(perturbation_stds)
-        if len(train_x) == 0 or len(test_x) == 0:
+    def __init__(self, model: nn.Module, train: Samples, test: Samples, noise: WeightNoise):
+        if len(train) == 0 or len(test) == 0:
             raise ValueError("the flatness gap needs training and test samples")
-        self._model, self._seed = model, seed
-        chunk = chunk or default_chunk(model)
-        self._samples = [Samples(*s, loss, chunk) for s in ((train_x, train_y), (test_x, test_y))]
-        self._found = [_Found(std) for std in perturbation_stds]
+        self._model, self._samples, self._noise = model, (train, test), noise
+        self._found = [_Found(std) for std in noise.stds]
         self._precisions: list[torch.dtype] = []
         """Of the losses at each std; known with the first pair."""
 
@@ -219,16 +161,15 @@ class FlatnessRun:
         if not any(lacking):
             return
         with (
-            invisible(self._model, seed=self._seed, purpose="flatness"),
+            invisible(self._model, seed=self._noise.seed, purpose="flatness"),
             disable(),
             torch.no_grad(),
         ):
             by_precision: dict[torch.dtype, _Pairs] = {}
             if not self._precisions:
                 exact = by_precision[torch.float64] = self._pairs(torch.float64)
-                stds = [found.std for found in self._found]
                 u = self._direction(exact, 0)
-                self._precisions = _chosen_precisions(self._model, exact, u, stds)
+                self._precisions = _chosen_precisions(self._model, exact, u, self._noise.stds)
             for precision, lacks in zip(self._precisions, lacking, strict=True):
                 if lacks and precision not in by_precision:
                     by_precision[precision] = self._pairs(precision)
@@ -255,7 +196,8 @@ class FlatnessRun:
 
     def _direction(self, pairs: "_Pairs", pair: int) -> list[Tensor]:
         """u of one pair, the same in any precision of the losses."""
-        return pairs.moved.normal("flatness", pair, dtype=torch.float64, seed=self._seed)
+        weights = pairs.moved.weights
+        return self._noise.direction(weights, "flatness", pair, dtype=torch.float64)
 
 
 def flatness_gaps(
@@ -270,8 +212,13 @@ def flatness_gaps(
 
     Args:
         runs: at least one, none of which has been drawn from.
-        draws: for every std, of all runs together at most; but two pairs of each at least.
-        target: as :func:`flatness_gap` takes it.
+        draws: evaluations of each loss at every std, even and at least 4, of all runs together at
+            most; but two pairs of each at least.
+        target: a tau has enough draws once the standard error of its mean over them is at most
+            this fraction of it. Looked at after :data:`LEAST_DRAWS` and whenever they have doubled.
+
+    Raises:
+        ValueError: an odd number of draws or fewer than 4.
     """
     for count in draws:
         if count < 4 or count % 2:

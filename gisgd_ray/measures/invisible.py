@@ -10,6 +10,18 @@ from gisgd_ray.randomness import isolated_rng
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; afterwards every module in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def invisible(model: nn.Module, *, seed: int = 0, purpose: str = "measurement") -> Iterator[None]:
     """Run a measurement on ``model`` in evaluation mode and restore all it may have changed.
 
@@ -17,19 +29,15 @@ def invisible(model: nn.Module, *, seed: int = 0, purpose: str = "measurement") 
     eval mode of every module, buffers, parameter values, and the global random generators, which
     inside are seeded from (seed, purpose) so that the measurement itself is repeatable.
     """
-    modes = [(module, module.training) for module in model.modules()]
     gradients = [(p, p.grad) for p in model.parameters()]
     tensors = [*model.parameters(), *model.buffers()]
     values = [tensor.detach().clone() for tensor in tensors]
     for parameter in model.parameters():
         parameter.grad = None
-    model.eval()
     try:
-        with isolated_rng(seed, purpose):
+        with evaluating(model), isolated_rng(seed, purpose):
             yield
     finally:
-        for module, training in modes:
-            module.training = training
         for parameter, gradient in gradients:
             parameter.grad = gradient
         with torch.no_grad():

@@ -30,11 +30,10 @@ import numpy as np
 import torch
 from backpack import disable
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from gisgd_ray.measures.displaced import DisplacedModel, Samples, default_chunk, native_dtype
+from gisgd_ray.measures.displaced import DisplacedModel, Samples, native_dtype
 from gisgd_ray.measures.invisible import invisible
-from gisgd_ray.networks.losses import LossName
 from gisgd_ray.randomness import generator
 
 BLOCKS = 10
@@ -56,15 +55,7 @@ class MeanGradientGap:
 
 
 def block_products(
-    model: nn.Module,
-    train_x: Tensor,
-    train_y: Tensor,
-    test_x: Tensor,
-    test_y: Tensor,
-    *,
-    loss: LossName,
-    blocks: int = BLOCKS,
-    chunk: int | None = None,
+    model: nn.Module, train: Samples, test: Samples, *, blocks: int = BLOCKS
 ) -> NDArray[np.float64]:
     """D_k . D_l of all pairs of blocks at the current weights, (K, K); leaves no trace.
 
@@ -73,22 +64,17 @@ def block_products(
 
     Args:
         model: any network; in evaluation mode while measured. Frozen parameters are left out.
-        train_x, train_y: S, (n, ...) and (n,).
-        test_x, test_y: S', (n', ...) and (n',).
-        loss: which.
+        train: S.
+        test: S'.
         blocks: K, at most; n' where there are fewer samples.
-        chunk: samples differentiated at once; by default 1,000, or 200 with convolutions. It
-            changes memory and time, not the result.
 
     Raises:
         ValueError: no samples in a split, or nothing trainable.
     """
-    if len(train_x) == 0 or len(test_x) == 0:
+    if len(train) == 0 or len(test) == 0:
         raise ValueError("the mean gradient gap needs samples in both splits")
-    chunk = chunk or default_chunk(model)
-    train, test = (Samples(*s, loss, chunk) for s in ((train_x, train_y), (test_x, test_y)))
-    order = torch.randperm(len(test_x), generator=generator(0, "mean_gradient_gap"))
-    parts = order.to(test_x.device).tensor_split(min(blocks, len(test_x)))
+    order = torch.randperm(len(test), generator=generator(0, "mean_gradient_gap"))
+    parts = order.to(test.inputs.device).tensor_split(min(blocks, len(test)))
     with invisible(model, purpose="mean_gradient_gap"), disable():
         at_w = DisplacedModel(model, native_dtype(model))
         of_train, *of_blocks = (

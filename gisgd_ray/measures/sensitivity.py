@@ -41,12 +41,10 @@ from torch import Tensor, nn
 from gisgd_ray.measures.displaced import (
     DisplacedModel,
     Samples,
-    check_stds,
-    default_chunk,
+    WeightNoise,
     native_dtype,
 )
 from gisgd_ray.measures.invisible import invisible
-from gisgd_ray.networks.losses import LossName
 from gisgd_ray.randomness import generator
 
 PRECISION_TOLERANCE = 1e-4
@@ -71,16 +69,12 @@ class Sensitivity:
 
 def local_gradient_sensitivity(
     model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
+    data: Samples,
+    noise: WeightNoise,
     *,
-    loss: LossName,
-    perturbation_stds: Sequence[float],
     draws: int,
-    seed: int,
     step: int,
     samples: int | None = None,
-    chunk: int | None = None,
 ) -> tuple[Sensitivity, ...]:
     """Psi at the current weights, one entry per perturbation std; leaves no trace itself.
 
@@ -101,46 +95,41 @@ def local_gradient_sensitivity(
 
     Args:
         model: any network; in evaluation mode while measured.
-        inputs: (n, ...), the samples that stand for Z.
-        targets: (n,), as :func:`gisgd_ray.networks.losses.per_sample_loss` takes them.
-        loss: which.
-        perturbation_stds: the values of tau, non-negative.
+        data: the n samples that stand for Z.
+        noise: zeta at every tau, seeded by the run.
         draws: k, at least 2; the paper's experiments use 20.
-        seed: of the run.
         step: t, so that every step has draws of its own.
         samples: m, even, which each draw takes at random; by default, or if it is n, all of them.
-        chunk: samples differentiated at once; by default 1,000, or 200 with convolutions. It
-            changes memory and time, not the result.
 
     Raises:
-        ValueError: fewer than 2 draws, a negative or non-finite std, no samples, ``samples`` that
-            cannot be drawn and halved, or nothing trainable.
+        ValueError: fewer than 2 draws, no samples, ``samples`` that cannot be drawn and halved, or
+            nothing trainable.
     """
-    n = len(inputs)
+    n = len(data)
     m = n if samples is None else samples
-    _check(perturbation_stds, draws=draws, samples=m, whole=n)
-    data = Samples(inputs, targets, loss, chunk or default_chunk(model))
-    found: dict[float, list[Tensor]] = {std: [] for std in perturbation_stds if std}
-    with invisible(model, seed=seed, purpose="sensitivity"), disable():
+    _check(draws=draws, samples=m, whole=n)
+    found: dict[float, list[Tensor]] = {std: [] for std in noise.stds if std}
+    with invisible(model, seed=noise.seed, purpose="sensitivity"), disable():
         native = _Passes(model, native_dtype(model))
         passes: dict[float, _Passes] = {}
         for i in range(draws if found else 0):
-            u = native.model.normal("sensitivity", step, i, dtype=native.model.dtype, seed=seed)
+            like = native.model
+            u = noise.direction(like.weights, "sensitivity", step, i, dtype=like.dtype)
             if i == 0:
                 passes = _chosen_precision(model, native, data, u, list(found))
             if i == 0 or m < n:
-                parts = [data] if m == n else _halves(data, m, seed, step, i)
+                purpose = ("samples of the sensitivity", step, i)
+                parts = [data] if m == n else _halves(data, m, generator(noise.seed, *purpose))
                 for each in set(passes.values()):
                     each.start(parts)
             for std, squares in found.items():
                 squares.append(_square(passes[std].differences(u, std), noise=1 - m / n))
-    return tuple(_result(std, found.get(std, [])) for std in perturbation_stds)
+    return tuple(_result(std, found.get(std, [])) for std in noise.stds)
 
 
-def _halves(data: Samples, samples: int, seed: int, step: int, draw: int) -> list[Samples]:
+def _halves(data: Samples, samples: int, random: torch.Generator) -> list[Samples]:
     """Two halves of so many of the samples, drawn without replacement."""
-    random = generator(seed, "samples of the sensitivity", step, draw)
-    chosen = torch.randperm(len(data.inputs), generator=random)[:samples]
+    chosen = torch.randperm(len(data), generator=random)[:samples]
     return [data.at(half) for half in chosen.to(data.inputs.device).chunk(2)]
 
 
@@ -214,10 +203,9 @@ def _chosen_precision(
     return {std: native if in_float32[std] else double for std in stds}
 
 
-def _check(stds: Sequence[float], *, draws: int, samples: int, whole: int) -> None:
+def _check(*, draws: int, samples: int, whole: int) -> None:
     if draws < 2:
         raise ValueError(f"draws must be at least 2, not {draws}")
-    check_stds(stds)
     if whole == 0:
         raise ValueError("there are no samples to differentiate the loss on")
     if samples != whole and (samples % 2 or not 2 <= samples < whole):

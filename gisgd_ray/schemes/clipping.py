@@ -10,7 +10,7 @@ epoch before (appendix E.5), and then stays on. Norms remembered are those befor
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,34 +29,24 @@ class Clipping:
     """Scales the plain gradient; the factor of the step is what :meth:`gradient` returns.
 
     Everything remembered is a tensor on the device: no step waits for a norm.
-
-    Args:
-        start_step: T_c, 0 from the first step on; None: found by itself.
-        initial_threshold: G of the running minimum before its first comparison.
     """
 
-    def __init__(
-        self,
-        *,
-        variant: Literal["running_minimum", "lag"],
-        factor: float,
-        start_step: int | None,
-        initial_threshold: float = math.inf,
-        lag: int = 50,
-        steps_per_epoch: int,
-        device: torch.device | str = "cpu",
-    ):
+    def __init__(self, config: ClippingConfig, setting: Setting):
         self.draws_by_sample = None
-        self._variant, self._factor = variant, factor
-        self._start_step, self._steps_per_epoch = start_step, steps_per_epoch
+        self._variant, self._factor = config.variant, config.factor
+        self._steps_per_epoch = setting.steps_per_epoch
+        # T_c, 0 from the first step on; None: found by itself.
+        self._start_step = None
+        if config.start_epoch is not None:
+            self._start_step = config.start_epoch * setting.steps_per_epoch
         self._step = 0
 
         def number(value: float) -> Tensor:
-            return torch.tensor(value, device=device)
+            return torch.tensor(value, device=setting.device)
 
-        self._threshold = number(initial_threshold)
-        remembered = lag if variant == "lag" else 0
-        self._last_norms = torch.full((remembered,), math.inf, device=device)
+        self._threshold = number(config.initial_threshold or math.inf)
+        remembered = config.lag if config.variant == "lag" else 0
+        self._last_norms = torch.full((remembered,), math.inf, device=setting.device)
         self._epoch_total, self._epoch_before = number(0.0), number(math.inf)
         self._started = number(0.0).bool()
 
@@ -123,13 +113,4 @@ class Clipping:
 
 
 def build(config: ClippingConfig, _: nn.Module, setting: Setting) -> Clipping:
-    start = config.start_epoch
-    return Clipping(
-        variant=config.variant,
-        factor=config.factor,
-        start_step=None if start is None else start * setting.steps_per_epoch,
-        initial_threshold=config.initial_threshold or math.inf,
-        lag=config.lag,
-        steps_per_epoch=setting.steps_per_epoch,
-        device=setting.device,
-    )
+    return Clipping(config, setting)

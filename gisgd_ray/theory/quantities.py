@@ -171,10 +171,10 @@ _PARTS = (
              "The part of Eq. 3 that the last weights make: the trace of the Hessian over the "
              "training data, Figure 6 (b) and (d); smaller is flatter", "loss/weight²",
              r"\mathrm{Tr}\, \mathbb{E}_Z[H_{W_T}(Z)]",
-             group=Group.PARTS, detail="Tr H", defined="measures.curvature.hessian_trace"),
+             group=Group.PARTS, detail="Tr H", defined="measures.hessian.HessianOperator.trace"),
     Quantity("measure/hessian_trace", "Tr H",
              "The same, exact for piecewise-linear networks, else PyHessian's estimate",
-             "loss/weight²", defined="measures.curvature.hessian_trace"),
+             "loss/weight²", defined="measures.hessian.HessianOperator.trace"),
     Quantity("measure/hessian_trace_stderr", "± of Tr H",
              f"{_ERROR}, over the probes or the replicas; 0 where it is exact", "loss/weight²"),
     Quantity("measure/hessian_trace_estimator", "Tr H from", "How Tr H was found", kind="text"),
@@ -266,12 +266,13 @@ _STEPS = (
              "of a constant for all weights, which it may fall short of", "loss/weight²",
              r"\beta = \max_i \left\lvert \lambda_i \right\rvert, \quad "
              r"\lambda_i \text{ of } \mathbb{E}_Z[H_{W_T}(Z)]",
-             group=Group.OTHER, detail="at W_T", defined="measures.smoothness.smoothness"),
+             group=Group.OTHER, detail="at W_T",
+             defined="measures.hessian.HessianOperator.largest_eigenvalue"),
     Quantity("measure/smoothness_residual", "residual of β",
              "The size of some eigenvalue is within it of β, very likely that of the largest: β is "
              "the larger of what Lanczos' method finds, from below, from two starts; at most "
              "β/1000 but where 100 Hessian-vector products did not do", "loss/weight²",
-             defined="measures.smoothness.smoothness"),
+             defined="measures.hessian.HessianOperator.largest_eigenvalue"),
 )  # fmt: skip
 
 _AT_NOISE_STDS = (

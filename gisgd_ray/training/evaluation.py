@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gisgd_ray.data.dataset import Dataset
+from gisgd_ray.measures.invisible import evaluating
 from gisgd_ray.networks.losses import LossName, per_sample_loss
 from gisgd_ray.training.measure import standard_error
 from gisgd_ray.training.state import Point, TrainState
@@ -53,15 +54,13 @@ def evaluate(
     model: nn.Module, inputs: Tensor, targets: Tensor, *, loss: LossName
 ) -> tuple[float, float]:
     """Mean loss and accuracy (fraction) in evaluation mode; the model's mode is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     total = torch.zeros((), dtype=torch.float64, device=inputs.device)
     correct = torch.zeros((), dtype=torch.int64, device=inputs.device)
-    for x, y in zip(inputs.split(EVALUATION_CHUNK), targets.split(EVALUATION_CHUNK), strict=True):
-        outputs = model(x)
-        total += per_sample_loss(loss, outputs, y).double().sum()
-        correct += (outputs.argmax(dim=1) == y).sum()
-    for module, training in modes:
-        module.training = training
+    chunks = zip(inputs.split(EVALUATION_CHUNK), targets.split(EVALUATION_CHUNK), strict=True)
+    with evaluating(model):
+        for x, y in chunks:
+            outputs = model(x)
+            total += per_sample_loss(loss, outputs, y).double().sum()
+            correct += (outputs.argmax(dim=1) == y).sum()
     accuracy = math.nan if targets.is_floating_point() else float(correct) / len(targets)
     return float(total) / len(targets), accuracy

@@ -16,7 +16,9 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.augmentation import Augmentation, pixel_range
 from gisgd_ray.data.dataset import Dataset, epoch_batches
 from gisgd_ray.measures.dispersion import StepMeter, StepSeries
+from gisgd_ray.measures.displaced import Samples
 from gisgd_ray.measures.groups import GroupDispersion
+from gisgd_ray.networks.losses import LossName
 from gisgd_ray.networks.models import trainable
 from gisgd_ray.schemes.base import Batch, Meter, Setting, Step
 from gisgd_ray.schemes.builders import build_scheme
@@ -30,6 +32,11 @@ class Replica:
     seed: int
     model: nn.Module
     dataset: Dataset
+
+    def samples(self, loss: LossName) -> tuple[Samples, Samples]:
+        """S and S', with the loss on them."""
+        data = self.dataset
+        return Samples(data.train_x, data.train_y, loss), Samples(data.test_x, data.test_y, loss)
 
 
 class BatchingTrajectory:

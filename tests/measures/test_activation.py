@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import Dataset
 from gisgd_ray.measures.activation import ActiveUnits, hidden_layer, mean_active_units
-from gisgd_ray.measures.curvature import hessian_trace
+from gisgd_ray.measures.hessian import HessianOperator
 from gisgd_ray.networks.models import linear, mlp, two_layer_relu
 from gisgd_ray.theory import bounds
 from gisgd_ray.training.loop import advance, start, summary
@@ -50,7 +50,7 @@ def dense_trace(model: nn.Module, x: Tensor, y: Tensor) -> float:
 def test_trace_of_the_linear_network_is_one() -> None:
     model, x, y = linear((7,)), unit_vectors(30, 7), targets(30)
     assert dense_trace(model, x, y) == pytest.approx(1, abs=1e-6)
-    assert hessian_trace(model, x, y, loss="squared").value == pytest.approx(1, abs=1e-6)
+    assert HessianOperator(model, x, y, "squared").trace().value == pytest.approx(1, abs=1e-6)
 
 
 def test_trace_of_the_two_layer_network_is_its_share_of_active_units() -> None:
@@ -59,7 +59,9 @@ def test_trace_of_the_two_layer_network_is_its_share_of_active_units() -> None:
     by_units = sum(active(model, x)) / 30 / 9
     assert 0 < by_units < 1
     assert dense_trace(model, x, y) == pytest.approx(by_units, rel=1e-6)
-    assert hessian_trace(model, x, y, loss="squared").value == pytest.approx(by_units, rel=1e-6)
+    assert HessianOperator(model, x, y, "squared").trace().value == pytest.approx(
+        by_units, rel=1e-6
+    )
     assert mean_active_units(model, x, chunk=8) == pytest.approx(9 * by_units, rel=1e-12)
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gisgd_ray.measures import flatness
-from gisgd_ray.measures.flatness import FlatnessGap, combined, flatness_gap
+from gisgd_ray.measures.displaced import Samples, WeightNoise
+from gisgd_ray.measures.flatness import FlatnessGap, FlatnessRun, combined, flatness_gaps
 from gisgd_ray.networks.losses import LossName
 from gisgd_ray.randomness import derived_seed
 from tests.measures.test_invisible import in_mid_training, nothing_changes
@@ -48,9 +49,19 @@ def split(x: Tensor, y: Tensor, *, train: int = 7) -> Split:
     return x[:train], y[:train], x[train:], y[train:]
 
 
-def measure(model: nn.Module, data: Split, *stds: float, **changed) -> list[FlatnessGap]:
-    options = {"loss": "cross_entropy", "draws": 6, "seed": SEED} | changed
-    return list(flatness_gap(model, *data, perturbation_stds=stds, **options))
+def measure(
+    model: nn.Module,
+    data: Split,
+    *stds: float,
+    loss: LossName = "cross_entropy",
+    draws: int = 6,
+    seed: int = SEED,
+    chunk: int | None = None,
+) -> list[FlatnessGap]:
+    """Of a single run, by std."""
+    train, test = Samples(*data[:2], loss, chunk), Samples(*data[2:], loss, chunk)
+    run = FlatnessRun(model, train, test, WeightNoise(stds, seed))
+    return [gap for (gap,) in flatness_gaps([run], draws=[draws] * len(stds), target=0.0)]
 
 
 def deltas(model: nn.Module, std: float, *, pairs: int = 3) -> list[Tensor]:
@@ -204,19 +215,13 @@ class TestDraws:
             measure(model, split(x, y), 1e-6, 0.5, chunk=4)
 
     @pytest.mark.parametrize(
-        ("changed", "message"),
-        [
-            ({"draws": 2}, "draws"),
-            ({"draws": 5}, "draws"),
-            ({"perturbation_stds": (-0.1,)}, "stds"),
-            ({"perturbation_stds": (math.nan,)}, "stds"),
-        ],
+        ("draws", "std", "message"),
+        [(2, 0.1, "draws"), (5, 0.1, "draws"), (4, -0.1, "stds"), (4, math.nan, "stds")],
     )
-    def test_bad_arguments(self, changed, message):
+    def test_bad_arguments(self, draws, std, message):
         model, x, y = case(small_mlp)
-        options = {"loss": "squared", "draws": 4, "seed": 0, "perturbation_stds": (0.1,)}
         with pytest.raises(ValueError, match=message):
-            flatness_gap(model, *split(x, y), **options | changed)
+            measure(model, split(x, y), std, draws=draws)
 
     def test_nothing_to_measure(self):
         model, x, y = case(small_mlp)

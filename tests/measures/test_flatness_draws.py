@@ -6,19 +6,18 @@ tau^4 tr(M^2) / 2.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from gisgd_ray.measures.displaced import Samples, WeightNoise
 from gisgd_ray.measures.flatness import (
     LEAST_DRAWS,
     FlatnessGap,
     FlatnessRun,
     combined,
-    flatness_gap,
     flatness_gaps,
     half_widths,
     pairs_due,
@@ -30,13 +29,20 @@ from tests.support.runs import run
 TAU = 0.3
 
 
-def gap(train: Tensor, test: Tensor, **changed: Any) -> FlatnessGap:
-    """Of the linear network with w = 0 and y = 0, in float64."""
+def run_of(train: Tensor, test: Tensor, *stds: float, seed: int = SEED) -> FlatnessRun:
+    """The linear network with w = 0 and y = 0, in float64."""
     model = nn.Linear(train.shape[1], 1, bias=False).double()
     nn.init.zeros_(model.weight)
-    options: dict[str, Any] = {"draws": 32, "target": 0.1, "seed": SEED} | changed
-    data = [part for x in (train, test) for part in (x, torch.zeros(len(x), dtype=x.dtype))]
-    (found,) = flatness_gap(model, *data, loss="squared", perturbation_stds=[TAU], **options)
+    data = (Samples(x, torch.zeros(len(x), dtype=x.dtype), "squared") for x in (train, test))
+    return FlatnessRun(model, *data, WeightNoise(stds, seed))
+
+
+def gap(
+    train: Tensor, test: Tensor, *, draws: int = 32, target: float = 0.1, seed: int = SEED
+) -> FlatnessGap:
+    """Of a single run at one std."""
+    run = run_of(train, test, TAU, seed=seed)
+    [(found,)] = flatness_gaps([run], draws=[draws], target=target)
     return found
 
 
@@ -105,15 +111,9 @@ class TestWhenToStop:
         assert draws == 16 or before.standard_error > 0.1 * before.value
 
     def test_each_std_has_a_budget_of_its_own(self):
-        train, test = scatter(3.0)
-        model = nn.Linear(40, 1, bias=False).double()
-        y = torch.zeros(60).double()
-        options: dict[str, Any] = {"loss": "squared", "target": 0.1, "seed": SEED}
-        stds = [TAU, 2 * TAU, 3 * TAU]
-        found = flatness_gap(
-            model, train, y, test, y, perturbation_stds=stds, draws=[16, 40, 4], **options
-        )
-        assert [each.draws for each in found] == [16, 40, 4]
+        run = run_of(*scatter(3.0), TAU, 2 * TAU, 3 * TAU)
+        found = flatness_gaps([run], draws=[16, 40, 4], target=0.1)
+        assert [each.draws for (each,) in found] == [16, 40, 4]
 
     @pytest.mark.parametrize("draws", [4, 6, 14])
     def test_fewer_than_the_least_are_all_taken(self, draws):
@@ -123,13 +123,9 @@ class TestWhenToStop:
         assert gap(*scatter(0.25), target=0.0).draws == 32
 
     def test_no_noise_needs_no_further_draws(self):
-        train, test = scatter(0.5)
-        model = nn.Linear(40, 1, bias=False).double()
-        y = torch.zeros(60).double()
-        options: dict[str, Any] = {"loss": "squared", "draws": 64, "target": 0.1, "seed": 0}
-        stds = [0.0, 1e200, TAU]
-        found = flatness_gap(model, train, y, test, y, perturbation_stds=stds, **options)
-        assert [each.draws for each in found] == [16, 16, 64]
+        run = run_of(*scatter(0.5), 0.0, 1e200, TAU, seed=0)
+        found = flatness_gaps([run], draws=[64] * 3, target=0.1)
+        assert [each.draws for (each,) in found] == [16, 16, 64]
 
 
 def coverage(
@@ -156,14 +152,6 @@ def coverage(
     return hits / repetitions
 
 
-def run_of(train: Tensor, test: Tensor, seed: int) -> FlatnessRun:
-    """One of several runs, each of the linear network with w = 0 and y = 0."""
-    model = nn.Linear(train.shape[1], 1, bias=False).double()
-    nn.init.zeros_(model.weight)
-    data = [part for x in (train, test) for part in (x, torch.zeros(len(x), dtype=x.dtype))]
-    return FlatnessRun(model, *data, loss="squared", perturbation_stds=[TAU, 0.0], seed=seed)
-
-
 class TestSeveralRuns:
     """What ends the draws is the error of the runs' mean, which the row reports."""
 
@@ -172,7 +160,7 @@ class TestSeveralRuns:
     def test_at_the_target_or_the_budget(self, runs, relative):
         samples = scatter(relative)
         for seed in range(4):
-            each = [run_of(*samples, seed=100 * seed + i) for i in range(runs)]
+            each = [run_of(*samples, TAU, 0.0, seed=100 * seed + i) for i in range(runs)]
             found, still = flatness_gaps(each, draws=[200, 200], target=0.1)
             estimate = combined(found)
             pairs, least, most = len(found[0].train), max(2, math.ceil(8 / runs)), 100 // runs
@@ -182,7 +170,7 @@ class TestSeveralRuns:
             assert estimate.draws == 2 * pairs * runs <= 200
             assert pairs == most or estimate.standard_error <= 0.1 * abs(estimate.signed)
             if pairs > least:  # at the look before it was not known
-                before = [run_of(*samples, seed=100 * seed + i) for i in range(runs)]
+                before = [run_of(*samples, TAU, 0.0, seed=100 * seed + i) for i in range(runs)]
                 for one in before:
                     one.draw([looks[looks.index(pairs) - 1], 1])
                 fewer = combined([one.gaps()[0] for one in before])
@@ -191,7 +179,7 @@ class TestSeveralRuns:
             assert combined(still).draws == 2 * least * runs
 
     def test_drawn_in_rounds_or_at_once(self):
-        once, rounds = (run_of(*scatter(0.6), seed=7) for _ in range(2))
+        once, rounds = (run_of(*scatter(0.6), TAU, 0.0, seed=7) for _ in range(2))
         once.draw([12, 12])
         for due in ([3, 2], [6, 12], [12, 12], [12, 12]):
             rounds.draw(due)
@@ -262,21 +250,13 @@ class TestWhatSixDrawsGot:
     def test_is_within_its_error_now(self, seed, told):
         changes = {"seed": seed, "training.max_epochs": 20, "measurement.noise_stds": [0.03]}
         finished = run(changes | {"measurement.smoothness": False})
-        data, row = finished.state.dataset, finished.row
+        row = finished.row
 
         def drawn(draws: int) -> FlatnessGap:
-            stds = [0.03 * finished.state.step**0.5]
-            (found,) = flatness_gap(
-                finished.state.model,
-                data.train_x,
-                data.train_y,
-                data.test_x,
-                data.test_y,
-                loss="cross_entropy",
-                perturbation_stds=stds,
-                draws=draws,
-                seed=seed,
-            )
+            noise = WeightNoise([0.03 * finished.state.step**0.5], seed)
+            (replica,) = finished.state.replicas
+            one = FlatnessRun(replica.model, *replica.samples("cross_entropy"), noise)
+            [(found,)] = flatness_gaps([one], draws=[draws], target=0.0)
             return found
 
         six, many = drawn(6), drawn(400)

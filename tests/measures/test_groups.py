@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gisgd_ray.config.scheme import GMPConfig
+from gisgd_ray.config.scheme import ClippingConfig, GMPConfig
 from gisgd_ray.data.dataset import epoch_batches
 from gisgd_ray.measures.groups import GroupDispersion
 from gisgd_ray.networks.losses import LossName
@@ -212,7 +212,7 @@ def gmp(**changes: Any) -> GMP:
 
 
 def clipping(variant: Any) -> Clipping:
-    return Clipping(variant=variant, factor=0.5, start_step=0, lag=2, steps_per_epoch=4)
+    return Clipping(ClippingConfig(variant=variant, factor=0.5, start_epoch=0, lag=2), setting())
 
 
 def gmp_objective(model: nn.Module, x: Tensor, y: Tensor, *, step: int) -> Tensor:

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.measures import curvature
-from gisgd_ray.measures.curvature import hessian_trace
 from gisgd_ray.measures.dispersion import StepMeter
+from gisgd_ray.measures.hessian import HessianOperator
 from gisgd_ray.networks.losses import per_sample_loss
 from gisgd_ray.training.evaluation import evaluate
 from tests.support import reference
@@ -86,8 +85,8 @@ class TestInvisible:
     def test_hessian_trace(self, build, method, chunk):
         model, optimizer, x, y = in_mid_training(build)
         with nothing_changes(model, optimizer):
-            hessian_trace(
-                model, x, y, loss="cross_entropy", method=method, probes=3, chunk=chunk, seed=5
+            HessianOperator(model, x, y, "cross_entropy", chunk=chunk).trace(
+                method, probes=3, seed=5
             )
 
     @pytest.mark.parametrize("method", ["exact", "pyhessian"])
@@ -106,7 +105,7 @@ class TestInvisible:
 
         step()
         with nothing_changes(model, optimizer):
-            hessian_trace(model, x, y, loss="cross_entropy", method=method, probes=3)
+            HessianOperator(model, x, y, "cross_entropy").trace(method, probes=3)
         step()
         series = meter.drain()
         for name, column in series.columns().items():
@@ -121,9 +120,9 @@ class TestInvisible:
                 next(iter(model.parameters())).add_(torch.rand(()))
             raise RuntimeError("out of memory")
 
-        monkeypatch.setattr(curvature, "exact_trace", fail)
+        monkeypatch.setattr(HessianOperator, "_gauss_newton_trace", fail)
         with nothing_changes(model, optimizer), pytest.raises(RuntimeError):
-            hessian_trace(model, x, y, loss="squared")
+            HessianOperator(model, x, y, "squared").trace()
 
     @pytest.mark.parametrize("build", [small_mlp, small_batchnorm])
     def test_evaluate(self, build):

@@ -1,14 +1,15 @@
 """||grad L_mu - grad L_S||^2 against loops over samples in float64, and over many fresh samples."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from gisgd_ray.measures.displaced import Samples
 from gisgd_ray.measures.mean_gradient_gap import MeanGradientGap, block_products, combined
+from gisgd_ray.networks.losses import LossName
 from gisgd_ray.theory import bounds
 from gisgd_ray.training.interpolated import InterpolatedSum
 from tests.measures.test_invisible import in_mid_training, nothing_changes
@@ -32,8 +33,11 @@ def by_samples(of_train: Tensor, of_test: Tensor) -> float:
     return float((of_test.mean(dim=0) - of_train.mean(dim=0)).square().sum()) - s2 / n
 
 
-def measured(model: nn.Module, *splits: Tensor, loss: Any, **options: Any) -> MeanGradientGap:
-    return combined([block_products(model, *splits, loss=loss, **options)])
+def measured(
+    model: nn.Module, *splits: Tensor, loss: LossName, chunk: int | None = None, **options: int
+) -> MeanGradientGap:
+    train, test = Samples(*splits[:2], loss, chunk), Samples(*splits[2:], loss, chunk)
+    return combined([block_products(model, train, test, **options)])
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
@@ -132,7 +136,7 @@ def test_samples_too_few():
 def test_leaves_no_trace(build):
     model, optimizer, x, y = in_mid_training(build)
     with nothing_changes(model, optimizer):
-        block_products(model, x, y, x[:7], y[:7], loss="cross_entropy")
+        measured(model, x, y, x[:7], y[:7], loss="cross_entropy")
 
 
 # ---------------------------------------------------------------- in a run

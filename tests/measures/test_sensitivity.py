@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gisgd_ray.measures import sensitivity
+from gisgd_ray.measures.displaced import Samples, WeightNoise
 from gisgd_ray.measures.sensitivity import Sensitivity, local_gradient_sensitivity
 from gisgd_ray.networks.losses import LossName, per_sample_loss
 from gisgd_ray.randomness import derived_seed
@@ -31,10 +32,19 @@ LOSSES: tuple[LossName, ...] = ("cross_entropy", "squared")
 SEED, STEP = 3, 17
 
 
-def measure(model: nn.Module, x: Tensor, y: Tensor, *stds: float, **changed) -> list[Sensitivity]:
-    options = {"loss": "cross_entropy", "draws": 4, "seed": SEED, "step": STEP}
-    found = local_gradient_sensitivity(model, x, y, perturbation_stds=stds, **options | changed)
-    return list(found)
+def measure(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *stds: float,
+    loss: LossName = "cross_entropy",
+    chunk: int | None = None,
+    seed: int = SEED,
+    **changed,
+) -> list[Sensitivity]:
+    data, noise = Samples(x, y, loss, chunk), WeightNoise(stds, seed)
+    options = {"draws": 4, "step": STEP} | changed
+    return list(local_gradient_sensitivity(model, data, noise, **options))
 
 
 def normals(model: nn.Module, draws: int, dtype: torch.dtype) -> list[Tensor]:
@@ -206,20 +216,18 @@ class TestDegenerate:
         assert not math.isfinite(found.value)
 
     @pytest.mark.parametrize(
-        ("changed", "message"),
+        ("draws", "stds", "message"),
         [
-            ({"draws": 1}, "draws"),
-            ({"perturbation_stds": (0.1, -0.1)}, "stds"),
-            ({"perturbation_stds": (math.nan,)}, "stds"),
-            ({"perturbation_stds": (math.inf,)}, "stds"),
+            (1, (0.1,), "draws"),
+            (4, (0.1, -0.1), "stds"),
+            (4, (math.nan,), "stds"),
+            (4, (math.inf,), "stds"),
         ],
     )
-    def test_bad_arguments(self, changed, message):
+    def test_bad_arguments(self, draws, stds, message):
         model, x, y = case(small_mlp)
-        options = {"loss": "squared", "draws": 4, "seed": 0, "step": 0}
-        options |= {"perturbation_stds": (0.1,)} | changed
         with pytest.raises(ValueError, match=message):
-            local_gradient_sensitivity(model, x, y, **options)
+            measure(model, x, y, *stds, loss="squared", draws=draws)
 
     def test_nothing_to_measure(self):
         model, x, y = case(small_mlp)

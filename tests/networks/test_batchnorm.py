@@ -16,10 +16,10 @@ from gisgd_ray.config.model import ModelConfig, PreActResNet18Config, VGG16Confi
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import load_dataset
 from gisgd_ray.errors import UserError
-from gisgd_ray.measures.curvature import hessian_trace
-from gisgd_ray.measures.flatness import flatness_gap
+from gisgd_ray.measures.displaced import Samples, WeightNoise
+from gisgd_ray.measures.flatness import FlatnessRun, flatness_gaps
+from gisgd_ray.measures.hessian import HessianOperator
 from gisgd_ray.measures.sensitivity import local_gradient_sensitivity
-from gisgd_ray.measures.smoothness import smoothness
 from gisgd_ray.networks import per_sample
 from gisgd_ray.networks.batchnorm import frozen_statistics, mixes_samples
 from gisgd_ray.networks.losses import LossName, per_sample_loss
@@ -203,19 +203,19 @@ class TestExactTrace:
         """The model trains; the trace is that of the network which evaluates."""
         model, x, y = tiny(config, shape)
         assert model.training
-        found = hessian_trace(model, x, y, loss=loss, method="exact")
+        found = HessianOperator(model, x, y, loss).trace("exact")
         truth = reference_networks.hessian_trace(model, x, y, loss)
         assert found.value == pytest.approx(truth, rel=1e-8)
         assert (found.estimator, found.standard_error) == ("exact", 0.0)
-        assert hessian_trace(model, x, y, loss=loss) == found
-        ragged = hessian_trace(model, x, y, loss=loss, chunk=2)
+        assert HessianOperator(model, x, y, loss).trace() == found
+        ragged = HessianOperator(model, x, y, loss, chunk=2).trace()
         assert ragged.value == pytest.approx(truth, rel=1e-8)
 
     @pytest.mark.parametrize("loss", LOSSES)
     @pytest.mark.parametrize("build", [small_vgg, small_residual])
     def test_of_small_networks(self, build, loss):
         model, x, y = small(build)
-        found = hessian_trace(model, x, y, loss=loss, method="exact")
+        found = HessianOperator(model, x, y, loss).trace("exact")
         truth = reference.hessian_trace(model, x, y, loss)
         assert found.value == pytest.approx(truth, rel=1e-8)
         assert reference_networks.hessian_trace(model, x, y, loss) == pytest.approx(truth)
@@ -245,8 +245,8 @@ class TestExactTrace:
         assert not is_piecewise_linear(model)
         x, y = torch.randn(3, 4), torch.arange(3)
         with pytest.raises(UserError, match=r"'exact' needs .*another kind"):
-            hessian_trace(model, x, y, loss="squared", method="exact")
-        assert hessian_trace(model, x, y, loss="squared", probes=2).estimator == "pyhessian"
+            HessianOperator(model, x, y, "squared").trace("exact")
+        assert HessianOperator(model, x, y, "squared").trace(probes=2).estimator == "pyhessian"
 
     def test_when_a_block_is_piecewise_linear(self):
         for block in (PreActBlock(2, 2, stride=1), PreActBlock(2, 3, stride=2)):
@@ -298,12 +298,13 @@ class TestPerSampleNorms:
 
 
 def measure_all(model: nn.Module, x: Tensor, y: Tensor, loss: LossName) -> dict[str, float]:
-    options: dict[str, Any] = {"loss": loss, "seed": 0}
-    hessian_trace(model, x, y, **options)
-    stds = {"perturbation_stds": [0.05]}
-    (moved,) = local_gradient_sensitivity(model, x, y, **options, **stds, draws=2, step=1)
-    (gap,) = flatness_gap(model, x[:3], y[:3], x[3:], y[3:], **options, **stds, draws=4)
-    top = smoothness(model, x, y, **options, tolerance=1e-3, max_iterations=300)
+    hessian = HessianOperator(model, x, y, loss)
+    hessian.trace()
+    data, noise = Samples(x, y, loss), WeightNoise([0.05], 0)
+    (moved,) = local_gradient_sensitivity(model, data, noise, draws=2, step=1)
+    run = FlatnessRun(model, data.at(slice(3)), data.at(slice(3, None)), noise)
+    [(gap,)] = flatness_gaps([run], draws=[4], target=0.0)
+    top = hessian.largest_eigenvalue(max_iterations=300)
     return {"psi": moved.value, "gap": gap.signed, "beta": top.value}
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from gisgd_ray.config.scheme import ClippingConfig
 from gisgd_ray.data.dataset import epoch_batches
-from gisgd_ray.schemes.base import Batch, Step
+from gisgd_ray.schemes.base import Batch, Setting, Step
 from gisgd_ray.schemes.clipping import Clipping
 from gisgd_ray.training import loop as training
 from tests.support import reference
@@ -23,9 +24,10 @@ Variant = Literal["running_minimum", "lag"]
 NORMS = (5.0, 3.0, 4.0, 2.0, 6.0, 2.5, 1.0, 8.0, 1.0, 0.5)
 
 
-def clipping(**options: Any) -> Clipping:
-    plain = {"variant": "running_minimum", "factor": 0.1, "start_step": 0, "steps_per_epoch": 3}
-    return Clipping(**(plain | options))
+def clipping(start_step: int | None = 0, **options: Any) -> Clipping:
+    """A start that is found by itself is looked for after epochs of 3 steps; a given one counts."""
+    place = Setting(0, torch.device("cpu"), 3 if start_step is None else 1, planned_steps=15)
+    return Clipping(ClippingConfig(start_epoch=start_step, **options), place)
 
 
 def factors(norms: Sequence[float], **options: Any) -> list[float]:

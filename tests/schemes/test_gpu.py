@@ -266,19 +266,20 @@ class TestNoStepWaits:
             float(norm)
 
     @pytest.mark.parametrize("variant", ["running_minimum", "lag"])
-    @pytest.mark.parametrize("start_step", [None, 0, 4])
-    def test_for_the_factor_of_clipping(self, variant, start_step):
+    @pytest.mark.parametrize("start_epoch", [None, 0, 1])
+    def test_for_the_factor_of_clipping(self, variant, start_epoch):
         """Over the ends of epochs, and as on the CPU."""
         norms = [3.0, 2.0, 5.0, 1.0, 4.0, 6.0, 0.5, 9.0, 2.0, 8.0]
-        options: dict[str, Any] = {"variant": variant, "factor": 0.5, "start_step": start_step}
-        here, away = (
-            Clipping(**options, lag=2, steps_per_epoch=3, device=device)
-            for device in ("cpu", DEVICE)
-        )
+        options = ClippingConfig(variant=variant, factor=0.5, start_epoch=start_epoch, lag=2)
+
+        def clipping(device: torch.device) -> Clipping:
+            return Clipping(options, Setting(0, device, steps_per_epoch=3, planned_steps=10))
+
+        here, away = clipping(torch.device("cpu")), clipping(DEVICE)
         expected = [float(here.scale(torch.tensor(norm))) for norm in norms]
         on_device = torch.tensor(norms, device=DEVICE).unbind()
         away.scale(on_device[0].clone())  # whatever is loaded at the first call
-        away = Clipping(**options, lag=2, steps_per_epoch=3, device=DEVICE)
+        away = clipping(DEVICE)
         with no_waiting():
             found = [away.scale(norm) for norm in on_device]
         assert [float(scale) for scale in found] == expected

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from gisgd_ray.data.dataset import Dataset
-from gisgd_ray.measures.smoothness import smoothness
+from gisgd_ray.measures.hessian import HessianOperator
 
 DEVICE = torch.device("lazy:0")
 
@@ -95,7 +95,8 @@ def accelerator() -> Iterator[None]:
     """Inside, :data:`DEVICE` is an accelerator, and every tensor fake."""
     with pytest.MonkeyPatch.context() as patch, Numbers(allow_non_fake_inputs=True), Checks():
         # Where every number is 1 the iteration for beta never ends before its limit.
-        patch.setitem(smoothness.__kwdefaults__, "max_iterations", 2)
+        options = HessianOperator.largest_eigenvalue.__kwdefaults__
+        patch.setitem(options, "max_iterations", 2)
         patch.setattr(torch, "autocast", _autocast)
         patch.setattr(torch, "Generator", Generator)
         patch.setattr(nn.Module, "to", _moved)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gisgd_ray.data.dataset import epoch_batches
-from gisgd_ray.measures.curvature import hessian_trace
+from gisgd_ray.measures.hessian import HessianOperator
 from gisgd_ray.training import evaluation
 from gisgd_ray.training import loop as training
 from tests.support import reference
@@ -206,9 +206,9 @@ class TestSchedules:
     def test_trace_of_the_first_training_samples(self):
         finished = run({"measurement.hessian_samples": 30})
         data = finished.state.dataset
-        expected = hessian_trace(
-            finished.state.model, data.train_x[:30], data.train_y[:30], loss="cross_entropy"
-        )
+        expected = HessianOperator(
+            finished.state.model, data.train_x[:30], data.train_y[:30], "cross_entropy"
+        ).trace()
         assert finished.row["measure/hessian_trace"] == expected.value
         assert finished.row["measure/hessian_trace"] != run().row["measure/hessian_trace"]
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from gisgd_ray.config.frozen import Schedule
 from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.measures.flatness import flatness_gap
-from gisgd_ray.measures.smoothness import smoothness
+from gisgd_ray.measures.displaced import WeightNoise
+from gisgd_ray.measures.flatness import FlatnessRun, flatness_gaps
+from gisgd_ray.measures.hessian import HessianOperator
 from gisgd_ray.randomness import derived_seed
 from gisgd_ray.training import loop as training
 from gisgd_ray.training.measure import Measure
@@ -177,21 +178,15 @@ class TestAtTheEnd:
         finished = run({"seed": 3, "measurement.flatness_draws": 6})
         state, row = finished.state, finished.row
         data, stds = state.dataset, (1e-2, 1e-4, 1e-6)
-        gaps = flatness_gap(
-            state.model,
-            data.train_x,
-            data.train_y,
-            data.test_x,
-            data.test_y,
-            loss="cross_entropy",
-            perturbation_stds=[std * 12**0.5 for std in stds],
-            draws=6,
-            seed=3,
-        )
-        for std, gap in zip(stds, gaps, strict=True):
+        noise = WeightNoise([std * 12**0.5 for std in stds], 3)
+        one = FlatnessRun(state.model, *state.replicas[0].samples("cross_entropy"), noise)
+        gaps = flatness_gaps([one], draws=[6] * 3, target=0.0)
+        for std, (gap,) in zip(stds, gaps, strict=True):
             assert row[f"measure/flatness_gap@{std:g}"] == gap.value
             assert row[f"measure/flatness_gap_stderr@{std:g}"] == gap.standard_error
-        found = smoothness(state.model, data.train_x, data.train_y, loss="cross_entropy", seed=3)
+        found = HessianOperator(
+            state.model, data.train_x, data.train_y, "cross_entropy"
+        ).largest_eigenvalue(seed=3)
         assert row["measure/smoothness"] == found.value
         assert row["measure/smoothness_residual"] == found.residual
 

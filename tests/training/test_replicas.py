@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import epoch_batches, load_dataset
 from gisgd_ray.errors import UserError
-from gisgd_ray.measures.flatness import combined, flatness_gap
+from gisgd_ray.measures.displaced import Samples, WeightNoise
+from gisgd_ray.measures.flatness import FlatnessRun, combined, flatness_gaps
+from gisgd_ray.measures.hessian import HessianOperator
 from gisgd_ray.measures.sensitivity import local_gradient_sensitivity
-from gisgd_ray.measures.smoothness import smoothness
 from gisgd_ray.training import checkpoint
 from gisgd_ray.training import loop as training
 from tests.support import reference, reference_lockstep
@@ -201,12 +202,9 @@ class TestMeans:
             found = [
                 local_gradient_sensitivity(
                     model,
-                    data.train_x,
-                    data.train_y,
-                    loss="cross_entropy",
-                    perturbation_stds=[0.01 * step**0.5],
+                    Samples(data.train_x, data.train_y, "cross_entropy"),
+                    WeightNoise([0.01 * step**0.5], seed),
                     draws=2,
-                    seed=seed,
                     step=step,
                 )[0]
                 for seed, model, data in zip(SEEDS, models[step], datasets, strict=True)
@@ -224,13 +222,12 @@ class TestMeans:
         finished, models = measured()
         row, gaps, betas = finished.row, [], []
         for replica, model in zip(finished.state.replicas, models[12], strict=True):
+            noise = WeightNoise([0.01 * 12**0.5], replica.seed)
+            one = FlatnessRun(model, *replica.samples("cross_entropy"), noise)
+            gaps += flatness_gaps([one], draws=[4], target=0.0)[0]
             data = replica.dataset
-            splits = (data.train_x, data.train_y, data.test_x, data.test_y)
-            options: dict[str, Any] = {"loss": "cross_entropy", "seed": replica.seed}
-            gaps += flatness_gap(
-                model, *splits, perturbation_stds=[0.01 * 12**0.5], draws=4, **options
-            )
-            betas.append(smoothness(model, *splits[:2], **options).value)
+            hessian = HessianOperator(model, data.train_x, data.train_y, "cross_entropy")
+            betas.append(hessian.largest_eigenvalue(seed=replica.seed).value)
         # |mean of the signed gaps| and not the mean of their sizes; the 6 draws are shared out.
         signed = [gap.signed for gap in gaps]
         assert row["measure/flatness_gap_signed@0.01"] == pytest.approx(fmean(signed), rel=1e-6)

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.measures.curvature import HessianTrace
+from gisgd_ray.measures.hessian import HessianOperator, HessianTrace
 from gisgd_ray.networks.models import num_parameters
 from gisgd_ray.training import loop as training
-from gisgd_ray.training.measured import trace as measured_trace
 from tests.support import reference
 from tests.support.runs import Finished, config, run
 
@@ -330,7 +329,7 @@ class TestUndefined:
     def test_with_a_trace_that_is_not_positive(self, trace, monkeypatch):
         """Reported as it came, and the bound is NaN with the reason: never a clamped number."""
         found = HessianTrace(trace, 1.0, "pyhessian")
-        monkeypatch.setattr(measured_trace, "hessian_trace", lambda *_, **__: found)
+        monkeypatch.setattr(HessianOperator, "trace", lambda *_, **__: found)
         state = training.start(config({"training.max_steps": 1}))
         while state.stopped is None:
             training.advance(state)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.measures.displaced import WeightNoise
 from gisgd_ray.measures.flatness import (
     LEAST_DRAWS,
     FlatnessEstimate,
@@ -50,17 +51,9 @@ def _estimates(
 ) -> list[FlatnessEstimate]:
     """One for every noise std and then for every one of ``roughly``, over the replicas."""
     m = state.config.measurement
+    stds = [std * state.step**0.5 for std in (*noise_stds, *roughly)]
     runs = [
-        FlatnessRun(
-            r.model,
-            r.dataset.train_x,
-            r.dataset.train_y,
-            r.dataset.test_x,
-            r.dataset.test_y,
-            loss=state.config.training.loss,
-            perturbation_stds=[std * state.step**0.5 for std in (*noise_stds, *roughly)],
-            seed=r.seed,
-        )
+        FlatnessRun(r.model, *r.samples(state.config.training.loss), WeightNoise(stds, r.seed))
         for r in state.replicas
     ]
     draws = [m.flatness_draws] * len(noise_stds)

@@ -26,19 +26,7 @@ class MeanGradientGap(Measure):
 
     def measure(self, state: TrainState, point: Point) -> Point:
         loss = state.config.training.loss
-        found = combined(
-            [
-                block_products(
-                    r.model,
-                    r.dataset.train_x,
-                    r.dataset.train_y,
-                    r.dataset.test_x,
-                    r.dataset.test_y,
-                    loss=loss,
-                )
-                for r in state.replicas
-            ]
-        )
+        found = combined([block_products(r.model, *r.samples(loss)) for r in state.replicas])
         columns: Point = {
             "measure/mean_gradient_gap": found.value,
             "measure/mean_gradient_gap_stderr": found.standard_error,

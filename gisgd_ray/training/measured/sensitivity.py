@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from gisgd_ray.config.frozen import Schedule
 from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.measures.displaced import WeightNoise
 from gisgd_ray.measures.sensitivity import local_gradient_sensitivity
 from gisgd_ray.training.measure import Measure, standard_error
 from gisgd_ray.training.state import Point, TrainState
@@ -27,12 +28,9 @@ class Sensitivity(Measure):
         found = [
             local_gradient_sensitivity(
                 r.model,
-                r.dataset.train_x,
-                r.dataset.train_y,
-                loss=t.loss,
-                perturbation_stds=stds,
+                r.samples(t.loss)[0],
+                WeightNoise(stds, r.seed),
                 draws=m.sensitivity_draws,
-                seed=r.seed,
                 step=state.step,
                 samples=_samples(state),
             )

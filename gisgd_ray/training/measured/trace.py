@@ -5,10 +5,9 @@ from statistics import fmean
 
 from gisgd_ray.config.frozen import Schedule
 from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.measures.curvature import HessianTrace, hessian_trace
+from gisgd_ray.measures.hessian import HessianOperator
 from gisgd_ray.training.measure import Measure, standard_error
 from gisgd_ray.training.state import Point, TrainState
-from gisgd_ray.training.stepping import Replica
 
 
 class Trace(Measure):
@@ -25,19 +24,13 @@ class Trace(Measure):
         method = m.hessian_trace
         assert method != "off"
 
-        def measured(replica: Replica) -> HessianTrace:
-            data, samples = replica.dataset, slice(m.hessian_samples)
-            return hessian_trace(
-                replica.model,
-                data.train_x[samples],
-                data.train_y[samples],
-                loss=t.loss,
-                method=method,
-                probes=m.hessian_probes,
-                seed=replica.seed,
+        found = []
+        for r in state.replicas:
+            x, y = (
+                values[: m.hessian_samples] for values in (r.dataset.train_x, r.dataset.train_y)
             )
-
-        found = [measured(replica) for replica in state.replicas]
+            hessian = HessianOperator(r.model, x, y, t.loss)
+            found.append(hessian.trace(method, probes=m.hessian_probes, seed=r.seed))
         values = [trace.value for trace in found]
         error = standard_error(values) if len(found) > 1 else found[0].standard_error
         return {
