@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from gisgd_ray.measures.invisible import invisible
 from gisgd_ray.networks.losses import LossName, per_sample_loss
 from gisgd_ray.networks.models import trainable
-from gisgd_ray.randomness import derived_seed
+from gisgd_ray.seeds import derived_seed
 
 BASIS = 8
 """Vectors of the basis at most."""

@@ -18,7 +18,8 @@ from gisgd_ray.figures.run_panels import RunPanel, expanded, shown_trials
 from gisgd_ray.figures.tables import Row, Table
 from gisgd_ray.sweep import Sweep
 from gisgd_ray.theory.quantities import QUANTITIES, quantity
-from gisgd_ray.tracking.report import build_report, entity_and_project, marker, sentence
+from gisgd_ray.tracking.access import sentence
+from gisgd_ray.tracking.report import build_report, entity_and_project, marker
 from gisgd_ray.tracking.report_text import ALWAYS, MOST_ROWS, escaped, markdown_table
 from tests.support import sweep_runs
 from tests.support.pages import report_of

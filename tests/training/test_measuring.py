@@ -12,7 +12,7 @@ from gisgd_ray.config.frozen import Schedule
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.measures.flatness import flatness_gap
 from gisgd_ray.measures.smoothness import smoothness
-from gisgd_ray.randomness import derived_seed
+from gisgd_ray.seeds import derived_seed
 from gisgd_ray.training import loop as training
 from gisgd_ray.training.measure import Measure
 from tests.measures.test_sensitivity import drawn_halves
