@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.timing import least_seconds, verdict
 from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.results.storage import Storage
 from gisgd_ray.runner.checkpoints import Checkpoints
 from gisgd_ray.training import checkpoint

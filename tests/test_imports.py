@@ -64,6 +64,12 @@ def test_a_configuration_needs_no_torch() -> None:
     assert loaded(names, "torch numpy pandas ray wandb") == {name: [] for name in names}
 
 
+def test_what_tells_wandb_needs_no_torch() -> None:
+    """Nor what reads results: ``make sync`` starts in a second, and not in seven."""
+    names = ["gisgd_ray.tracking.run", "gisgd_ray.tracking.sync", "gisgd_ray.results.tables"]
+    assert loaded(names, "torch scipy matplotlib ray") == {name: [] for name in names}
+
+
 def test_a_notebooks_backend_that_is_not_installed_here_is_ignored() -> None:
     """A notebook hands it down to ``!python ...``, in which nothing is drawn on a screen."""
     done = subprocess.run(

@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gisgd_ray.claims.statistics import LEVEL
-from gisgd_ray.randomness import derived_seed
+from gisgd_ray.seeds import derived_seed
 
 Array = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from gisgd_ray.config.frozen import Frozen, plain, unflatten
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError, one_line
-from gisgd_ray.randomness import derived_seed
+from gisgd_ray.seeds import derived_seed
 
 UNMEASURED: dict[str, Any] = {
     "measurement.dispersion": False,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gisgd_ray.networks.losses import LossName, per_sample_loss
-from gisgd_ray.randomness import derived_seed
+from gisgd_ray.seeds import derived_seed
 
 
 class DisplacedModel:

@@ -35,7 +35,7 @@ from gisgd_ray.measures.invisible import evaluating, invisible
 from gisgd_ray.networks.losses import LossName, MeanLoss, per_sample_loss
 from gisgd_ray.networks.models import is_piecewise_linear, trainable
 from gisgd_ray.networks.per_sample import LayerNorms, uncovered_layer
-from gisgd_ray.randomness import derived_seed
+from gisgd_ray.seeds import derived_seed
 
 
 @dataclass(frozen=True)

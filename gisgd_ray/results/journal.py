@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.results.whole_files import replace_file, unlinked
 
 Row = dict[str, Any]

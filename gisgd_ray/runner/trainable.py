@@ -24,7 +24,7 @@ from ray import tune
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.device import Device, gpu
 from gisgd_ray.errors import DataError, UserError
-from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.results.journal import Row, Status
 from gisgd_ray.results.storage import Storage, is_uri
 from gisgd_ray.results.tables import row_of

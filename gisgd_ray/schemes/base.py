@@ -13,7 +13,7 @@ from gisgd_ray.networks.batchnorm import frozen_statistics
 from gisgd_ray.networks.losses import LossName, per_sample_loss
 from gisgd_ray.networks.models import trainable
 from gisgd_ray.networks.per_sample import gradient_norm_parts
-from gisgd_ray.randomness import derived_seed
+from gisgd_ray.seeds import derived_seed
 
 
 class Batch(NamedTuple):

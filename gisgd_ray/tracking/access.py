@@ -285,3 +285,61 @@ def _explained(fault: BaseException, server: str) -> str:
             "WANDB_ENTITY to your user or team"
         )
     return f"{server} does not answer ({type(fault).__name__}: {text[:120]})"
+
+
+AWAY = (
+    "W&B does not answer; the runs and report.html are safe, so try again when there is a network "
+    "(WANDB_BASE_URL says which server it is)"
+)
+
+
+def sentence(fault: BaseException, where: str) -> str:
+    """What is wrong and what would do, as far as the fault tells."""
+    texts: list[str] = []
+    cause: BaseException | None = fault
+    while cause is not None and len(texts) < 5:
+        texts.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(" ".join(texts).split())
+    entity, _, project = where.partition("/")
+    low = text.lower()
+    for name in (entity, project):  # which may be called anything
+        low = low.replace(name.lower(), "") if len(name) > 2 else low
+    for words, told in (
+        (
+            (
+                "not respond",
+                "timed out",
+                "timeout",
+                "connection",
+                "no such host",
+                "unreachable",
+                "name resolution",
+                "http 5",
+                "error 5",
+            ),
+            AWAY,
+        ),
+        (
+            (r"\b429\b", "rate limit"),
+            "W&B takes no more requests for now; try again in a minute",
+        ),
+        (
+            (r"\b401\b", "not logged in", "api key", "api_key", "authenticat"),
+            "W&B does not know this key; wandb login, or set WANDB_API_KEY to one from its "
+            "settings page",
+        ),
+        (
+            (r"\b403\b", "permission", "forbidden", "not authorized"),
+            "this key's user may not write to that project; ask its owner, or name another "
+            "ENTITY/PROJECT",
+        ),
+        (
+            ("entity", "not found during upsertmodel", "does not exist"),
+            f"W&B has no user or team {entity!r} for this key, or no such project; check "
+            "ENTITY/PROJECT for its spelling",
+        ),
+    ):
+        if any(re.search(word, low) for word in words):
+            return f"{told} ({text[:200]})"
+    return f"W&B did not take the report; {text[:300]}"

@@ -22,7 +22,7 @@ from gisgd_ray.report.comparison import compare
 from gisgd_ray.report.contents import Report
 from gisgd_ray.results.whole_files import replace_file
 from gisgd_ray.theory.quantities import NOTATION, quantity
-from gisgd_ray.tracking.access import Contained, no_answer, server
+from gisgd_ray.tracking.access import AWAY, Contained, no_answer, sentence, server
 from gisgd_ray.tracking.existing import existing_runs
 from gisgd_ray.tracking.panels import comparison_grid, figure_grids, reports
 from gisgd_ray.tracking.report_text import (
@@ -37,10 +37,6 @@ FILE = "wandb_report.json"
 """In the results' folder: id and url of the report by ENTITY/PROJECT."""
 TIMEOUT_S = 20
 LONGEST_TITLE = 128
-AWAY = (
-    "W&B does not answer; the runs and report.html are safe, so try again when there is a network "
-    "(WANDB_BASE_URL says which server it is)"
-)
 NAME = re.compile(r"[\w.-]+")
 
 
@@ -233,58 +229,6 @@ def _faults_explained(where: str) -> Iterator[None]:
         yield
     if (fault := caught.fault) is not None:
         raise UserError(f"--wandb {where}: {sentence(fault, where)}") from fault
-
-
-def sentence(fault: BaseException, where: str) -> str:
-    """What is wrong and what would do, as far as the fault tells."""
-    texts: list[str] = []
-    cause: BaseException | None = fault
-    while cause is not None and len(texts) < 5:
-        texts.append(f"{type(cause).__name__}: {cause}")
-        cause = cause.__cause__ or cause.__context__
-    text = " ".join(" ".join(texts).split())
-    entity, _, project = where.partition("/")
-    low = text.lower()
-    for name in (entity, project):  # which may be called anything
-        low = low.replace(name.lower(), "") if len(name) > 2 else low
-    for words, meaning in (
-        (
-            (
-                "not respond",
-                "timed out",
-                "timeout",
-                "connection",
-                "no such host",
-                "unreachable",
-                "name resolution",
-                "http 5",
-                "error 5",
-            ),
-            AWAY,
-        ),
-        (
-            (r"\b429\b", "rate limit"),
-            "W&B takes no more requests for now; try again in a minute",
-        ),
-        (
-            (r"\b401\b", "not logged in", "api key", "api_key", "authenticat"),
-            "W&B does not know this key; wandb login, or set WANDB_API_KEY to one from its "
-            "settings page",
-        ),
-        (
-            (r"\b403\b", "permission", "forbidden", "not authorized"),
-            "this key's user may not write to that project; ask its owner, or name another "
-            "ENTITY/PROJECT",
-        ),
-        (
-            ("entity", "not found during upsertmodel", "does not exist"),
-            f"W&B has no user or team {entity!r} for this key, or no such project; check "
-            "ENTITY/PROJECT for its spelling",
-        ),
-    ):
-        if any(re.search(word, low) for word in words):
-            return f"{meaning} ({text[:200]})"
-    return f"W&B did not take the report; {text[:300]}"
 
 
 def report_online(report: Report, where: str) -> str:

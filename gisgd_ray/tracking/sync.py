@@ -29,6 +29,7 @@ from gisgd_ray.tracking.access import (
     chosen_mode,
     forget_identity,
     no_answer,
+    sentence,
     server,
 )
 from gisgd_ray.tracking.existing import (
@@ -40,7 +41,6 @@ from gisgd_ray.tracking.existing import (
     sent_ids,
     sent_runs,
 )
-from gisgd_ray.tracking.report import sentence
 from gisgd_ray.tracking.run import LONGEST_NAME, WandbRun, WandbSettings, add_steps
 
 AT_A_TIME = 100

@@ -18,7 +18,7 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import Dataset
 from gisgd_ray.device import Device, device_of
 from gisgd_ray.errors import UserError
-from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.training.interpolated import InterpolatedSum
 from gisgd_ray.training.loop import start
 from gisgd_ray.training.sensitivity_terms import SensitivityTerms

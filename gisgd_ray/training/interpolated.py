@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gisgd_ray.measures.dispersion import Array
+from gisgd_ray.measures.step_series import Array
 
 
 @dataclass(kw_only=True)

@@ -29,8 +29,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
 from gisgd_ray.errors import UserError, layer_is
-from gisgd_ray.measures.dispersion import StepSeries
 from gisgd_ray.measures.posterior import Posteriors
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.networks.batchnorm import mixes_samples
 from gisgd_ray.networks.losses import LossName, per_sample_loss
 from gisgd_ray.networks.per_sample import uncovered_layer

@@ -19,7 +19,7 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import Dataset, load_dataset, noisy
 from gisgd_ray.data.own import own_dataset, own_weights
 from gisgd_ray.device import Device, device_of
-from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.networks.models import build_model, num_parameters
 from gisgd_ray.training.evaluation import EVALUATED, losses_and_gap
 from gisgd_ray.training.measured import MEASURES

@@ -9,7 +9,7 @@ from torch import nn
 from gisgd_ray.config.frozen import Schedule
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import Dataset
-from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.training.interpolated import InterpolatedSum
 from gisgd_ray.training.sensitivity_terms import SensitivityTerms
 from gisgd_ray.training.stepping import Replica, Stepper

@@ -15,9 +15,10 @@ from gisgd_ray.config.checks import planned_steps, steps_per_epoch
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.augmentation import Augmentation, pixel_range
 from gisgd_ray.data.dataset import Dataset, epoch_batches
-from gisgd_ray.measures.dispersion import StepMeter, StepSeries
+from gisgd_ray.measures.dispersion import StepMeter
 from gisgd_ray.measures.displaced import Samples
 from gisgd_ray.measures.groups import GroupDispersion
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.networks.losses import LossName
 from gisgd_ray.networks.models import trainable
 from gisgd_ray.schemes.base import Batch, Meter, Setting, Step

@@ -5,7 +5,7 @@ from math import inf, isfinite, nan
 
 import numpy as np
 
-from gisgd_ray.measures.dispersion import ROUNDING, StepSeries
+from gisgd_ray.measures.step_series import ROUNDING, StepSeries
 
 Metrics = dict[str, float]
 

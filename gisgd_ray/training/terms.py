@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from gisgd_ray.measures.dispersion import ROUNDING, StepSeries
 from gisgd_ray.measures.flatness import half_widths, independent_estimates
+from gisgd_ray.measures.step_series import ROUNDING, StepSeries
 from gisgd_ray.theory import bounds
 from gisgd_ray.training.sums import Metrics, StepSums
 

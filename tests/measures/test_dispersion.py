@@ -7,11 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.measures.dispersion import (
-    ILL_CONDITIONED,
-    StepMeter,
-    StepSeries,
-)
+from gisgd_ray.measures.dispersion import StepMeter
+from gisgd_ray.measures.step_series import ILL_CONDITIONED, StepSeries
 from gisgd_ray.networks.losses import LossName
 from gisgd_ray.networks.models import alexnet, mlp
 from gisgd_ray.schemes.base import Batch, Scheme, Step

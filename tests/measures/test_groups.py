@@ -18,12 +18,12 @@ from gisgd_ray.data.dataset import epoch_batches
 from gisgd_ray.measures.groups import GroupDispersion
 from gisgd_ray.networks.losses import LossName
 from gisgd_ray.networks.models import linear, trainable
-from gisgd_ray.randomness import derived_seed
 from gisgd_ray.schemes.base import Batch, Scheme, Setting, Step
 from gisgd_ray.schemes.clipping import Clipping
 from gisgd_ray.schemes.gmp import GMP
 from gisgd_ray.schemes.label_smoothing import LabelSmoothing
 from gisgd_ray.schemes.sgd import SGD
+from gisgd_ray.seeds import derived_seed
 from gisgd_ray.training import loop as training
 from tests.networks.test_batchnorm import small_residual, small_run, small_trial
 from tests.support import reference, reference_networks

@@ -13,7 +13,7 @@ from gisgd_ray.measures import sensitivity
 from gisgd_ray.measures.displaced import Samples, WeightNoise
 from gisgd_ray.measures.sensitivity import Sensitivity, local_gradient_sensitivity
 from gisgd_ray.networks.losses import LossName, per_sample_loss
-from gisgd_ray.randomness import derived_seed
+from gisgd_ray.seeds import derived_seed
 from tests.measures.test_invisible import in_mid_training, nothing_changes
 from tests.support import reference_sensitivity as reference
 from tests.support.networks import (

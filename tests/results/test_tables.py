@@ -15,7 +15,7 @@ import pytest
 
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.results import tables as results
 from gisgd_ray.results.journal import Journal
 from gisgd_ray.results.tables import ResultTables, results_folder, row_of, write_tables

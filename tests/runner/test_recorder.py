@@ -11,7 +11,7 @@ from rich.console import Console
 
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.results.journal import Journal
 from gisgd_ray.results.tables import ResultTables, row_of
 from gisgd_ray.runner import recorder

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.results.journal import Journal
 
 

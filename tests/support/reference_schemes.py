@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gisgd_ray.randomness import derived_seed
+from gisgd_ray.seeds import derived_seed
 from tests.support.reference import sample_loss
 
 Weights = list[Tensor]

@@ -8,7 +8,7 @@ import torch
 
 from gisgd_ray.config.frozen import unflatten
 from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.training import loop as training
 
 SMALL: dict[str, Any] = {

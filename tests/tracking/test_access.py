@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gisgd_ray.tracking import access as wandb_access
-from tests.runner.test_launch import ROOT
+from tests.support.launches import ROOT
 from tests.support.wandb_server import Server, environment
 
 ASK = "from gisgd_ray.tracking.access import access; print(access())"

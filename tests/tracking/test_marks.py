@@ -3,41 +3,39 @@
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from gisgd_ray.tracking.run import BEST
-from tests.runner.test_launch import ROOT
-from tests.support.wandb_server import Run, Server, run_script
+from tests.support.launches import ROOT
+from tests.support.wandb_server import Server, run_script
 
-TRIAL = """
+TRIALS = """
 import math, sys
 from gisgd_ray.tracking.run import WandbRun, WandbSettings
 settings = WandbSettings("online", sys.argv[1], group="g", project="p", every_s=5)
-run = WandbRun(settings, trial_id="abc", name="x", config={"scheme.name": "sgd"})
-run.log({"step": 0, "train/loss": 1.0, "test/loss": math.nan, "gap/loss": 0.5})
-run.log({"step": 10, "train/loss": math.inf, "test/loss": 2.0, "gap/loss": 0.25})
+row = {"status": "diverged", "train/loss": math.inf, "gap/loss": math.nan}
+steps = {"step": [1, 2], "loss": [1.0, math.inf]}
+for name, *finished in (
+    ("finished", {"status": "finished"}, {}),
+    ("diverged", row, {"failed": True, "steps": steps}),
+    ("failed", None, {"failed": True}),
+):
+    run = WandbRun(settings, trial_id=name, name="x", config={"scheme.name": "sgd"})
+    run.log({"step": 0, "train/loss": 1.0, "test/loss": math.nan, "gap/loss": 0.5})
+    run.log({"step": 10, "train/loss": math.inf, "test/loss": 2.0, "gap/loss": 0.25})
+    run.finish(finished[0], **finished[1])
 """
-ENDS = {
-    "finished": 'run.finish({"status": "finished"})',
-    "diverged": 'run.finish({"status": "diverged", "train/loss": math.inf, "gap/loss": math.nan}, '
-    'failed=True, steps={"step": [1, 2], "loss": [1.0, math.inf]})',
-    "failed": "run.finish(None, failed=True)",
-}
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Has three trials that ended differently."""
+    folder = tmp_path_factory.mktemp("trials")
     with Server() as made:
+        run_script(made, folder, ["-c", TRIALS, str(folder)], PYTHONPATH=str(ROOT))
         yield made
         assert made.unknown == []
-
-
-def trial(server: Server, folder: Path, end: str) -> Run:
-    run_script(server, folder, ["-c", TRIAL + ENDS[end], str(folder)], PYTHONPATH=str(ROOT))
-    (run,) = server.runs
-    return run
 
 
 @pytest.mark.parametrize(
@@ -48,16 +46,14 @@ def trial(server: Server, folder: Path, end: str) -> Run:
         ("failed", "failed", ["sgd"]),
     ],
 )
-def test_how_a_trial_ended_is_seen(
-    server: Server, tmp_path: Path, end: str, state: str, tags: list[str]
-) -> None:
-    run = trial(server, tmp_path, end)
+def test_how_a_trial_ended_is_seen(server: Server, end: str, state: str, tags: list[str]) -> None:
+    run = server.run("tester", "p", end)
     assert (run.state, run.tags) == (state, tags)
     assert run.summary.get("status") == (None if end == "failed" else end)
 
 
-def test_what_is_no_number_arrives_and_hides_no_other_value(server: Server, tmp_path: Path) -> None:
-    run = trial(server, tmp_path, "diverged")
+def test_what_is_no_number_arrives_and_hides_no_other_value(server: Server) -> None:
+    run = server.run("tester", "p", "diverged")
     first, second = run.history
     assert (first["step"], first["train/loss"], first["gap/loss"]) == (0, 1.0, 0.5)
     assert math.isnan(first["test/loss"])
@@ -71,8 +67,8 @@ def test_what_is_no_number_arrives_and_hides_no_other_value(server: Server, tmp_
     assert json.loads(content)["data"] == [[1, 1.0], [2, None]]  # JSON has no infinity
 
 
-def test_step_is_the_axis_and_best_and_last_are_kept(server: Server, tmp_path: Path) -> None:
-    run = trial(server, tmp_path, "failed")
+def test_step_is_the_axis_and_best_and_last_are_kept(server: Server) -> None:
+    run = server.run("tester", "p", "failed")
     defined = {
         metric.get("1", metric.get("2")): metric
         for metric in run.raw_config["_wandb"]["value"]["m"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gisgd_ray.tracking.run import LEAST_EVERY_S, MOST_EVERY_S
-from tests.runner.test_launch import ROOT
+from tests.support.launches import ROOT
 from tests.support.wandb_server import Server, environment
 
 SECONDS = 31

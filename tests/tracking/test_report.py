@@ -18,7 +18,8 @@ from gisgd_ray.figures.run_panels import RunPanel, expanded, shown_trials
 from gisgd_ray.figures.tables import Row, Table
 from gisgd_ray.sweep import Sweep
 from gisgd_ray.theory.quantities import QUANTITIES, quantity
-from gisgd_ray.tracking.report import build_report, entity_and_project, marker, sentence
+from gisgd_ray.tracking.access import sentence
+from gisgd_ray.tracking.report import build_report, entity_and_project, marker
 from gisgd_ray.tracking.report_text import ALWAYS, MOST_ROWS, escaped, markdown_table
 from tests.support import sweep_runs
 from tests.support.pages import report_of
@@ -264,6 +265,9 @@ for item in titles:
     if item == "forget":
         (Path(folder) / "wandb_report.json").unlink()
         continue
+    if "/" in item:
+        where = item
+        continue
     if item == "other trials":
         tables = Tables(pd.DataFrame([trial("b")]), history("b", train__loss=[1.0, 0.5]))
         continue
@@ -293,12 +297,17 @@ def save(server: Server, folder: Path, *titles: str, where: str = "tester/bounds
 
 def test_saving_again_updates_the_same_report(tmp_path: Path) -> None:
     with Server() as server:
-        first, again, found = save(server, tmp_path, "Figure 6", "Figure 6", "forget", "Figure 6b")
+        titles = ["Figure 6", "Figure 6", "forget", "Figure 6b"]
+        # Results of other trials have a report of their own.
+        first, again, found, other = save(
+            server, tmp_path, *titles, "forget", "other trials", "Figure 7"
+        )
         assert first == again
         assert first.rpartition("--")[2] == found.rpartition("--")[2]
         assert first.startswith(f"{server.url}/tester/bounds/reports/")
-        (report,) = server.reports
-        assert report["saves"] == 3
+        assert other.rpartition("--")[2] != first.rpartition("--")[2]
+        report, second = server.reports
+        assert (report["saves"], second["saves"]) == (3, 1)
         assert report["display_name"] == "Figure 6b: lr batch, gisgd-ray"
         assert report["description"].endswith(marker("lr_batch", ["a"]))
         (grid,) = of_type(report["spec"], "panel-grid")
@@ -306,35 +315,23 @@ def test_saving_again_updates_the_same_report(tmp_path: Path) -> None:
         assert (runs["project"]["entityName"], runs["project"]["name"]) == ("tester", "bounds")
         assert server.unknown == []
         known = json.loads((tmp_path / "wandb_report.json").read_text())
-        assert known == {"tester/bounds": {"id": report["id"], "url": found}}
+        assert known == {"tester/bounds": {"id": second["id"], "url": other}}
         server.state.reports.clear()
-        (told,) = save(server, tmp_path, "Figure 6")
+        (told,) = save(server, tmp_path, "other trials", "Figure 7")
         assert told.startswith("error: --wandb tester/bounds: the report that ")
         assert "was deleted on W&B; remove that file" in told
 
 
-def test_results_of_other_trials_have_a_report_of_their_own(tmp_path: Path) -> None:
-    with Server() as server:
-        here, there = save(server, tmp_path, "Figure 6", "forget", "other trials", "Figure 6")
-        assert here.rpartition("--")[0] == there.rpartition("--")[0]
-        assert here != there
-        assert [report["saves"] for report in server.reports] == [1, 1]
-
-
 def test_faults_of_the_server_are_told(tmp_path: Path) -> None:
     with Server() as server:
-        (told,) = save(server, tmp_path, "F", where="nobody/bounds")
-        assert told.startswith("error: --wandb nobody/bounds: W&B has no user or team 'nobody'")
         server.deny("tester", "closed")
-        (told,) = save(server, tmp_path, "F", where="tester/closed")
-        assert told.startswith("error: --wandb tester/closed: this key's user may not write")
+        unknown, closed = save(server, tmp_path, "F", "tester/closed", "F", where="nobody/bounds")
+        assert unknown.startswith("error: --wandb nobody/bounds: W&B has no user or team 'nobody'")
+        assert closed.startswith("error: --wandb tester/closed: this key's user may not write")
         server.wrong_key()
         (told,) = save(server, tmp_path, "F")
         assert told.startswith("error: --wandb tester/bounds: W&B does not know this key")
+        with server.away():
+            (told,) = save(server, tmp_path, "F")
+        assert told.startswith("error: --wandb tester/bounds: W&B does not answer")
         assert not (tmp_path / "wandb_report.json").exists()
-
-
-def test_a_server_that_is_away_is_told(tmp_path: Path) -> None:
-    with Server() as server, server.away():
-        (told,) = save(server, tmp_path, "F")
-    assert told.startswith("error: --wandb tester/bounds: W&B does not answer")

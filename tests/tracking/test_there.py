@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gisgd_ray.tracking.existing import note_sent, sent_ids
-from tests.runner.test_launch import ROOT
+from tests.support.launches import ROOT
 from tests.support.wandb_server import Server, environment
 from tests.support.wandb_server.state import Run
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.training import checkpoint
 from gisgd_ray.training import loop as training
 from tests.support.runs import (

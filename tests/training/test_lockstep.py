@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from gisgd_ray.data.dataset import epoch_batches
 from gisgd_ray.errors import UserError
-from gisgd_ray.measures.dispersion import StepMeter, StepSeries
+from gisgd_ray.measures.dispersion import StepMeter
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.networks.losses import LossName
 from gisgd_ray.networks.models import alexnet, mlp
 from gisgd_ray.training import loop as training

@@ -13,7 +13,7 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.measures.displaced import WeightNoise
 from gisgd_ray.measures.flatness import FlatnessRun, flatness_gaps
 from gisgd_ray.measures.hessian import HessianOperator
-from gisgd_ray.randomness import derived_seed
+from gisgd_ray.seeds import derived_seed
 from gisgd_ray.training import loop as training
 from gisgd_ray.training.measure import Measure
 from tests.measures.test_sensitivity import drawn_halves

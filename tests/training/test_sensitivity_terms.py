@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 import numpy as np
 import pytest
 
-from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.theory import bounds
 from gisgd_ray.training.sensitivity_terms import SensitivityTerms
 from gisgd_ray.training.terms import TrajectoryTerms

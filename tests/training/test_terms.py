@@ -5,7 +5,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.theory import bounds
 from gisgd_ray.training.sums import StepSums
 from gisgd_ray.training.terms import CLOSED_FORMS, THEOREM2, TrajectoryTerms, at, condition_remark
