@@ -25,7 +25,7 @@ def after(points: int, folder: str) -> tuple[Checkpoints, training.TrainState]:
     training.advance(state)
     first = state.last_point
     # Without memory of their own: 10^7 steps would take a gigabyte.
-    stretch = StepSeries(**{n: np.full(APART, 0.5) for n in StepSeries.empty().columns()})
+    stretch = StepSeries.of({n: np.full(APART, 0.5) for n in StepSeries.empty().columns()})
     state.step = state.terms.steps = points * APART
     state.history = [first | {"step": i * APART} for i in range(points + 1)]
     state.stretches = [replace(stretch) for _ in range(points)]

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,12 @@ _TENSORS = ("train_x", "train_y", "test_x", "test_y")
 
 def _require_sound(data: Dataset) -> None:
     """Raises UserError: which tensor, what it is, what would do."""
+    classes: Any = data.num_classes  # whatever its annotation says
+    if not isinstance(classes, Integral):
+        raise UserError(
+            f"{NAME}: num_classes = {classes!r} is a {type(classes).__name__}; give the "
+            "number of classes as an int, or 1 for real targets"
+        )
     for split in ("train", "test"):
         x, y = getattr(data, f"{split}_x"), getattr(data, f"{split}_y")
         for name, tensor in ((f"{split}_x", x), (f"{split}_y", y)):

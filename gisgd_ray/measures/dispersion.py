@@ -18,8 +18,9 @@ the plain gradient of the loss, whatever the training scheme makes of it, unless
 ``measurement.dispersion_of`` asks for the applied one: then of the plain gradient times the factor
 of the step, the factor held.
 
-Where samples have no gradients of their own (BatchNorm in train mode), s2 is estimated between
-groups of the batch instead: :mod:`gisgd_ray.measures.groups`.
+Each way to estimate s2 is a class of its own: :class:`BySample` here; between groups of the batch,
+where samples have no gradients of their own (BatchNorm in train mode), in
+:mod:`gisgd_ray.measures.groups`.
 
 In the stochastic setting, with R replicas W^(r) of the run, the inner mean of Eq. 1 is over W and
 Z, that of Neu et al. over Z alone, and the two part::
@@ -42,16 +43,111 @@ theirs.
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gisgd_ray.measures.activation import ActiveUnits
 from gisgd_ray.measures.step_series import Array, StepSeries
 from gisgd_ray.networks.models import trainable
 from gisgd_ray.networks.per_sample import gradient_norm_parts, num_norm_parts, per_sample_norms
+from gisgd_ray.schemes.base import Scheme, Step
+
+
+class Dispersion:
+    """Keeps of every step what s2 is made of: this one nothing, so that it is not known.
+
+    Used by :class:`StepMeter`, ``row`` being the place of a step among those not drained yet.
+    """
+
+    needs_plain_gradient = False
+    """Whether the plain gradient must be in ``.grad`` at :meth:`see`."""
+
+    def reserve(self, capacity: int, batch_size: int) -> None:
+        """Make buffers for so many steps, of batches no larger than that."""
+
+    def watch(self) -> AbstractContextManager[object]:
+        """Context in which the plain batch-mean loss is differentiated."""
+        return nullcontext()
+
+    def before(self, row: int, step: Step, scheme: Scheme) -> None:
+        """Before the passes that the scheme makes; ``step`` is without a meter."""
+
+    def see(self, row: int, batch_size: int) -> None:
+        """After the plain loss was differentiated."""
+
+    def close(self, row: int) -> None:
+        """The scheme's gradient is in ``.grad``."""
+
+    def gradient_norm(self, row: int) -> Tensor | None:
+        """||g||, (), of the plain gradient seen; None if it is not measured."""
+
+    def columns(self, sizes: Array) -> dict[str, Array]:
+        """The columns that it knows of the steps kept, whose batches are of these sizes."""
+        del sizes
+        return {}
+
+
+class GradientNorm:
+    """||g||^2 of the gradient in ``.grad`` at every step, by parts whose squares are summed in
+    float64 (see :func:`gisgd_ray.networks.per_sample.gradient_norm_parts`)."""
+
+    def __init__(self, parameters: list[Tensor], capacity: int):
+        self._parameters, like = parameters, parameters[0]
+        count = num_norm_parts(parameters)
+        self._parts = torch.empty(capacity, count, device=like.device, dtype=like.dtype)
+
+    def note(self, row: int) -> None:
+        self._parts[row] = gradient_norm_parts(self._parameters)
+
+    def norm(self, row: int) -> Tensor:
+        """(), of a step noted."""
+        norm: Tensor = torch.linalg.vector_norm(self._parts[row])
+        return norm
+
+    def squares(self, rows: int) -> Array:
+        """||g||^2 of the first so many steps, (rows,)."""
+        squares: Array = np.square(to_float64(self._parts[:rows])).sum(axis=1)
+        return squares
+
+
+class BySample(Dispersion):
+    """s2 of the plain gradient from the norms of its parts by sample.
+
+    Raises:
+        UserError: a layer of which they are not known.
+    """
+
+    needs_plain_gradient = True
+
+    def __init__(self, model: nn.Module):
+        self._parameters = trainable(model)
+        self._norms = per_sample_norms(model)
+
+    def reserve(self, capacity: int, batch_size: int) -> None:
+        like = self._parameters[0]
+        self._squared = torch.empty(capacity, batch_size, device=like.device, dtype=like.dtype)
+        self._gradient = GradientNorm(self._parameters, capacity)
+
+    def watch(self) -> AbstractContextManager[object]:
+        return self._norms.watch()
+
+    def see(self, row: int, batch_size: int) -> None:
+        self._squared[row, :batch_size] = self._norms.squared(batch_size)
+        self._gradient.note(row)
+
+    def gradient_norm(self, row: int) -> Tensor:
+        return self._gradient.norm(row)
+
+    def columns(self, sizes: Array) -> dict[str, Array]:
+        squared = to_float64(self._squared[: len(sizes)])
+        return {
+            "mean_squared_norm": squared.sum(axis=1, where=_used(squared, sizes)) / sizes,
+            "squared_gradient_norm": self._gradient.squares(len(sizes)),
+        }
 
 
 class StepMeter:
@@ -60,6 +156,13 @@ class StepMeter:
     Raw per-sample losses and norms go into buffers on the device; sums are taken in float64 when
     the buffers are drained, a few hundred steps at once, so that a step neither waits for a GPU
     nor pays for a dozen scalar operations.
+
+    Args:
+        model: which is trained.
+        batch_size: of the largest batch.
+        dispersion: how s2 is estimated.
+        active: Theorem 4's active units, if they are asked for.
+        capacity: steps between two drains of the buffers.
     """
 
     def __init__(
@@ -67,29 +170,16 @@ class StepMeter:
         model: nn.Module,
         *,
         batch_size: int,
-        dispersion: bool,
-        estimator: Literal["per_sample", "groups"] = "per_sample",
-        applied: bool = False,
-        composite: bool = False,
-        activation: bool = False,
+        dispersion: Dispersion,
+        active: ActiveUnits | None = None,
         capacity: int = 256,
     ):
-        self._parameters = trainable(model)
-        by_sample = dispersion and estimator == "per_sample"
-        self._norms = per_sample_norms(model) if by_sample else None
-        # What is no multiple of the plain gradient is measured itself; else the factor serves.
-        self._dispersion, self._scaled, self._composite = dispersion, applied, composite
-        self._active = ActiveUnits(model) if activation else None
-        device = self._parameters[0].device
-        dtype = self._parameters[0].dtype
-        self._capacity = capacity
-        self._losses = torch.empty(capacity, batch_size, device=device, dtype=dtype)
-        self._squared = torch.empty_like(self._losses) if by_sample else None
-        self._counts = torch.empty_like(self._losses) if activation else None
-        parts = num_norm_parts(self._parameters)
-        self._grad_parts = torch.empty(capacity, parts, device=device, dtype=dtype)
-        # By groups s2 and by every scheme its factor, one number each.
-        self._numbers = torch.empty(capacity, 2, device=device, dtype=torch.float64)
+        like = trainable(model)[0]
+        self._dispersion, self._active, self._capacity = dispersion, active, capacity
+        self._losses = torch.empty(capacity, batch_size, device=like.device, dtype=like.dtype)
+        self._counts = torch.empty_like(self._losses) if active is not None else None
+        self._factors = torch.empty(capacity, device=like.device, dtype=torch.float64)
+        self._dispersion.reserve(capacity, batch_size)
         self._size = 0
         self._sizes: list[int] = []
         self._learning_rates: list[float] = []
@@ -97,12 +187,16 @@ class StepMeter:
 
     def watch(self) -> AbstractContextManager[object]:
         """Context in which the plain batch-mean loss is differentiated."""
-        return nullcontext() if self._norms is None else self._norms.watch()
+        return self._dispersion.watch()
 
     @property
     def measures_gradients(self) -> bool:
-        """Whether the plain gradient is needed: not if the dispersion is of a composite one."""
-        return self._dispersion and not self._composite
+        """Whether the plain gradient is needed: not if the dispersion is of another one."""
+        return self._dispersion.needs_plain_gradient
+
+    def before(self, step: Step, scheme: Scheme) -> None:
+        """What the next step is to be measured by besides its own passes."""
+        self._dispersion.before(len(self._sizes), step, scheme)
 
     @torch.no_grad()
     def see(self, losses: Tensor) -> None:
@@ -110,40 +204,25 @@ class StepMeter:
         row, b = len(self._sizes), len(losses)
         self._size = b
         self._losses[row, :b] = losses
-        if self._norms is not None and self._squared is not None:
-            self._squared[row, :b] = self._norms.squared(b)
-        if self.measures_gradients:
-            self._grad_parts[row] = gradient_norm_parts(self._parameters)
+        self._dispersion.see(row, b)
         if self._active is not None and self._counts is not None:
             self._counts[row, :b] = self._active.counts()
 
     def gradient_norm(self) -> Tensor | None:
         """||g||, shape (), of the plain gradient seen last; None if it is not measured."""
-        if not self.measures_gradients:
-            return None
-        norm: Tensor = torch.linalg.vector_norm(self._grad_parts[len(self._sizes)])
-        return norm
+        return self._dispersion.gradient_norm(len(self._sizes))
 
     @torch.no_grad()
-    def close(
-        self,
-        *,
-        learning_rate: float,
-        factor: Tensor | None = None,
-        group_dispersion: Tensor | None = None,
-    ) -> None:
+    def close(self, *, learning_rate: float, factor: Tensor | None = None) -> None:
         """End the step seen last, the scheme's gradient being in ``.grad``.
 
         Args:
             learning_rate: lambda_t.
             factor: of the scheme's gradient to the plain one, (); None if it is no multiple of it.
-            group_dispersion: s2 between groups, (); None if it comes from per-sample norms.
         """
         row = len(self._sizes)
-        if self._dispersion and self._composite:
-            self._grad_parts[row] = gradient_norm_parts(self._parameters)
-        self._numbers[row, 0] = math.nan if group_dispersion is None else group_dispersion
-        self._numbers[row, 1] = math.nan if factor is None else factor
+        self._dispersion.close(row)
+        self._factors[row] = math.nan if factor is None else factor
         self._sizes.append(self._size)
         self._learning_rates.append(learning_rate)
         if len(self._sizes) == self._capacity:
@@ -161,42 +240,34 @@ class StepMeter:
         if rows == 0:
             return
         sizes = np.array(self._sizes, dtype=np.float64)
-        # A ragged last batch leaves the tail of its row unused.
-        used = np.arange(self._losses.shape[1]) < sizes[:, None]
-        losses = _to_float64(self._losses[:rows])
-        nothing = np.full(rows, np.nan)
-        mean_squared = gradient = active_loss = nothing
-        group_dispersion, factor = _to_float64(self._numbers[:rows].T)
-        if self._squared is not None:
-            mean_squared = _to_float64(self._squared[:rows]).sum(axis=1, where=used) / sizes
-        if self._dispersion:
-            gradient = np.square(_to_float64(self._grad_parts[:rows])).sum(axis=1)
-        if self._scaled:
-            squared_factor = np.where(np.isnan(factor), 1.0, factor**2)
-            mean_squared = mean_squared * squared_factor
-            group_dispersion = group_dispersion * squared_factor
-            gradient = gradient * squared_factor  # 1 where it is that of a composite itself
+        losses = to_float64(self._losses[:rows])
+        used = _used(losses, sizes)
+        active_loss = nothing = np.full(rows, np.nan)
         if self._counts is not None:
-            counts = _to_float64(self._counts[:rows])
+            counts = to_float64(self._counts[:rows])
             active_loss = (counts * losses).sum(axis=1, where=used) / sizes
-        self._drained.append(
-            StepSeries(
-                learning_rate=np.array(self._learning_rates),
-                batch_size=sizes,
-                loss=losses.sum(axis=1, where=used) / sizes,
-                loss_min=losses.min(axis=1, where=used, initial=np.inf),
-                loss_max=losses.max(axis=1, where=used, initial=-np.inf),
-                squared_gradient_norm=gradient,
-                mean_squared_norm=mean_squared,
-                replica_dispersion=nothing,
-                active_loss=active_loss,
-                group_dispersion=group_dispersion,
-                gradient_factor=factor,
-            )
+        gradients = {"mean_squared_norm": nothing, "squared_gradient_norm": nothing}
+        of_step = StepSeries(
+            learning_rate=np.array(self._learning_rates),
+            batch_size=sizes,
+            loss=losses.sum(axis=1, where=used) / sizes,
+            loss_min=losses.min(axis=1, where=used, initial=np.inf),
+            loss_max=losses.max(axis=1, where=used, initial=-np.inf),
+            **gradients,
+            replica_dispersion=None,
+            active_loss=active_loss,
+            group_dispersion=None,
+            gradient_factor=to_float64(self._factors[:rows]),
         )
+        self._drained.append(replace(of_step, **self._dispersion.columns(sizes)))
         self._sizes, self._learning_rates = [], []
 
 
-def _to_float64(values: Tensor) -> Array:
-    # Always a copy: the buffers are written again, and the series must not change with them.
+def _used(by_sample: Array, sizes: Array) -> NDArray[np.bool_]:
+    """Which entries are of a sample: a ragged last batch leaves the tail of its row unused."""
+    return np.asarray(np.arange(by_sample.shape[1]) < sizes[:, None])
+
+
+def to_float64(values: Tensor) -> Array:
+    """Always a copy: the buffers are written again, and the series must not change with them."""
     return values.to("cpu", torch.float64, copy=True).numpy()

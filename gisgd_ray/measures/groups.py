@@ -15,34 +15,54 @@ groups of b/G samples.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gisgd_ray.measures.dispersion import Dispersion, GradientNorm, to_float64
+from gisgd_ray.measures.step_series import Array
 from gisgd_ray.networks.models import trainable
 from gisgd_ray.networks.per_sample import norm_parts
 from gisgd_ray.schemes.base import Batch, Scheme, Step
 
 
-class GroupDispersion:
-    """s2 between groups, of the plain gradient or of the one that the scheme applies.
+class BetweenGroups(Dispersion):
+    """s2 between groups, of the plain gradient.
 
-    Takes one more pass over the batch, and two more copies of the gradient while it lasts. An
-    ``applied`` gradient is the scheme's with each group as the batch and its state that of the
-    step. Random draws that a batch shares (GMP's delta, MixUp's lambda) the groups share as well;
-    of draws by sample (dropout, GMP's ``local``) each group has its own. In expectation that is the
-    dispersion of the whole batch's gradient where the scheme is linear in the batch (GMP's average,
-    dropout, label smoothing, adversarial); elsewhere of a group's own ascent, mixing or absolute
-    difference.
+    Takes one more pass over the batch, and two more copies of the gradient while it lasts.
     """
 
-    def __init__(self, groups: int, *, applied: bool):
-        self._groups, self._applied = groups, applied
+    needs_plain_gradient = True
+
+    def __init__(self, model: nn.Module, groups: int):
+        self._parameters, self._groups = trainable(model), groups
+
+    def reserve(self, capacity: int, batch_size: int) -> None:
+        del batch_size
+        device = self._parameters[0].device
+        self._between = torch.empty(capacity, device=device, dtype=torch.float64)
+        self._gradient = GradientNorm(self._parameters, capacity)
+
+    def before(self, row: int, step: Step, scheme: Scheme) -> None:
+        self._between[row] = self.measure(step, scheme)
+
+    def see(self, row: int, batch_size: int) -> None:
+        del batch_size
+        self._gradient.note(row)
+
+    def gradient_norm(self, row: int) -> Tensor | None:
+        return self._gradient.norm(row)
+
+    def columns(self, sizes: Array) -> dict[str, Array]:
+        rows = len(sizes)
+        return {
+            "group_dispersion": to_float64(self._between[:rows]),
+            "squared_gradient_norm": self._gradient.squares(rows),
+        }
 
     def measure(self, step: Step, scheme: Scheme) -> Tensor:
         """s2 (float64, ()) at the current weights; the scheme and the model stay as they are.
 
         ``step`` must be without a meter.
         """
-        state = scheme.state_dict()
         mean: list[Tensor] = []
         count, total = 0, torch.zeros((), dtype=torch.float64, device=step.batch.inputs.device)
         parts = zip(
@@ -55,11 +75,7 @@ class GroupDispersion:
                 step.model, Batch(inputs, targets), loss=step.loss, precision=step.precision
             )
             with group.aside():
-                if self._applied:
-                    _apply(scheme, group, place)
-                    scheme.load_state_dict(state)
-                else:
-                    group.plain()
+                self._differentiate(group, scheme, place)
             gradient = [p.grad for p in trainable(step.model) if p.grad is not None]
             size = len(inputs)
             if not mean:
@@ -74,15 +90,40 @@ class GroupDispersion:
         step.zero_grad()
         return total / (self._groups - 1)
 
+    def _differentiate(self, group: Step, scheme: Scheme, place: int) -> None:
+        """Leave the gradient of the group at this place in ``.grad``."""
+        del scheme, place
+        group.plain()
 
-def _apply(scheme: Scheme, group: Step, place: int) -> None:
-    """The scheme's gradient of one group, its draws by sample its own."""
-    draws = scheme.draws_by_sample
-    if draws is None:
-        scheme.gradient(group)
-        return
-    draws.group = place
-    try:
-        scheme.gradient(group)
-    finally:
-        draws.group = 0
+
+class BetweenGroupsOfApplied(BetweenGroups):
+    """The same of a gradient that the scheme applies and that is no multiple of the plain one.
+
+    It is the scheme's with each group as the batch and its state that of the step. Random draws
+    that a batch shares (GMP's delta, MixUp's lambda) the groups share as well; of draws by sample
+    (dropout, GMP's ``local``) each group has its own. In expectation that is the dispersion of the
+    whole batch's gradient where the scheme is linear in the batch (GMP's average, dropout, label
+    smoothing, adversarial); elsewhere of a group's own ascent, mixing or absolute difference.
+    """
+
+    needs_plain_gradient = False
+
+    def see(self, row: int, batch_size: int) -> None:
+        del row, batch_size
+
+    def close(self, row: int) -> None:
+        self._gradient.note(row)
+
+    def gradient_norm(self, row: int) -> None:
+        del row
+
+    def _differentiate(self, group: Step, scheme: Scheme, place: int) -> None:
+        state, draws = scheme.state_dict(), scheme.draws_by_sample
+        if draws is not None:
+            draws.group = place
+        try:
+            scheme.gradient(group)
+        finally:
+            if draws is not None:
+                draws.group = 0
+        scheme.load_state_dict(state)

@@ -1,7 +1,7 @@
 """What each training step left, as columns of numbers; numpy only, for whoever reads results."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ ROUNDING = 1e-6
 class StepSeries:
     """One value per training step t, in order; all columns (T,), float64.
 
-    The dispersion columns are NaN when dispersion is not measured. With replicas, every column is
-    the mean over them, but for the extremes of the loss, which are over all.
+    The gradients' columns are NaN when dispersion is not measured, and None is a column of another
+    estimator or setting. With replicas, every column is the mean over them, but for the extremes of
+    the loss, which are over all.
     """
 
     learning_rate: Array
@@ -35,12 +36,12 @@ class StepSeries:
     """||g(W_{t-1}, B_t)||^2."""
     mean_squared_norm: Array
     """(1/b) sum_i ||grad l(W_{t-1}, z_i)||^2."""
-    replica_dispersion: Array
-    """V_t of Eq. 1 across the replicas; NaN in the deterministic setting, where it is s2 / b."""
+    replica_dispersion: Array | None
+    """V_t of Eq. 1 across the replicas; None in the deterministic setting, where it is s2 / b."""
     active_loss: Array
     """(1/b) sum_i l(W_{t-1}, z_i) sum_r 1{w_{t-1,r}.x_i >= 0}, for Theorem 4; else NaN."""
-    group_dispersion: Array
-    """s2 between groups of the batch; NaN where it comes from per-sample norms."""
+    group_dispersion: Array | None
+    """s2 between groups of the batch; None where it comes from per-sample norms."""
     gradient_factor: Array
     """What the scheme multiplied the plain gradient by; NaN where it did something else."""
     conditional_dispersions: Array | None = None
@@ -56,18 +57,19 @@ class StepSeries:
 
         NaN of a batch of one sample, whatever rounding makes of 0 / 0.
         """
+        if self.group_dispersion is not None:
+            return self.group_dispersion
         b = self.batch_size
         with np.errstate(divide="ignore", invalid="ignore"):
             s2 = b / (b - 1) * (self.mean_squared_norm - self.squared_gradient_norm)
         s2 = np.where(s2 < 0, 0.0, s2)
-        s2 = np.where(b > 1, s2, np.nan)
-        return np.where(np.isnan(self.group_dispersion), s2, self.group_dispersion)
+        return np.where(b > 1, s2, np.nan)
 
     @property
     def gradient_dispersion(self) -> Array:
         """V_t (Eq. 1), of the batch-mean gradient: about its mean over W and Z."""
-        conditional = self.gradient_dispersion_neu
-        return np.where(np.isnan(self.replica_dispersion), conditional, self.replica_dispersion)
+        between = self.replica_dispersion
+        return self.gradient_dispersion_neu if between is None else between
 
     @property
     def gradient_dispersion_neu(self) -> Array:
@@ -88,37 +90,57 @@ class StepSeries:
         centred = self.mean_squared_norm - self.squared_gradient_norm
         return np.asarray(centred < ratio * self.mean_squared_norm)
 
+    @property
+    def of_applied_gradient(self) -> "StepSeries":
+        """The same of the gradient that a scheme made of the plain one by its factor."""
+        squared, between = self.gradient_factor**2, self.group_dispersion
+        return replace(
+            self,
+            squared_gradient_norm=self.squared_gradient_norm * squared,
+            mean_squared_norm=self.mean_squared_norm * squared,
+            group_dispersion=None if between is None else between * squared,
+        )
+
     @staticmethod
     def of(columns: Mapping[str, Array]) -> "StepSeries":
-        """From columns by name; one that is missing (an older journal's) is NaN throughout."""
-        length = len(columns["learning_rate"])
-        return StepSeries(**{name: columns.get(name, np.full(length, np.nan)) for name in _COLUMNS})
+        """From columns by name as a file has them: what is not there is NaN throughout, and one
+        that is missing (an older journal's) likewise."""
+        unknown = np.full(len(columns["learning_rate"]), np.nan)
+        known: dict[str, Any] = {name: columns.get(name, unknown) for name in _COLUMNS}
+        for name in ("replica_dispersion", "group_dispersion"):
+            if np.isnan(known[name]).all():
+                known[name] = None
+        return StepSeries(**known)
 
     @staticmethod
     def empty() -> "StepSeries":
-        return StepSeries(**{name: np.empty(0) for name in _COLUMNS})
+        return StepSeries.of({name: np.empty(0) for name in _COLUMNS})
 
     @staticmethod
     def concatenate(parts: list["StepSeries"]) -> "StepSeries":
         parts = [part for part in parts if len(part)]
         if not parts:
             return StepSeries.empty()
+        columns = [part.columns() for part in parts]
+        whole = StepSeries.of({n: np.concatenate([c[n] for c in columns]) for n in _COLUMNS})
         draws = [p.conditional_dispersions for p in parts if p.conditional_dispersions is not None]
-        return StepSeries(
-            **{name: np.concatenate([getattr(p, name) for p in parts]) for name in _COLUMNS},
-            conditional_dispersions=np.concatenate(draws) if len(draws) == len(parts) else None,
-        )
+        if len(draws) < len(parts):
+            return whole
+        return replace(whole, conditional_dispersions=np.concatenate(draws))
 
     def head(self, steps: int) -> "StepSeries":
         """The first ``steps`` steps."""
-        draws = self.conditional_dispersions
-        return StepSeries(
-            **{name: column[:steps] for name, column in self.columns().items()},
-            conditional_dispersions=None if draws is None else draws[:steps],
-        )
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        cut: dict[str, Any] = {n: v if v is None else v[:steps] for n, v in known.items()}
+        return StepSeries(**cut)
 
     def columns(self) -> dict[str, Array]:
-        return {name: getattr(self, name) for name in _COLUMNS}
+        """By name, as a file has them: NaN throughout where there is none."""
+        known = {name: getattr(self, name) for name in _COLUMNS}
+        return {
+            name: np.full(len(self), np.nan) if column is None else column
+            for name, column in known.items()
+        }
 
     def table(self) -> dict[str, Any]:
         """All that is known of each step, by column: its number, what was measured, dispersions."""

@@ -261,7 +261,7 @@ def _join(stretches: list[tuple[int, StepSeries]]) -> StepSeries:
     joined = StepSeries.empty()
     for after, steps in stretches:
         untold = np.full(max(0, after - len(joined)), np.nan)
-        gap = StepSeries(**dict.fromkeys(joined.columns(), untold))
+        gap = StepSeries.of(dict.fromkeys(joined.columns(), untold))
         joined = StepSeries.concatenate([joined.head(after), gap, steps])
     return joined
 

@@ -184,7 +184,7 @@ _PARTS = (
              group=Group.PARTS, defined="training.sums.StepSums.radius"),
     Quantity("measure/subgaussian_constant_perturbed_at_optimum", "R",
              "R of the losses at W_T + Δ_T, at σ*: where it is above R, nothing proves Eq. 3",
-             "loss", group=Group.PARTS, detail="at σ*", defined="measures.flatness.flatness_gap"),
+             "loss", group=Group.PARTS, detail="at σ*", defined="measures.flatness.flatness_gaps"),
     Quantity("term/optimal_noise_std", "σ*",
              "The noise std at which Theorem 2's bound is least: there it equals Eq. 3", "weight",
              rf"\sigma^* = \left( \frac{{1}}{{T\, \mathrm{{Tr}}\, H}} \sqrt{{ \frac{{R^2}}{{n}} "
@@ -202,7 +202,7 @@ _PARTS = (
              "Draws of Δ_T at σ*", kind="count"),
     Quantity("measure/test_loss_increase_at_optimum", "test loss increase at σ*",
              "By how much Δ_T raises the test loss at σ*: Eq. 3 takes for granted that it does",
-             "loss", defined="training.terms.condition_remark"),
+             "loss", defined="training.measured.flatness.condition_remark"),
     Quantity("measure/test_loss_increase_stderr_at_optimum", "± of that", _ERROR, "loss"),
 )  # fmt: skip
 
@@ -234,7 +234,7 @@ _STEPS = (
              defined="measures.step_series.StepSeries.per_sample_dispersion"),
     Quantity("measure/between_group_dispersion", "s² between groups",
              "The same from groups of the batch, where samples have no gradients of their own",
-             "(loss/weight)²", defined="measures.groups.GroupDispersion"),
+             "(loss/weight)²", defined="measures.groups.BetweenGroups"),
     Quantity("measure/gradient_norm", "‖g‖", "Norm of the batch's gradient, likewise",
              "loss/weight"),
     Quantity("measure/gradient_factor", "gradient factor",
@@ -312,9 +312,9 @@ _AT_NOISE_STDS = (
              "draws of Δ_T", "loss",
              r"\left\lvert \mathbb{E}[ \gamma(W_T, S) - \gamma(W_T, S') ] \right\rvert, \quad "
              r"\gamma(w, s) = \mathbb{E}_\Delta\left[ L_s(w + \Delta_T) - L_s(w) \right]",
-             group=Group.FLATNESS, detail="± 95 %", defined="measures.flatness.flatness_gap"),
+             group=Group.FLATNESS, detail="± 95 %", defined="measures.flatness.flatness_gaps"),
     Quantity("measure/flatness_gap_signed@", "signed flatness gap", "The same with its sign",
-             "loss", defined="measures.flatness.flatness_gap"),
+             "loss", defined="measures.flatness.flatness_gaps"),
     Quantity("measure/flatness_gap_stderr@", "± over draws",
              f"{_ERROR}, over the draws, or over the replicas", "loss"),
     Quantity("measure/flatness_gap_sampling_stderr@", "± over samples",
@@ -348,7 +348,7 @@ _AT_NOISE_STDS = (
              "Half the range of the losses at W_T + Δ_T, over S, S′ and the draws, which Lemma 1 "
              "asks for: where it is above R from training, nothing proves a bound with the latter",
              "loss", r"\tfrac{1}{2} \left( \max \ell - \min \ell \right) \text{ at } "
-             r"W_T + \Delta_T", defined="measures.flatness.flatness_gap"),
+             r"W_T + \Delta_T", defined="measures.flatness.flatness_gaps"),
     Quantity("bound/theorem2_perturbed_r@", f"Eq.{NBSP}2", "bound/theorem2@σ with R at σ", "loss",
              group=Group.PERTURBED_R, detail=OURS, defined="training.terms.bounds_at"),
     Quantity("bound/lemma2_neu_perturbed_r@", f"Lemma{NBSP}2", "bound/lemma2_neu@σ with R at σ",
@@ -356,7 +356,7 @@ _AT_NOISE_STDS = (
              defined="training.terms.bounds_at"),
     Quantity("measure/test_loss_increase@", "test loss increase",
              "By how much Δ_T raises the test loss, γ(W_T, S′)", "loss",
-             defined="measures.flatness.flatness_gap"),
+             defined="measures.flatness.flatness_gaps"),
     Quantity("measure/test_loss_increase_stderr@", "± of that",
              f"{_ERROR}, over draws and samples", "loss"),
     Quantity("measure/local_gradient_sensitivity@", "Ψ",

@@ -9,7 +9,7 @@ import hashlib
 import io
 import pickle
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -183,4 +183,6 @@ def _tensors(series: StepSeries) -> dict[str, torch.Tensor]:
 
 
 def _series(columns: dict[str, torch.Tensor]) -> StepSeries:
-    return StepSeries(**{name: column.cpu().numpy() for name, column in columns.items()})
+    arrays = {name: column.cpu().numpy() for name, column in columns.items()}
+    draws = arrays.pop("conditional_dispersions", None)
+    return replace(StepSeries.of(arrays), conditional_dispersions=draws)

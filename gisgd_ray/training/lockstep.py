@@ -56,8 +56,7 @@ class Lockstep:
         models: R networks of one architecture, on one device, with their own weights.
         loss: differentiated is its mean over each replica's batch.
         dispersion: whether to measure gradient norms and dispersions, else NaN.
-        noise_stds: sigma of the auxiliary noise; with any, Theorem 1's dispersion is measured too.
-        seed: of the draws of that noise.
+        posteriors: measures Theorem 1's dispersion as well, with ``dispersion``.
         num_samples: n, of which the batches of an epoch are drawn without replacement, the same n
             in every replica; None: every batch is drawn independently.
         group: replicas whose gradients are formed at once; by default all of them on an
@@ -79,8 +78,7 @@ class Lockstep:
         *,
         loss: LossName,
         dispersion: bool,
-        noise_stds: Sequence[float] = (),
-        seed: int = 0,
+        posteriors: Posteriors | None = None,
         num_samples: int | None = None,
         group: int | None = None,
     ):
@@ -99,8 +97,7 @@ class Lockstep:
         for name, _ in models[0].named_buffers():
             self._fixed[name] = _stacked([model.get_buffer(name) for model in models])
         self._spread = _Spread(self.parameters) if dispersion else None
-        measured = dispersion and len(noise_stds) > 0
-        self._posteriors = Posteriors(noise_stds, seed=seed) if measured else None
+        self._posteriors = posteriors
         on_cpu = next(iter(self.parameters.values())).device.type == "cpu"
         convolves = any(isinstance(layer, _ConvNd) for layer in self._skeleton.modules())
         if group is None:
@@ -185,6 +182,7 @@ class Lockstep:
             draws = self._posteriors.drain(within, share)
         # Of batches of one sample, within which nothing is known, the 1/n is left out.
         dispersion += np.where(sizes > 1, share * within.mean(axis=1), 0.0)
+        between = self._spread is not None and self.num_replicas > 1
         series = StepSeries(
             learning_rate=np.array([float(rate) for rate in self._rates]),
             batch_size=sizes,
@@ -193,9 +191,9 @@ class Lockstep:
             loss_max=loss_max,
             squared_gradient_norm=gradients.mean(axis=1),
             mean_squared_norm=squares.mean(axis=1),
-            replica_dispersion=dispersion,
+            replica_dispersion=dispersion if between else None,
             active_loss=np.full(len(loss), np.nan),
-            group_dispersion=np.full(len(loss), np.nan),
+            group_dispersion=None,
             gradient_factor=np.ones(len(loss)),
             conditional_dispersions=draws,
         )

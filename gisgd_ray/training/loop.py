@@ -33,7 +33,6 @@ from gisgd_ray.training.terms import (
     UNDEFINED_REASON,
     TrajectoryTerms,
     bounds_at,
-    condition_remark,
     remark,
     undefined_reason,
     within_undefined_reason,
@@ -261,10 +260,7 @@ def summary(state: TrainState) -> dict[str, Any]:
     ]
     measured = [each for each in MEASURES if each.is_on(state.config)]
     reasons += [each.undefined_reason(state) for each in measured]
-    remarks = [
-        remark(terms),
-        condition_remark(state.last_point, replicas=state.config.replicas),
-    ]
+    remarks = [remark(terms), *(each.remark(state) for each in measured)]
     row = {
         "status": "diverged" if state.diverged else "finished",
         "stop_reason": state.stopped,

@@ -37,6 +37,11 @@ class Measure:
         del state
         return {}
 
+    def remark(self, state: TrainState) -> str | None:
+        """What must be known of a bound of the row that is a number, or of its error, or None."""
+        del state
+        return None
+
     def undefined_reason(self, state: TrainState) -> str | None:
         """Why a bound that takes it has no value in the row, or None."""
         del state

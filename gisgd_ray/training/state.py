@@ -1,7 +1,7 @@
 """Everything a training run consists of between two measuring points."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -87,7 +87,7 @@ class TrainState:
     def add_steps(self, steps: StepSeries) -> None:
         """Append the next steps."""
         self.terms.add(steps)
-        self.stretches.append(StepSeries(**steps.columns()))
+        self.stretches.append(replace(steps, conditional_dispersions=None))
         if self.config.measurement.sensitivity:
             self.mean_gradient_gap.add_steps(steps.learning_rate)
             self.sensitivity.add_steps(steps.learning_rate)

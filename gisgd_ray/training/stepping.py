@@ -15,9 +15,11 @@ from gisgd_ray.config.checks import planned_steps, steps_per_epoch
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.augmentation import Augmentation, pixel_range
 from gisgd_ray.data.dataset import Dataset, epoch_batches
-from gisgd_ray.measures.dispersion import StepMeter
+from gisgd_ray.measures.activation import ActiveUnits
+from gisgd_ray.measures.dispersion import BySample, Dispersion, StepMeter
 from gisgd_ray.measures.displaced import Samples
-from gisgd_ray.measures.groups import GroupDispersion
+from gisgd_ray.measures.groups import BetweenGroups, BetweenGroupsOfApplied
+from gisgd_ray.measures.posterior import Posteriors
 from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.networks.losses import LossName
 from gisgd_ray.networks.models import trainable
@@ -98,17 +100,14 @@ class SingleRun:
             weight_decay=t.weight_decay,
         )
         self.scheme = build_scheme(config.scheme, replica.model, setting(config, replica))
-        self._groups = None
-        if m.dispersion and config.dispersion_estimator == "groups":
-            self._groups = GroupDispersion(m.dispersion_groups, applied=config.measures_composite)
+        # What is no multiple of the plain gradient is measured itself; else the factor serves.
+        self._scaled = m.dispersion_of == "applied" and not config.measures_composite
+        theorem4 = config.network_theorem == "theorem4"
         self.meter = StepMeter(
             replica.model,
             batch_size=t.batch_size,
-            dispersion=m.dispersion,
-            estimator=config.dispersion_estimator,
-            applied=m.dispersion_of == "applied",
-            composite=config.measures_composite,
-            activation=config.network_theorem == "theorem4",
+            dispersion=_dispersion(config, replica.model),
+            active=ActiveUnits(replica.model) if theorem4 else None,
         )
         data = replica.dataset
         self._augmentation = Augmentation.of(config.data, data, seed=replica.seed)
@@ -131,11 +130,9 @@ class SingleRun:
             batch = Batch(self._augmentation(batch.inputs, step), batch.targets)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        dispersion = None
-        if self._groups is not None:
-            dispersion = self._groups.measure(self._step(batch), self.scheme)
+        self.meter.before(self._step(batch), self.scheme)
         factor = self.scheme.gradient(self._step(batch, meter=self.meter))
-        self.meter.close(learning_rate=learning_rate, factor=factor, group_dispersion=dispersion)
+        self.meter.close(learning_rate=learning_rate, factor=factor)
         limit = self._training.max_gradient_norm
         if limit is not None:
             nn.utils.clip_grad_norm_(trainable(model), limit)
@@ -146,7 +143,8 @@ class SingleRun:
         return Step(replica.model, batch, loss=t.loss, precision=t.precision, meter=meter)
 
     def drain(self) -> StepSeries:
-        return self.meter.drain()
+        series = self.meter.drain()
+        return series.of_applied_gradient if self._scaled else series
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "scheme": self.scheme.state_dict()}
@@ -154,6 +152,17 @@ class SingleRun:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheme.load_state_dict(state["scheme"])
+
+
+def _dispersion(config: TrialConfig, model: nn.Module) -> Dispersion:
+    """The estimator that the trial asks for."""
+    if not config.measurement.dispersion:
+        return Dispersion()
+    if config.measures_composite:
+        return BetweenGroupsOfApplied(model, config.measurement.dispersion_groups)
+    if config.dispersion_estimator == "groups":
+        return BetweenGroups(model, config.measurement.dispersion_groups)
+    return BySample(model)
 
 
 class ReplicatedRun:
@@ -168,12 +177,15 @@ class ReplicatedRun:
         # Samples of its own (teacher data) a replica draws, like its batches, from the population;
         # others are kept, and the same tensor.
         shared = all(each.train_x is data[0].train_x for each in data[1:])
+        m = config.measurement
+        posteriors = None
+        if m.dispersion and m.noise_stds:
+            posteriors = Posteriors(m.noise_stds, seed=replicas[0].seed)
         self._lockstep = Lockstep(
             [replica.model for replica in replicas],
             loss=config.training.loss,
-            dispersion=config.measurement.dispersion,
-            noise_stds=config.measurement.noise_stds,
-            seed=replicas[0].seed,
+            dispersion=m.dispersion,
+            posteriors=posteriors,
             num_samples=data[0].num_samples if shared else None,
         )
         self._trajectories = [

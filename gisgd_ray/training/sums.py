@@ -92,7 +92,7 @@ class StepSums:
         self.lr2_gradient_norm2 += float((lr2 * norms2).sum())
         self.lr2_loss += float((lr2 * steps.loss).sum())
         self.lr2_active_loss += float((lr2 * steps.active_loss).sum())
-        self.by_groups |= bool((~np.isnan(steps.group_dispersion)).any())
+        self.by_groups |= steps.group_dispersion is not None
         self.shortened |= bool((steps.gradient_factor < 1).any())
         self.is_rounding &= steps.is_rounding
         self.is_alike &= bool((v <= ROUNDING * steps.mean_squared_norm).all())

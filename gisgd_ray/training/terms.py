@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from gisgd_ray.measures.flatness import half_widths, independent_estimates
 from gisgd_ray.measures.step_series import ROUNDING, StepSeries
 from gisgd_ray.theory import bounds
 from gisgd_ray.training.sums import Metrics, StepSums
@@ -327,32 +326,6 @@ def remark(terms: TrajectoryTerms) -> str | None:
         f"{what} is 0, or no more than rounding, at every step: in every batch the samples' "
         f"gradients agree, as those of identical samples do, and {whose} a trajectory term of 0, "
         "or of rounding, whatever the gap"
-    )
-
-
-def condition_remark(point: Mapping[str, float], *, replicas: int | None) -> str | None:
-    """That Eq. 3's condition L_mu(W_T) <= E L_mu(W_T + Delta_T) fails at its own sigma*, or None.
-
-    The test split stands for mu. It fails where the whole 95 % interval of the increase of the test
-    loss, by the draws of Delta_T (with replicas: by the runs), is below 0.
-
-    Args:
-        point: the last measuring point; without the increase at sigma*, nothing is known.
-    """
-    increase, error = (
-        point.get(f"measure/test_loss_increase{of}_at_optimum", nan) for of in ("", "_stderr")
-    )
-    draws = point.get("measure/flatness_draws_at_optimum")
-    independent = independent_estimates(replicas, draws)
-    if independent < 2 or not isfinite(increase + error):
-        return None
-    width, _ = half_widths(error, 0.0, independent=independent)
-    if increase + width >= 0:
-        return None
-    return (
-        "Eq. 3 takes for granted that noise of std sigma* in the weights does not lower the loss "
-        f"on fresh samples; it lowers the test loss by {-increase:.3g} (standard error {error:.2g})"
-        ": Eq. 3 is not proved there"
     )
 
 

@@ -441,6 +441,8 @@ def changed(**tensors: Callable[[Dataset], Any]) -> Dataset:
             "test_y is torch.int32, and train_y torch.int64",
         ),
         (changed(num_classes=lambda _: 2), "train_y has classes from 0 to 2, and num_classes = 2"),
+        (changed(num_classes=lambda _: 3.0), "num_classes = 3.0 is a float; give .* an int"),
+        (changed(num_classes=lambda _: None), "num_classes = None is a NoneType; give"),
         (changed(test_y=lambda d: d.test_y - 1), "test_y has classes from -1 to 1, and"),
         (changed(normalization_std=lambda _: (1.0, 2.0)), "normalization_std has 2 values, and an"),
     ],
@@ -460,6 +462,21 @@ def test_real_targets_are_trained_on() -> None:
     outputs = double(data.test_x.double())[:, 0].detach()
     loss = float((outputs - data.test_y.double()).square().mean() / 2)
     assert row["test/loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_numpys_whole_number_of_classes_is_one() -> None:
+    assert trained(changed(num_classes=lambda _: np.int64(3))).row["num_classes"] == 3
+
+
+@pytest.mark.parametrize("tests", [1, 2])
+def test_a_single_test_sample_has_no_sampling_error_and_the_row_says_so(tests: int) -> None:
+    row = trained(images(30, tests=tests)).row
+    errors = [v for k, v in row.items() if k.startswith("measure/flatness_gap_sampling_stderr")]
+    assert len(errors) == 3
+    assert all(math.isnan(error) == (tests == 1) for error in errors)
+    assert math.isfinite(row["bound/theorem2@0.01"])
+    said = "the sampling error of the flatness gap is unknown, for the test split has a single"
+    assert (said in (row["bound/remark"] or "")) == (tests == 1)
 
 
 # ---------------------------------------------------------------- W_0

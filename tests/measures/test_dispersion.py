@@ -1,5 +1,6 @@
 """StepMeter and StepSeries (float32, BackPACK) against loops over samples in float64."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gisgd_ray.measures.dispersion import StepMeter
+from gisgd_ray.measures.dispersion import BySample, Dispersion, StepMeter
+from gisgd_ray.measures.groups import BetweenGroups
 from gisgd_ray.measures.step_series import ILL_CONDITIONED, StepSeries
 from gisgd_ray.networks.losses import LossName
 from gisgd_ray.networks.models import alexnet, mlp
@@ -53,7 +55,7 @@ def measured(
     model: nn.Module, x: Tensor, y: Tensor, *, loss: LossName, batch_sizes: tuple[int, ...]
 ) -> StepSeries:
     """One row per consecutive batch at unchanged weights; the first batch is the largest."""
-    meter = StepMeter(model, batch_size=max(batch_sizes), dispersion=True)
+    meter = StepMeter(model, batch_size=max(batch_sizes), dispersion=BySample(model))
     ends = np.cumsum([0, *batch_sizes])
     for start, stop in pairwise(ends):
         plain_pass(meter, model, x[start:stop], y[start:stop], loss)
@@ -86,7 +88,7 @@ def assert_equals_brute_force(
         assert series.per_sample_dispersion[t] == pytest.approx(s2, rel=rel)
         assert series.gradient_dispersion[t] == pytest.approx(s2 / (stop - start), rel=rel)
         assert series.gradient_factor[t] == 1
-        assert np.isnan(series.group_dispersion[t])
+    assert series.group_dispersion is None
     assert series.ill_conditioned_steps == 0
 
 
@@ -184,8 +186,8 @@ class TestIdenticalSamples:
     def test_only_ill_conditioned_steps_are_counted(self):
         mean = np.array([1.0, 1.0, 1.0, 0.0, np.nan])
         share = np.array([ILL_CONDITIONED / 2, ILL_CONDITIONED * 2, -1e-7, 0.0, 0.0])
-        series = StepSeries(
-            **{
+        series = StepSeries.of(
+            {
                 **{name: np.full(5, 2.0) for name in StepSeries.empty().columns()},
                 "group_dispersion": np.full(5, np.nan),
                 "mean_squared_norm": mean,
@@ -198,19 +200,22 @@ class TestIdenticalSamples:
 
     def test_the_dispersion_between_groups_stands_where_it_was_taken(self):
         two = np.full(3, 2.0)
-        series = StepSeries(
-            **{
+        series = StepSeries.of(
+            {
                 **{name: np.full(3, np.nan) for name in StepSeries.empty().columns()},
+                "learning_rate": two,
                 "batch_size": 4 * two,
                 "squared_gradient_norm": two,
-                "mean_squared_norm": np.array([np.nan, 5.5, 5.5]),
+                "mean_squared_norm": np.full(3, 5.5),
                 "group_dispersion": np.array([3.0, np.nan, 0.0]),
             }
         )
-        # By sample: 8/7 (5.5 - 2).
-        assert series.per_sample_dispersion.tolist() == [3.0, pytest.approx(4.0), 0.0]
-        assert series.gradient_dispersion.tolist() == [0.375, pytest.approx(0.5), 0.0]
+        np.testing.assert_array_equal(series.per_sample_dispersion, [3.0, np.nan, 0.0])
+        np.testing.assert_array_equal(series.gradient_dispersion, [0.375, np.nan, 0.0])
         assert series.ill_conditioned_steps == 0
+        by_sample = replace(series, group_dispersion=None)
+        assert by_sample.per_sample_dispersion.tolist() == pytest.approx([4.0] * 3)  # 8/7 (5.5 - 2)
+        assert StepSeries.of(by_sample.columns()).group_dispersion is None
 
 
 class TestSeries:
@@ -219,8 +224,8 @@ class TestSeries:
         model = mlp((1, 4, 4), 3, width=5)
         x, y = data(40, 1, 4, 4, classes=3)
         batches = [*torch.arange(39).split(4), torch.arange(37, 40)]
-        wide = StepMeter(model, batch_size=4, dispersion=True, capacity=256)
-        narrow = StepMeter(model, batch_size=4, dispersion=True, capacity=4)
+        wide = StepMeter(model, batch_size=4, dispersion=BySample(model), capacity=256)
+        narrow = StepMeter(model, batch_size=4, dispersion=BySample(model), capacity=4)
         for meter in (wide, narrow):
             for indices in batches:
                 plain_pass(meter, model, x[indices], y[indices], "cross_entropy")
@@ -236,12 +241,20 @@ class TestSeries:
         torch.manual_seed(0)
         model = mlp((1, 4, 4), 3, width=5)
         x, y = data(2, 1, 4, 4, classes=3)
-        meter = StepMeter(model, batch_size=2, dispersion=True, estimator="groups", capacity=3)
         told = torch.arange(11.0)
+
+        class Told(BetweenGroups):
+            def measure(self, step: Step, scheme: Scheme) -> Tensor:
+                del step, scheme
+                return told[t]
+
+        meter = StepMeter(model, batch_size=2, dispersion=Told(model, 2), capacity=3)
         parts = []
         for t in range(11):
-            SGD().gradient(Step(model, Batch(x, y), loss="squared", meter=meter))
-            meter.close(learning_rate=0.1, factor=-told[t], group_dispersion=told[t])
+            step = Step(model, Batch(x, y), loss="squared", meter=meter)
+            meter.before(step, SGD())
+            SGD().gradient(step)
+            meter.close(learning_rate=0.1, factor=-told[t])
             if t in (7, 10):  # after two buffers and a part of one, and after the rest
                 parts.append(meter.drain())
         series = StepSeries.concatenate(parts)
@@ -252,7 +265,7 @@ class TestSeries:
         torch.manual_seed(0)
         model = mlp((1, 4, 4), 3, width=5)
         x, y = data(6, 1, 4, 4, classes=3)
-        meter = StepMeter(model, batch_size=6, dispersion=False)
+        meter = StepMeter(model, batch_size=6, dispersion=Dispersion())
         plain_pass(meter, model, x, y, "cross_entropy")
         series = meter.drain()
         losses = reference.losses(model, x, y, "cross_entropy")
@@ -265,7 +278,7 @@ class TestSeries:
     def test_concatenate_and_head(self):
         names = StepSeries.empty().columns()
         parts = [
-            StepSeries(**{name: np.arange(a, b) + 0.5 for name in names})
+            StepSeries.of({name: np.arange(a, b) + 0.5 for name in names})
             for a, b in ((0, 3), (3, 5))
         ]
         whole = StepSeries.concatenate(parts)
@@ -289,7 +302,8 @@ def train(
         batches += torch.randperm(15).split(6)
     batches = batches[: len(rates)]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    meter = StepMeter(model, batch_size=6, dispersion=dispersion, capacity=5)
+    estimator = BySample(model) if dispersion else Dispersion()
+    meter = StepMeter(model, batch_size=6, dispersion=estimator, capacity=5)
 
     for indices, rate in zip(batches, rates, strict=True):
         optimizer.param_groups[0]["lr"] = rate
@@ -303,8 +317,9 @@ def train(
 
 def assert_series_equal(series: StepSeries, run: reference.Run, rel: float = 2e-5) -> None:
     derived = ("per_sample_dispersion", "gradient_dispersion", "gradient_dispersion_neu")
-    for name in [*series.columns(), *derived]:
-        np.testing.assert_allclose(getattr(series, name), run.column(name), rtol=rel, err_msg=name)
+    columns = series.columns() | {name: getattr(series, name) for name in derived}
+    for name, column in columns.items():
+        np.testing.assert_allclose(column, run.column(name), rtol=rel, err_msg=name)
     recorded = reference.subgaussian_constant(run.losses)
     assert radius(series) == pytest.approx(recorded, rel=rel)
 
@@ -351,7 +366,7 @@ def test_flooding_gradient_is_that_of_its_objective(level):
     torch.manual_seed(0)
     model = mlp((1, 4, 4), 3, width=5)
     x, y = data(6, 1, 4, 4, classes=3)
-    meter = StepMeter(model, batch_size=6, dispersion=True)
+    meter = StepMeter(model, batch_size=6, dispersion=BySample(model))
     step = Step(model, Batch(x, y), loss="cross_entropy", meter=meter)
     factor = Flooding(level=level).gradient(step)
     meter.close(learning_rate=0.1, factor=factor)

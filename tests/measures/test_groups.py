@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from gisgd_ray.config.scheme import ClippingConfig, GMPConfig
 from gisgd_ray.data.dataset import epoch_batches
-from gisgd_ray.measures.groups import GroupDispersion
+from gisgd_ray.measures.groups import BetweenGroups, BetweenGroupsOfApplied
 from gisgd_ray.networks.losses import LossName
 from gisgd_ray.networks.models import linear, trainable
 from gisgd_ray.schemes.base import Batch, Scheme, Setting, Step
@@ -44,8 +44,9 @@ def between(
     scheme: Scheme | None = None,
 ) -> float:
     """s2 between groups, of the plain gradient, or with a scheme of that which it applies."""
-    measure = GroupDispersion(groups, applied=scheme is not None).measure
-    return float(measure(Step(model, Batch(x, y), loss=loss), scheme or SGD()))
+    estimator = BetweenGroups if scheme is None else BetweenGroupsOfApplied
+    step = Step(model, Batch(x, y), loss=loss)
+    return float(estimator(model, groups).measure(step, scheme or SGD()))
 
 
 def by_hand(model: nn.Module, parts: Sequence[tuple[Tensor, Tensor]], loss: str) -> float:
@@ -146,7 +147,7 @@ class TestPlainGradient:
     def test_is_a_float64_number_on_its_own(self):
         model, x, y = case(small_mlp, double=False)
         step = Step(model, Batch(x, y), loss="squared")
-        found = GroupDispersion(2, applied=False).measure(step, SGD())
+        found = BetweenGroups(model, 2).measure(step, SGD())
         assert (found.shape, found.dtype, found.requires_grad) == ((), torch.float64, False)
 
 
@@ -162,8 +163,8 @@ class TestBatchNorm:
         together = by_hand(model.eval(), sliced(x, y, [3, 2, 2]), loss)
         assert truth != pytest.approx(together, rel=0.01)
 
-    @pytest.mark.parametrize("applied", [False, True])
-    def test_leaves_model_and_scheme_as_they_are(self, applied):
+    @pytest.mark.parametrize("estimator", [BetweenGroups, BetweenGroupsOfApplied])
+    def test_leaves_model_and_scheme_as_they_are(self, estimator):
         torch.manual_seed(0)
         model = small_residual().train()
         x, y = torch.randn(7, 1, 6, 6), torch.arange(7) % 3
@@ -179,7 +180,7 @@ class TestBatchNorm:
             buffers = copy.deepcopy(model.state_dict())
             state, rng = copy.deepcopy(scheme.state_dict()), torch.get_rng_state()
             step = Step(model, Batch(x, y), loss="cross_entropy")
-            GroupDispersion(3, applied=applied).measure(step, scheme)
+            estimator(model, 3).measure(step, scheme)
             torch.testing.assert_close(dict(model.state_dict()), dict(buffers), rtol=0, atol=0)
             torch.testing.assert_close(scheme.state_dict(), state, rtol=0, atol=0, msg=name)
             assert all(p.grad is None for p in model.parameters())
@@ -196,7 +197,7 @@ class TestBatchNorm:
             for _ in range(2):
                 step = Step(model, Batch(x, y), loss="cross_entropy")
                 if measured:
-                    GroupDispersion(2, applied=True).measure(step, scheme)
+                    BetweenGroupsOfApplied(model, 2).measure(step, scheme)
                 scheme.gradient(step)
                 gradients += [p.grad for p in trainable(model)]
             found.append(gradients)
@@ -322,7 +323,7 @@ class TestRuns:
             for on in (True, False)
         )
         assert weight_bits(measured.state) == weight_bits(unmeasured.state)
-        assert np.isnan(unmeasured.series.group_dispersion).all()
+        assert unmeasured.series.group_dispersion is None
         assert "measure/gradient_dispersion_estimator" not in unmeasured.row
 
     def test_of_the_applied_gradient_of_clipping_is_the_factor_squared_times_the_plain(self):

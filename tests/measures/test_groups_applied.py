@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gisgd_ray.config.scheme import DropoutConfig, GMPConfig, MixUpConfig, SchemeConfig
-from gisgd_ray.measures.groups import GroupDispersion
+from gisgd_ray.measures.groups import BetweenGroupsOfApplied
 from gisgd_ray.networks.models import mlp, trainable
 from gisgd_ray.schemes.base import Batch, Setting, Step
 from gisgd_ray.schemes.builders import build_scheme
@@ -41,7 +41,7 @@ def test_of_copies_of_one_sample_it_is_that_of_the_draws(config: SchemeConfig) -
     over the scheme's own steps, at fixed weights."""
     model, batch = network(), identical_samples()
     scheme = build_scheme(config, model, setting())
-    groups = GroupDispersion(2, applied=True)
+    groups = BetweenGroupsOfApplied(model, 2)
     estimates, gradients = [], []
     for _ in range(STEPS):
         estimates.append(float(groups.measure(Step(model, batch, loss="cross_entropy"), scheme)))
@@ -61,7 +61,7 @@ def test_draws_that_a_batch_shares_are_shared_by_its_groups(config: SchemeConfig
     model, batch = network(), identical_samples()
     scheme = build_scheme(config, model, setting())
     step = Step(model, batch, loss="cross_entropy")
-    assert float(GroupDispersion(2, applied=True).measure(step, scheme)) < 1e-20
+    assert float(BetweenGroupsOfApplied(model, 2).measure(step, scheme)) < 1e-20
 
 
 def test_the_step_itself_draws_as_if_nothing_had_been_measured() -> None:
@@ -72,7 +72,7 @@ def test_the_step_itself_draws_as_if_nothing_had_been_measured() -> None:
         for _ in range(3):
             step = Step(model, batch, loss="cross_entropy")
             if measured:
-                GroupDispersion(3, applied=True).measure(step, scheme)
+                BetweenGroupsOfApplied(model, 3).measure(step, scheme)
             scheme.gradient(step)
         gradients.append(torch.cat([p.grad.flatten() for p in trainable(model)]))
     assert torch.equal(*gradients)

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from gisgd_ray.measures import posterior
 from gisgd_ray.measures.posterior import (
+    Posteriors,
     conditional_dispersions,
     gram,
     posteriors,
     projected_normals,
 )
+from gisgd_ray.networks.losses import LossName
 from gisgd_ray.randomness import generator
 from gisgd_ray.training.lockstep import Lockstep
 from tests.support import reference
@@ -87,13 +89,30 @@ def nearby(count: int, *, build: Any = small_mlp) -> list[nn.Module]:
     return models
 
 
+def noisy(
+    models: list[nn.Module],
+    stds: list[float],
+    *,
+    seed: int = 0,
+    loss: LossName = "cross_entropy",
+    **options: Any,
+) -> Lockstep:
+    """That measures Theorem 1's dispersion at these stds."""
+    posteriors = Posteriors(stds, seed=seed)
+    return Lockstep(models, loss=loss, dispersion=True, posteriors=posteriors, **options)
+
+
 def at_stds(
     models: list[nn.Module], x: Tensor, y: Tensor, stds: list[float], **options: Any
 ) -> np.ndarray:
     """D_t (S, R) of one step."""
     step = options.pop("step", STEP)
     lockstep = Lockstep(
-        models, loss="cross_entropy", dispersion=True, noise_stds=stds, seed=7, **options
+        models,
+        loss="cross_entropy",
+        dispersion=True,
+        posteriors=Posteriors(stds, seed=7),
+        **options,
     )
     lockstep.step(x, y, learning_rate=0.1, step=step)
     found = lockstep.drain().conditional_dispersions
@@ -138,7 +157,11 @@ class TestAgainstWholeVectors:
         models = nearby(4)
         ((x, y),) = batches(4, (6,), (1, 3, 3))
         lockstep = Lockstep(
-            models, loss="cross_entropy", dispersion=True, noise_stds=[1e9], num_samples=10
+            models,
+            loss="cross_entropy",
+            dispersion=True,
+            posteriors=Posteriors([1e9], seed=0),
+            num_samples=10,
         )
         lockstep.step(x, y, learning_rate=0.1, step=STEP)
         series = lockstep.drain()
@@ -286,7 +309,10 @@ class TestShortCut:
         monkeypatch.setattr(posterior, "gram", lambda stacks: seen.append(1) or whole(stacks))
         steps = batches(3, (6,) * 10, (1, 3, 3))
         lockstep = Lockstep(
-            replicas(small_mlp, 3), loss="cross_entropy", dispersion=True, noise_stds=[1e-6]
+            replicas(small_mlp, 3),
+            loss="cross_entropy",
+            dispersion=True,
+            posteriors=Posteriors([1e-6], seed=0),
         )
         for step, (x, y) in enumerate(steps):
             lockstep.step(x, y, learning_rate=1e-3, step=step)
@@ -302,7 +328,10 @@ class TestShortCut:
 
         def measured() -> np.ndarray:
             lockstep = Lockstep(
-                nearby(4), loss="cross_entropy", dispersion=True, noise_stds=[std, std / 10]
+                nearby(4),
+                loss="cross_entropy",
+                dispersion=True,
+                posteriors=Posteriors([std, std / 10], seed=0),
             )
             for step, (x, y) in enumerate(batches(4, (6,) * 12, (1, 3, 3))):
                 lockstep.step(x, y, learning_rate=0.05, step=step)
@@ -328,7 +357,9 @@ class TestShortCut:
                 with torch.no_grad():
                     for parameter in models[-1].parameters():
                         parameter.fill_(10.0 * r)
-            lockstep = Lockstep(models, loss="squared", dispersion=True, noise_stds=[0.05])
+            lockstep = Lockstep(
+                models, loss="squared", dispersion=True, posteriors=Posteriors([0.05], seed=0)
+            )
             for step in range(60):
                 lockstep.step(x.expand(4, -1, -1), y.expand(4, -1), learning_rate=0.1, step=step)
             found = lockstep.drain().conditional_dispersions

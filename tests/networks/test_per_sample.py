@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.measures.dispersion import StepMeter
+from gisgd_ray.measures.dispersion import BySample
 from gisgd_ray.networks import per_sample
 from tests.measures.test_dispersion import assert_equals_brute_force, data
 
@@ -136,14 +136,13 @@ class TestRefused:
         model = network()
         model[1] = copy.deepcopy(layer)
         with pytest.raises(UserError, match=rf"layer '1' is .*{said}.*dispersion = false"):
-            StepMeter(model, batch_size=4, dispersion=True)
-        StepMeter(model, batch_size=4, dispersion=False)
+            BySample(model)
 
     def test_embeddings_with_a_rule_for_their_gradient(self):
         for options in ({"padding_idx": 0}, {"scale_grad_by_freq": True}, {"max_norm": 1.0}):
             model = nn.Sequential(nn.Embedding(5, 3, **options), nn.Flatten(), nn.Linear(6, 3))
             with pytest.raises(UserError, match="layer '0' is Embedding"):
-                StepMeter(model, batch_size=4, dispersion=True)
+                BySample(model)
 
     def test_a_subclass_may_compute_something_else(self):
         class Doubling(nn.Linear):
@@ -151,17 +150,17 @@ class TestRefused:
                 return 2 * super().forward(inputs)
 
         with pytest.raises(UserError, match="layer '0' is Doubling"):
-            StepMeter(nn.Sequential(Doubling(2, 2)), batch_size=4, dispersion=True)
+            BySample(nn.Sequential(Doubling(2, 2)))
 
     def test_frozen_and_shared_layers(self):
         frozen = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
         frozen[2].bias.requires_grad_(False)
         with pytest.raises(UserError, match=r"layer '2' is Linear.*dispersion = false"):
-            StepMeter(frozen, batch_size=4, dispersion=True)
+            BySample(frozen)
         layer = nn.Linear(4, 4)
         with pytest.raises(UserError, match="layer '1' shares its parameters"):
-            StepMeter(nn.Sequential(layer, layer), batch_size=4, dispersion=True)
+            BySample(nn.Sequential(layer, layer))
         tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
         tied[2].weight = tied[0].weight
         with pytest.raises(UserError, match="layer '2' shares its parameters"):
-            StepMeter(tied, batch_size=4, dispersion=True)
+            BySample(tied)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gisgd_ray.data.dataset import epoch_batches
-from gisgd_ray.measures.dispersion import StepMeter
+from gisgd_ray.measures.dispersion import BySample, StepMeter
 from gisgd_ray.networks.losses import LossName, per_sample_loss
 from gisgd_ray.networks.models import trainable
 from gisgd_ray.schemes.base import Batch, Step
@@ -87,10 +87,10 @@ class TestBFloat16:
         for i in range(len(x)):
             step(model, x[i : i + 1], y[i : i + 1], loss=loss, precision="bfloat16").plain()
             squares.append(float(flat(model).square().sum()))
-        meter = StepMeter(model, batch_size=len(x), dispersion=True)
+        by_sample = BySample(model)
+        meter = StepMeter(model, batch_size=len(x), dispersion=by_sample)
         SGD().gradient(step(model, x, y, loss=loss, precision="bfloat16", meter=meter))
-        assert meter._squared is not None
-        found = meter._squared[0, : len(x)].clone()
+        found = by_sample._squared[0, : len(x)].clone()
         assert found.tolist() == pytest.approx(squares, rel=0.02)
         norm = float(flat(model).square().sum())
         meter.close(learning_rate=0.1)
@@ -105,7 +105,7 @@ class TestBFloat16:
         with torch.no_grad():
             for p in model.parameters():
                 p.fill_(1.0)
-        meter = StepMeter(model, batch_size=2, dispersion=True)
+        meter = StepMeter(model, batch_size=2, dispersion=BySample(model))
         x, y = torch.ones(2, 4), torch.tensor([0, 1])
         SGD().gradient(step(model, x, y, precision="bfloat16", meter=meter))
         meter.close(learning_rate=0.1)

@@ -77,7 +77,7 @@ def test_steps_come_back_bit_for_bit(journal: Journal) -> None:
     loss = np.array([0.1, math.nan, math.inf, -0.0, 5e-324, 1e308, 1])
     whole = dataclasses.replace(series(7), loss=loss, gradient_factor=-loss)
     add_steps(journal, "a", 0, whole.head(3))
-    add_steps(journal, "a", 3, StepSeries(**{k: v[3:] for k, v in whole.columns().items()}))
+    add_steps(journal, "a", 3, StepSeries.of({k: v[3:] for k, v in whole.columns().items()}))
     steps = journal.read("a").steps.columns()
     assert all(steps[k].tobytes() == v.tobytes() for k, v in whole.columns().items())
     assert all(values.flags.writeable for values in steps.values())

@@ -26,7 +26,7 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.augmentation import Augmentation
 from gisgd_ray.data.dataset import Dataset
 from gisgd_ray.device import GPU
-from gisgd_ray.measures.groups import GroupDispersion
+from gisgd_ray.measures.groups import BetweenGroups
 from gisgd_ray.networks.models import build_model, trainable
 from gisgd_ray.schemes.base import Batch, Setting, Step
 from gisgd_ray.schemes.builders import build_scheme
@@ -241,9 +241,10 @@ class TestSchemes:
 
     def test_dispersion_between_groups(self):
         given, model = batch(torch.float64), network(torch.float64)
-        measure = GroupDispersion(3, applied=False).measure
-        expected = measure(Step(model, given, loss="squared"), SGD())
-        found = measure(Step(model.to(DEVICE), there(given), loss="squared"), SGD())
+        step = Step(model, given, loss="squared")
+        expected = BetweenGroups(model, 3).measure(step, SGD())
+        step = Step(model.to(DEVICE), there(given), loss="squared")
+        found = BetweenGroups(model, 3).measure(step, SGD())
         assert found.device.type == DEVICE
         assert float(found) == pytest.approx(float(expected), rel=1e-8)
 

@@ -25,6 +25,6 @@ def series(steps: int, *, start: float = 0.0) -> StepSeries:
     }
     columns["batch_size"] = np.full(steps, 20.0)
     columns["mean_squared_norm"] = columns["squared_gradient_norm"] + 3
-    columns["group_dispersion"] = np.full(steps, np.nan)
+    columns["group_dispersion"] = None
     columns["gradient_factor"] = np.ones(steps)
     return StepSeries(**columns)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gisgd_ray.data.dataset import epoch_batches
 from gisgd_ray.errors import UserError
-from gisgd_ray.measures.dispersion import StepMeter
+from gisgd_ray.measures.dispersion import BySample, StepMeter
 from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.networks.losses import LossName
 from gisgd_ray.networks.models import alexnet, mlp
@@ -73,7 +73,7 @@ def assert_equals_brute_force(
     assert series.batch_size.tolist() == [x.shape[1] for x, _ in steps]
     assert series.learning_rate.tolist() == [0.1] * len(steps)
     assert np.isnan(series.active_loss).all()
-    assert np.isnan(series.group_dispersion).all()
+    assert series.group_dispersion is None
     assert series.gradient_factor.tolist() == [1.0] * len(steps)
     for name in vars(truths[0]).keys() - {"mean_gradients"}:
         expected = [getattr(truth, name) for truth in truths]
@@ -174,7 +174,7 @@ class TestAgainstSingleRuns:
         models = replicas(small_mlp, 1)
         truth = reference.batch_moments(models[0], x[0], y[0], "cross_entropy")
         series = one_step(models, x, y)
-        assert np.isnan(series.replica_dispersion[0])
+        assert series.replica_dispersion is None
         assert series.gradient_dispersion[0] == pytest.approx(truth.gradient_dispersion, rel=1e-5)
 
 
@@ -292,7 +292,7 @@ class TestViews:
 
     def test_hooks_of_the_models_are_neither_used_nor_lost(self):
         models = replicas(small_mlp, 2)
-        meter = StepMeter(models[0], batch_size=3, dispersion=True)
+        meter = StepMeter(models[0], batch_size=3, dispersion=BySample(models[0]))
         ((x, y),) = batches(2, (3,), (1, 3, 3))
         assert one_step(models, x, y).mean_squared_norm[0] > 0
         losses = nn.functional.cross_entropy(models[0](x[0]), y[0], reduction="none")

@@ -60,8 +60,9 @@ class TestAgainstTheLoopByHand:
             **by_hand,
         )
         derived = ("per_sample_dispersion", "gradient_dispersion", "gradient_dispersion_neu")
-        for name in [*finished.series.columns(), *derived]:
-            found = getattr(finished.series, name)
+        columns = finished.series.columns()
+        columns |= {name: getattr(finished.series, name) for name in derived}
+        for name, found in columns.items():
             np.testing.assert_allclose(found, expected.column(name), rtol=3e-5, err_msg=name)
         radius = finished.row["measure/subgaussian_constant"]
         assert radius == pytest.approx(reference.subgaussian_constant(expected.losses), rel=1e-5)

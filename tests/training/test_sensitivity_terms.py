@@ -1,6 +1,6 @@
 """Lemma 2 and Corollary 1 from points of Psi, against the formulas on every step."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import fmean, stdev
 
 import numpy as np
@@ -91,7 +91,7 @@ def test_the_row_says_how_it_was_interpolated() -> None:
 def test_neu_takes_their_own_dispersion() -> None:
     """With replicas V~ is the smaller of the two, and Lemma 2 is entitled to it."""
     whole = series(20)
-    larger = StepSeries(**{**whole.columns(), "replica_dispersion": whole.gradient_dispersion * 9})
+    larger = replace(whole, replica_dispersion=whole.gradient_dispersion * 9)
     _, terms = run(larger, [20])
     _, plain = run(whole, [20])
     assert terms.lemma2_trajectory(0.7, 0.05) == plain.lemma2_trajectory(0.7, 0.05)

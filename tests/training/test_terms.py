@@ -1,14 +1,15 @@
 """The running terms of a trajectory equal the formulas on the whole of it, however it was cut."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.theory import bounds
+from gisgd_ray.training.measured.flatness import condition_remark
 from gisgd_ray.training.sums import StepSums
-from gisgd_ray.training.terms import CLOSED_FORMS, THEOREM2, TrajectoryTerms, at, condition_remark
+from gisgd_ray.training.terms import CLOSED_FORMS, THEOREM2, TrajectoryTerms, at
 
 STDS = (0.05, 1e-6)
 
@@ -26,15 +27,15 @@ def series(steps: int, *, dispersion: bool = True) -> StepSeries:
         mean_squared_norm=squared * rng.uniform(1, 8, steps)
         if dispersion
         else np.full(steps, np.nan),
-        replica_dispersion=np.full(steps, np.nan),
+        replica_dispersion=None,
         active_loss=rng.uniform(0, 5, steps),
-        group_dispersion=np.full(steps, np.nan),
+        group_dispersion=None,
         gradient_factor=np.ones(steps),
     )
 
 
 def piece(whole: StepSeries, begin: int, end: int) -> StepSeries:
-    return StepSeries(**{name: values[begin:end] for name, values in whole.columns().items()})
+    return StepSeries.of({name: values[begin:end] for name, values in whole.columns().items()})
 
 
 def terms() -> TrajectoryTerms:
@@ -138,7 +139,7 @@ def test_means_and_counts_however_the_steps_were_cut(cuts: list[int]) -> None:
         rel=1e-12,
         nan_ok=True,
     )
-    whole.replica_dispersion[:] = 1.0
+    whole = replace(whole, replica_dispersion=np.ones(len(whole)))
     within = StepSums()
     for begin, end in zip([0, *cuts], [*cuts, 60], strict=True):
         within.add(piece(whole, begin, end))
