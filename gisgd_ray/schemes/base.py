@@ -1,4 +1,4 @@
-"""The interface of a training scheme, and the step it is given."""
+"""The interface of a training scheme, the step it is given, and what builds it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from gisgd_ray.config.catalogue import SCHEMES
+from gisgd_ray.config.scheme import SchemeConfig
 from gisgd_ray.device import Precision
 from gisgd_ray.networks.batchnorm import frozen_statistics
 from gisgd_ray.networks.losses import LossName, per_sample_loss
@@ -215,3 +217,14 @@ class Draws:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._count = int(state["count"])
+
+
+def build_scheme(config: SchemeConfig, model: nn.Module, setting: Setting) -> Scheme:
+    """The scheme a config names, in its initial state.
+
+    Raises:
+        UserError: the scheme does not know a layer of the model, or the function that builds it is
+            missing.
+    """
+    scheme: Scheme = SCHEMES[config.name].function()(config, model, setting)
+    return scheme

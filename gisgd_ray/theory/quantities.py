@@ -181,7 +181,7 @@ _PARTS = (
     Quantity("measure/subgaussian_constant", "R",
              "The sub-Gaussian constant: half the range of all per-sample losses met in training",
              "loss", r"R = \tfrac{1}{2} \left( \max \ell - \min \ell \right)",
-             group=Group.PARTS, defined="training.sums.StepSums.radius"),
+             group=Group.PARTS, defined="training.terms.StepSums.radius"),
     Quantity("measure/subgaussian_constant_perturbed_at_optimum", "R",
              "R of the losses at W_T + Δ_T, at σ*: where it is above R, nothing proves Eq. 3",
              "loss", group=Group.PARTS, detail="at σ*", defined="measures.flatness.flatness_gaps"),

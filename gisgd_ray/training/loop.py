@@ -26,11 +26,11 @@ from gisgd_ray.training.measured import MEASURES
 from gisgd_ray.training.sensitivity_terms import SensitivityTerms
 from gisgd_ray.training.state import Point, TrainState
 from gisgd_ray.training.stepping import Replica, build_stepper
-from gisgd_ray.training.sums import StepSums
 from gisgd_ray.training.terms import (
     CLOSED_FORMS,
     REMARK,
     UNDEFINED_REASON,
+    StepSums,
     TrajectoryTerms,
     bounds_at,
     remark,

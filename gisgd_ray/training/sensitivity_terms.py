@@ -10,8 +10,7 @@ from math import isfinite, nan, sqrt
 from statistics import fmean, stdev
 
 from gisgd_ray.training.interpolated import Interpolation
-from gisgd_ray.training.sums import Metrics
-from gisgd_ray.training.terms import TrajectoryTerms, at
+from gisgd_ray.training.terms import Metrics, TrajectoryTerms, at
 
 PSI = "measure/local_gradient_sensitivity"
 

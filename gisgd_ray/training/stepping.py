@@ -23,8 +23,7 @@ from gisgd_ray.measures.posterior import Posteriors
 from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.networks.losses import LossName
 from gisgd_ray.networks.models import trainable
-from gisgd_ray.schemes.base import Batch, Meter, Setting, Step
-from gisgd_ray.schemes.builders import build_scheme
+from gisgd_ray.schemes.base import Batch, Meter, Setting, Step, build_scheme
 from gisgd_ray.training.lockstep import Lockstep
 
 

@@ -16,7 +16,7 @@ from gisgd_ray.networks.models import alexnet, mlp
 from gisgd_ray.schemes.base import Batch, Scheme, Step
 from gisgd_ray.schemes.flooding import Flooding
 from gisgd_ray.schemes.sgd import SGD
-from gisgd_ray.training.sums import StepSums
+from gisgd_ray.training.terms import StepSums
 from tests.support import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")

@@ -28,8 +28,7 @@ from gisgd_ray.data.dataset import Dataset
 from gisgd_ray.device import GPU
 from gisgd_ray.measures.groups import BetweenGroups
 from gisgd_ray.networks.models import build_model, trainable
-from gisgd_ray.schemes.base import Batch, Setting, Step
-from gisgd_ray.schemes.builders import build_scheme
+from gisgd_ray.schemes.base import Batch, Setting, Step, build_scheme
 from gisgd_ray.schemes.clipping import Clipping
 from gisgd_ray.schemes.sgd import SGD
 from gisgd_ray.training import checkpoint

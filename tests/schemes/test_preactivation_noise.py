@@ -13,8 +13,7 @@ from torch.func import functional_call, grad, vmap
 
 from gisgd_ray.config.scheme import GMPConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.schemes.base import Setting
-from gisgd_ray.schemes.builders import build_scheme
+from gisgd_ray.schemes.base import Setting, build_scheme
 from gisgd_ray.schemes.gmp import check_layers
 from gisgd_ray.schemes.preactivation_noise import noisy_preactivations, variance
 from gisgd_ray.schemes.sgd import SGD
