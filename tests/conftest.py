@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``-n``: a file's tests in one process; those with Ray in one, and first: they take long."""
+    """For ``-n``: a file is for one process; tests with Ray are for one too, and take longest."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
     for item in items:
         group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]

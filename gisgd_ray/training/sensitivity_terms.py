@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from math import isfinite, nan, sqrt
 from statistics import fmean, stdev
 
+from gisgd_ray.theory.quantities import at
 from gisgd_ray.training.interpolated import Interpolation
 from gisgd_ray.training.sums import Metrics
-from gisgd_ray.training.terms import TrajectoryTerms, at
+from gisgd_ray.training.terms import TrajectoryTerms
 
 PSI = "measure/local_gradient_sensitivity"
 
