@@ -31,7 +31,7 @@ from gisgd_ray.results.panels import panels
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
 from gisgd_ray.sweep import Sweep
-from gisgd_ray.training.terms import at
+from gisgd_ray.theory.quantities import at
 
 # The paper writes sigma = 1e-5 and 1e-6, and calls it both the std and "the variance parameter" of
 # the noise: both readings, the variances' stds first.

@@ -27,7 +27,7 @@ from gisgd_ray.claims.statistics import (
 )
 from gisgd_ray.results.panels import panels
 from gisgd_ray.results.tables import ResultTables
-from gisgd_ray.training.terms import at
+from gisgd_ray.theory.quantities import at
 
 SUM_DISPERSION, DISPERSION = "sum/dispersion", "measure/gradient_dispersion"
 SUM_SENSITIVITY, SENSITIVITY = "sum/sensitivity", "measure/local_gradient_sensitivity"

@@ -15,7 +15,8 @@ from gisgd_ray.claims.statistics import NOT_MEASURED, RatioInterval, all_of, rat
 from gisgd_ray.errors import UserError
 from gisgd_ray.results.panels import panels
 from gisgd_ray.results.tables import ResultTables
-from gisgd_ray.training.terms import LEMMA2, THEOREM2, at
+from gisgd_ray.theory.quantities import at
+from gisgd_ray.training.terms import LEMMA2, THEOREM2
 
 DISPERSION, DISPERSION_NEU = "gradient_dispersion", "gradient_dispersion_neu"
 """Of the steps: V_t and V~_t."""

@@ -16,8 +16,7 @@ import pyarrow
 
 from gisgd_ray.config.space import field_paths
 from gisgd_ray.results.row_check import is_nothing, is_numeric, is_setting, require_column
-from gisgd_ray.theory.quantities import QUANTITIES, quantity
-from gisgd_ray.training.terms import at
+from gisgd_ray.theory.quantities import QUANTITIES, at, quantity
 
 IDENTITY = ("trial_id", "status", "settings")
 """What a trial is known by, before its settings one by one."""

@@ -39,6 +39,11 @@ class Group(StrEnum):
     OTHER = "Also measured"
 
 
+def at(name: str, noise_std: float) -> str:
+    """Column of a metric at one noise std."""
+    return f"{name}@{noise_std:g}"
+
+
 @dataclass(frozen=True)
 class Quantity:
     """One column, or one a noise std where the name ends in ``@``."""

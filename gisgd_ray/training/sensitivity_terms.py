@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from math import isfinite, nan, sqrt
 from statistics import fmean, stdev
 
+from gisgd_ray.theory.quantities import at
 from gisgd_ray.training.interpolated import Interpolation
-from gisgd_ray.training.terms import Metrics, TrajectoryTerms, at
+from gisgd_ray.training.terms import Metrics, TrajectoryTerms
 
 PSI = "measure/local_gradient_sensitivity"
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from gisgd_ray.measures.step_series import ROUNDING, StepSeries
 from gisgd_ray.theory import bounds
+from gisgd_ray.theory.quantities import at
 
 Metrics = dict[str, float]
 
@@ -20,11 +21,6 @@ UNDEFINED_REASON = "bound/undefined_reason"
 
 REMARK = "bound/remark"
 """Column that says what a reader must know of a bound that is a number; mostly empty."""
-
-
-def at(name: str, noise_std: float) -> str:
-    """Column of a metric at one noise std."""
-    return f"{name}@{noise_std:g}"
 
 
 @dataclass(kw_only=True)

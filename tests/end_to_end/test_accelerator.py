@@ -57,24 +57,9 @@ def tried(config: TrialConfig) -> None:
             assert {p.device for p in model.parameters()} == {DEVICE}
 
 
-def differences(trial: TrialConfig) -> tuple[Any, ...]:
-    """What decides which code runs: not the data, nor how long."""
-    training_of = trial.training
-    return (
-        trial.model.name,
-        trial.scheme,
-        trial.measurement,
-        trial.replicas,
-        trial.data.augmented,
-        training_of.momentum > 0,
-        training_of.max_gradient_norm,
-        training_of.initialization,
-    )
-
-
 @pytest.mark.parametrize("name", kinds.SWEEPS)
 def test_every_kind_of_trial_of_a_sweep_stays_on_its_device(name: str) -> None:
-    for trial in {differences(trial): trial for trial in kinds.kinds(name)}.values():
+    for trial in {kinds.differences(trial): trial for trial in kinds.kinds(name)}.values():
         tried(trial)
 
 

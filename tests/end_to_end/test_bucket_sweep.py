@@ -1,58 +1,50 @@
 """A whole sweep into a bucket: its driver is lost with its disk, and another goes on elsewhere."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from gisgd_ray.results.tables import ResultTables
-from tests.end_to_end.test_faults import Running
-from tests.runner.test_bucket import Server, moto
-from tests.runner.test_launch import assert_same_tables, wait_until
+from gisgd_ray.errors import UserError
+from gisgd_ray.runner.location import Location
+from tests.support.bucket_server import BucketServer
+from tests.support.launches import Launch, assert_undisturbed, wait_until
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Server:
-    server = Server()
-    server.s3.create_bucket(Bucket="bucket")
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketServer]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "from")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the environment")
-    return server
+    with BucketServer() as server:
+        yield server
 
 
 def test_a_driver_lost_with_its_disk_is_continued_from_the_bucket(
-    bucket: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: BucketServer, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert moto
     uri = bucket.uri(keys="")
-    for name in ("here", "there", "undisturbed"):
+    for name in ("here", "there"):
         (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / "undisturbed")
-    alone = Running(tmp_path / "undisturbed")
-    status, _, err = alone.end()
-    assert status == 0, err
-
     monkeypatch.chdir(tmp_path / "here")
-    first = Running(uri)
+    first = Launch(uri)
     wait_until(lambda: sum(name.endswith(".ckpt") for name in bucket.names()) >= 3)
-    workers = first.workers()
-    first.process.kill()
-    first.process.communicate()
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), seconds=60)
+    first.lose()
 
     monkeypatch.chdir(tmp_path / "there")  # nothing of the first one's disk is here
-    refused = Running(uri, "--resume").end()
-    assert refused[0] == 2
-    assert "is writing to s3://bucket/prefix/lr_batch; wait for it" in refused[2]
-    assert "add --take-over if it is gone" in refused[2]
-    status, out, err = Running(uri, "--resume", "--take-over").end()
+    with (
+        pytest.raises(UserError, match="is writing to s3://bucket/prefix/lr_batch") as refused,
+        Location.of(uri, "lr_batch").owned(take_over=False),
+    ):
+        pass
+    assert "add --take-over if it is gone" in str(refused.value)
+    status, out, err = Launch(uri, "--resume", "--take-over").end()
     assert status == 0, err
     assert "4 finished" in out
 
     folder = next((tmp_path / "there").rglob("lr_batch"))
-    assert_same_tables(folder, alone.folder)
+    assert_undisturbed(folder, undisturbed)
     there = bucket.objects()
     names = {name.removeprefix("prefix/lr_batch/") for name in there}
     assert {"trials.parquet", "report.html", "figures/figure6.pdf"} <= names
@@ -60,7 +52,4 @@ def test_a_driver_lost_with_its_disk_is_continued_from_the_bucket(
     for path in (*folder.glob("*.parquet"), *folder.glob("journal/*")):
         name = path.relative_to(folder).as_posix()
         assert there[f"prefix/lr_batch/{name}"] == path.read_bytes(), name
-    for trial_id in ResultTables(folder).trials["trial_id"]:
-        found, true = (ResultTables(f).steps(trial_id) for f in (folder, alone.folder))
-        pd.testing.assert_frame_equal(found, true, check_exact=True)
     assert "endpoint_override" not in there["prefix/lr_batch/report.html"].decode()

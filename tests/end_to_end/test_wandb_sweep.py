@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,7 @@ from gisgd_ray.config.frozen import unflatten
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.tracking.run import BEST
-from tests.end_to_end.test_faults import SMALL
-from tests.runner.test_launch import ROOT, wait_until
+from tests.support.launches import ROOT, SCRIPT, SMALL, wait_until
 from tests.support.processes import training_below
 from tests.support.wandb_server import Run, Server, environment
 
@@ -31,10 +31,6 @@ def online(server: Server, folder: Path) -> dict[str, str]:
     left = ("RAY_ADDRESS", "GISGD_DATA")
     told = {k: v for k, v in environment(server, folder).items() if k not in left}
     return {**told, "PYTHONPATH": str(ROOT)}
-
-
-def command(out: Path, *arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "sweeps/lr_batch.py"), f"--out={out}", *SMALL, *arguments]
 
 
 def equal(found: Any, true: Any) -> bool:
@@ -78,8 +74,9 @@ def assert_told_as_in(tables: ResultTables, runs: list[Run]) -> None:
 
 def test_cuts_and_lost_trials_leave_every_point_once(tmp_path: Path) -> None:
     with Server() as server:
+        more = ["--training.max_epochs=400", "--wandb-requests=600"]
         process = subprocess.Popen(
-            command(tmp_path, "--training.max_epochs=800", "--wandb-requests=600"),
+            [sys.executable, str(SCRIPT), f"--out={tmp_path}", *SMALL, *more],
             env=online(server, tmp_path),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -105,7 +102,7 @@ def test_cuts_and_lost_trials_leave_every_point_once(tmp_path: Path) -> None:
         before = posts()
         wait_for(lambda: posts() >= before + 2)
         with server.away():
-            time.sleep(10)
+            time.sleep(5)
         out, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
         assert "W&B: online, in tester/gisgd-ray." in err
@@ -131,18 +128,12 @@ def test_cuts_and_lost_trials_leave_every_point_once(tmp_path: Path) -> None:
                 assert equal([math.nan if v is None else v for v in values], true[column]), column
 
 
-def test_runs_kept_offline_are_uploaded_later_under_the_same_ids(tmp_path: Path) -> None:
+def test_runs_kept_offline_are_uploaded_later_under_the_same_ids(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     with Server() as server:
         told = online(server, tmp_path)
-        subprocess.run(
-            command(tmp_path, "--training.max_epochs=10"),
-            env={**told, "WANDB_MODE": "offline"},
-            check=True,
-            capture_output=True,
-            timeout=120,
-        )
-        assert server.runs == []
-        folder = tmp_path / "lr_batch"
+        folder = shutil.copytree(undisturbed, tmp_path / "lr_batch")
         refused = report_of(folder, told)
         assert refused.returncode == 2
         assert refused.stderr.startswith(
@@ -188,51 +179,3 @@ def report_of(folder: Path, environment: dict[str, str]) -> "subprocess.Complete
         text=True,
         timeout=120,
     )
-
-
-ONE_AFTER_ANOTHER = """
-import os, sys
-from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.config.frozen import unflatten
-from gisgd_ray.tracking.run import WandbRun, WandbSettings
-config = {"training.learning_rate": 0.1, "scheme.name": sys.argv[3]}
-settings = WandbSettings(mode=sys.argv[1], folder=sys.argv[2], group="g", project="p", every_s=5)
-run = WandbRun(settings, trial_id="abc", name="x", config=config)
-for step in range(int(sys.argv[4])):
-    run.log({"step": step, "train/loss": 1.0 / (step + 1)})
-run.finish({"status": "finished"})
-print(run.status)
-"""
-
-
-def one(server: Server, folder: Path, *arguments: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", ONE_AFTER_ANOTHER, arguments[0], str(folder), *arguments[1:]],
-        env=online(server, folder),
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=True,
-    ).stdout.strip()
-
-
-def test_what_is_kept_offline_of_a_run_begun_online_is_a_run_beside_it(tmp_path: Path) -> None:
-    with Server() as server:
-        assert one(server, tmp_path, "online", "sgd", "3") == "online"
-        assert one(server, tmp_path, "offline", "sgd", "6") == "offline"
-        sync(tmp_path, environment=online(server, tmp_path))
-        told = {run.id: [point["step"] for point in run.history] for run in server.runs}
-        assert told == {"abc": [0, 1, 2], "abc-offline": [0, 1, 2, 3, 4, 5]}
-
-
-def test_a_run_of_that_id_with_other_settings_is_left_alone(tmp_path: Path) -> None:
-    with Server() as server:
-        assert one(server, tmp_path, "online", "sgd", "3") == "online"
-        status = one(server, tmp_path, "online", "gmp", "6")
-        assert status.startswith(
-            "off: OtherSettingsError: the run p/abc exists with other settings (scheme.name is sgd "
-            "there, and gmp here)"
-        )
-        (run,) = server.runs
-        assert [point["step"] for point in run.history] == [0, 1, 2]
-        assert run.config["scheme.name"] == "sgd"

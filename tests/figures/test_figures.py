@@ -19,7 +19,7 @@ from gisgd_ray.claims.statistics import short_number
 from gisgd_ray.figures.style import log_scale, new_figure, save_figures, style
 from gisgd_ray.results.tables import row_of
 from gisgd_ray.sweep import Sweep
-from gisgd_ray.training.terms import at
+from gisgd_ray.theory.quantities import at
 from sweeps.trajectory import READINGS
 from tests.support import sweep_runs
 from tests.support.tables import Tables

@@ -22,7 +22,7 @@ from gisgd_ray.measures.flatness import (
     half_widths,
     pairs_due,
 )
-from gisgd_ray.training.terms import at
+from gisgd_ray.theory.quantities import at
 from tests.measures.test_flatness import SEED, deltas
 from tests.support.runs import run
 

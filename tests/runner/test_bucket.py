@@ -1,11 +1,8 @@
 """The storage, its mirror and the checkpoints in a bucket of a server that speaks S3."""
 
-import re
 import shutil
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,85 +15,35 @@ from gisgd_ray.runner.checkpoints import Checkpoints
 from gisgd_ray.runner.location import Location
 from gisgd_ray.runner.mirror import OWNER, Mirror
 from gisgd_ray.training import loop as training
+from tests.support.bucket_server import KEY, SECRET, BucketServer
 from tests.support.journals import add_point, add_steps, series
 from tests.support.runs import config, finish, run, weight_bits
 
-boto3 = pytest.importorskip("boto3")
-moto = pytest.importorskip("moto.server")
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 
 TRIALS = sorted((TrialConfig(seed=seed) for seed in range(2)), key=lambda t: t.trial_id)
 A, B = (trial.trial_id for trial in TRIALS)
-KEY, SECRET = "AKIAFROMTHEURI", "sEcReTfRoMtHeUrI"
-
-
-class Server:
-    """A server on this machine, and the access keys of the requests it got."""
-
-    def __init__(self) -> None:
-        self._moto = moto.ThreadedMotoServer("127.0.0.1", port=0)
-        self._moto.start()
-        self._app = self._moto._server.app
-        self._moto._server.app = self._note
-        _, self.port = self._moto.get_host_and_port()
-        self.keys: set[str] = set()
-        # What it holds is kept by the process, not by the server.
-        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/moto-api/reset", data=b"")
-        self.s3 = boto3.client(
-            "s3",
-            endpoint_url=f"http://127.0.0.1:{self.port}",
-            region_name="us-east-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-        )
-
-    def stop(self) -> None:
-        self._moto.stop()
-
-    def names(self) -> list[str]:
-        """Of all there is, whole; without the marks of folders."""
-        found = self.s3.list_objects_v2(Bucket="bucket").get("Contents", [])
-        return [item["Key"] for item in found if not item["Key"].endswith("/")]
-
-    def objects(self) -> dict[str, bytes]:
-        """All there is, by its whole name; nobody may be writing."""
-        return {
-            name: self.s3.get_object(Bucket="bucket", Key=name)["Body"].read()
-            for name in self.names()
-        }
-
-    def uri(self, prefix: str = "prefix", *, keys: str = f"{KEY}:{SECRET}@") -> str:
-        where = f"s3://{keys}bucket/{prefix}".rstrip("/")
-        return f"{where}?endpoint_override=127.0.0.1:{self.port}&scheme=http"
-
-    def _note(self, environ: dict[str, Any], start_response: Any) -> Any:
-        named = re.search(r"Credential=([^/]*)/", environ.get("HTTP_AUTHORIZATION", ""))
-        self.keys.add(named[1] if named else "")
-        return self._app(environ, start_response)
 
 
 @pytest.fixture(scope="module")
-def _server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.stop()
+def _server() -> Iterator[BucketServer]:
+    with BucketServer() as server:
+        yield server
 
 
 @pytest.fixture
-def server(_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """With one empty bucket; what this user has set up for AWS is not looked at."""
+def server(
+    _server: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[BucketServer]:
+    """What this user has set up for AWS is not looked at."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.chdir(tmp_path)
-    _server.s3.create_bucket(Bucket="bucket")
-    _server.keys.clear()
     yield _server
-    for item in _server.s3.list_objects_v2(Bucket="bucket").get("Contents", []):
-        _server.s3.delete_object(Bucket="bucket", Key=item["Key"])
-    _server.s3.delete_bucket(Bucket="bucket")
+    _server.empty()
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -111,7 +58,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("prefix", ["", "prefix", "deep/prefix/"])
-def test_files_are_written_read_listed_and_deleted(server: Server, prefix: str) -> None:
+def test_files_are_written_read_listed_and_deleted(server: BucketServer, prefix: str) -> None:
     storage = Storage(server.uri(prefix))
     for name in ("b/9", "b/10", "b/deep/3", "a"):
         storage.write(name, b"old")
@@ -138,7 +85,7 @@ def test_files_are_written_read_listed_and_deleted(server: Server, prefix: str) 
     assert list(server.objects()) == [f"{below}a"]
 
 
-def test_a_file_of_several_parts_comes_back_whole(server: Server) -> None:
+def test_a_file_of_several_parts_comes_back_whole(server: BucketServer) -> None:
     storage = Storage(server.uri())
     content = bytes(range(251)) * 100_000  # a part of an upload has ten million bytes
     storage.write("a", content)
@@ -146,7 +93,7 @@ def test_a_file_of_several_parts_comes_back_whole(server: Server) -> None:
     assert storage.read("a") == content
 
 
-def test_what_is_missing_is_empty_or_raises(server: Server) -> None:
+def test_what_is_missing_is_empty_or_raises(server: BucketServer) -> None:
     storage = Storage(server.uri())
     for folder in ("", "nowhere", "nowhere/deep"):
         assert storage.names(folder, recursive=True) == []
@@ -155,7 +102,7 @@ def test_what_is_missing_is_empty_or_raises(server: Server) -> None:
         storage.read("a")
 
 
-def test_neighbours_of_the_prefix_are_not_its_files(server: Server) -> None:
+def test_neighbours_of_the_prefix_are_not_its_files(server: BucketServer) -> None:
     for name in ("prefix-2/a", "prefix.md", "other/prefix/a"):
         server.s3.put_object(Bucket="bucket", Key=name, Body=b"1")
     storage = Storage(server.uri("prefix"))
@@ -165,7 +112,7 @@ def test_neighbours_of_the_prefix_are_not_its_files(server: Server) -> None:
     assert set(server.objects()) == {"prefix-2/a", "prefix.md", "other/prefix/a"}
 
 
-def test_a_storage_below_another_is_on_the_same_server(server: Server) -> None:
+def test_a_storage_below_another_is_on_the_same_server(server: BucketServer) -> None:
     Storage(joined(joined(server.uri(), "lr_batch"), "ray")).write("a", b"1")
     assert server.objects() == {"prefix/lr_batch/ray/a": b"1"}
 
@@ -173,7 +120,7 @@ def test_a_storage_below_another_is_on_the_same_server(server: Server) -> None:
 # ---------------------------------------------------------------- the keys
 
 
-def test_keys_of_the_uri_are_used_and_not_shown(server: Server, tmp_path: Path) -> None:
+def test_keys_of_the_uri_are_used_and_not_shown(server: BucketServer, tmp_path: Path) -> None:
     location = Location.of(server.uri(), "lr_batch")
     assert location.mirror is not None
     location.mirror.storage.write("a", b"1")
@@ -184,7 +131,9 @@ def test_keys_of_the_uri_are_used_and_not_shown(server: Server, tmp_path: Path) 
     assert list(server.objects()) == ["prefix/lr_batch/a", "prefix/lr_batch/b"]
 
 
-def test_keys_of_the_environment_are_used(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_of_the_environment_are_used(
+    server: BucketServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAOFTHEENVIRONMENT")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     location = Location.of(server.uri(keys=""), "lr_batch")
@@ -198,7 +147,7 @@ def test_keys_of_the_environment_are_used(server: Server, monkeypatch: pytest.Mo
     assert SECRET not in shown
 
 
-def test_writing_to_a_missing_bucket_raises_with_its_name(server: Server) -> None:
+def test_writing_to_a_missing_bucket_raises_with_its_name(server: BucketServer) -> None:
     storage = Storage(server.uri().replace("@bucket/", "@nowhere/"))
     with pytest.raises(OSError, match="nowhere"):
         storage.write("a", b"1")
@@ -208,7 +157,7 @@ def test_writing_to_a_missing_bucket_raises_with_its_name(server: Server) -> Non
 # ---------------------------------------------------------------- the mirror
 
 
-def test_a_driver_elsewhere_goes_on_from_the_bucket(server: Server, tmp_path: Path) -> None:
+def test_a_driver_elsewhere_goes_on_from_the_bucket(server: BucketServer, tmp_path: Path) -> None:
     location = Location.of(server.uri(), "lr_batch")
     assert location.mirror is not None
     with location.mirror.owned(take_over=False):
@@ -241,7 +190,7 @@ def test_a_driver_elsewhere_goes_on_from_the_bucket(server: Server, tmp_path: Pa
         assert Journal(location.folder).read_row(B) == ended
 
 
-def test_only_what_has_changed_is_sent_again(server: Server, tmp_path: Path) -> None:
+def test_only_what_has_changed_is_sent_again(server: BucketServer, tmp_path: Path) -> None:
     mirror = Mirror(tmp_path / "here", Storage(server.uri()))
     with mirror.owned(take_over=False):
         mirror.folder.mkdir()
@@ -254,7 +203,7 @@ def test_only_what_has_changed_is_sent_again(server: Server, tmp_path: Path) -> 
     assert server.objects() == {"prefix/a": b"untouched", "prefix/b": b"12"}
 
 
-def test_one_driver_at_a_time_writes_to_the_bucket(server: Server, tmp_path: Path) -> None:
+def test_one_driver_at_a_time_writes_to_the_bucket(server: BucketServer, tmp_path: Path) -> None:
     first = Mirror(tmp_path / "first", Storage(server.uri()))
     second = Mirror(tmp_path / "second", Storage(server.uri()))
     first_run = first.owned(take_over=False)
@@ -283,7 +232,7 @@ def saved(where: str, count: int) -> Checkpoints:
     return kept
 
 
-def test_another_machine_finds_the_checkpoints_of_a_trial(server: Server) -> None:
+def test_another_machine_finds_the_checkpoints_of_a_trial(server: BucketServer) -> None:
     location = Location.of(server.uri(), "lr_batch")
     saved(location.storage, 3)
     below = f"prefix/lr_batch/checkpoints/{config().trial_id}"
@@ -296,7 +245,7 @@ def test_another_machine_finds_the_checkpoints_of_a_trial(server: Server) -> Non
     assert weight_bits(finish(state).state) == weight_bits(run().state)
 
 
-def test_a_damaged_newest_one_gives_way_to_the_one_before(server: Server) -> None:
+def test_a_damaged_newest_one_gives_way_to_the_one_before(server: BucketServer) -> None:
     kept = saved(server.uri(), 3)
     newest, before = (f"prefix/{name}" for name in kept.names())
     content = server.objects()
@@ -309,7 +258,7 @@ def test_a_damaged_newest_one_gives_way_to_the_one_before(server: Server) -> Non
     assert kept.newest() is None
 
 
-def test_the_end_of_a_trial_clears_its_own(server: Server) -> None:
+def test_the_end_of_a_trial_clears_its_own(server: BucketServer) -> None:
     kept = saved(server.uri(), 2)
     other = f"prefix/checkpoints/{config({'seed': 2}).trial_id}/{4:012d}.ckpt"
     server.s3.put_object(Bucket="bucket", Key=other, Body=b"1")

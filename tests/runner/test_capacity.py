@@ -24,8 +24,6 @@ from gisgd_ray.runner.resources import (
 )
 from tests.support.runs import config
 
-pytestmark = pytest.mark.ray
-
 GB = 10**9
 NAME = "NVIDIA A10G"
 CPUS = 4
@@ -89,10 +87,10 @@ def nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None
 # ---------------------------------------------------------------- what each trial takes
 
 
-@pytest.mark.usefixtures("_ray")
 def test_the_share_follows_from_the_largest_trial_and_the_machine(
-    probed: list[TrialConfig],
+    probed: list[TrialConfig], nodes: Callable[..., None]
 ) -> None:
+    nodes((4, 1))
     chosen = chosen_resources(TRIALS, options())
     assert probed == resources.largest_trials(TRIALS)
     assert [t.training.batch_size for t in probed] == [100, 80, 60]
@@ -104,8 +102,10 @@ def test_the_share_follows_from_the_largest_trial_and_the_machine(
     )
 
 
-@pytest.mark.usefixtures("_ray")
-def test_cpus_for_each_trial_leave_fewer_beside_one_another(probed: list[TrialConfig]) -> None:
+def test_cpus_for_each_trial_leave_fewer_beside_one_another(
+    probed: list[TrialConfig], nodes: Callable[..., None]
+) -> None:
+    nodes((4, 1))
     assert chosen_resources(TRIALS, options("--cpus-per-trial=2")).resources == Resources(2, 0.5)
     assert chosen_resources(TRIALS, options("--cpus-per-trial=3")).resources == Resources(3, 1.0)
     assert len(probed) == 2 * PROBED
@@ -132,8 +132,10 @@ def test_the_smallest_gpu_decides(
     assert chosen_resources(TRIALS, options()).resources == Resources(gpus=0.2)
 
 
-@pytest.mark.usefixtures("_ray")
-def test_a_trial_that_no_gpu_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_no_gpu_can_hold_is_refused(
+    monkeypatch: pytest.MonkeyPatch, nodes: Callable[..., None]
+) -> None:
+    nodes((4, 1))
     monkeypatch.setattr(resources, "run_on_a_gpu", lambda *_: Probed(30 * GB, 23 * GB, NAME))
     with pytest.raises(UserError, match=r"takes 30 GB of GPU memory, and the GPU has 23 GB"):
         chosen_resources(TRIALS, options())
@@ -141,9 +143,11 @@ def test_a_trial_that_no_gpu_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch
         sweep_cost(TRIALS, options(), connected=True)
 
 
-@pytest.mark.usefixtures("_ray")
 @pytest.mark.parametrize("asked", [0.0, 0.1, 1.0, 2.0])
-def test_what_the_user_asks_for_is_left_as_it_is(asked: float, probed: list[TrialConfig]) -> None:
+def test_what_the_user_asks_for_is_left_as_it_is(
+    asked: float, probed: list[TrialConfig], nodes: Callable[..., None]
+) -> None:
+    nodes((4, 1))
     given = options(f"--gpus-per-trial={asked}", "--cpus-per-trial=2")
     assert chosen_resources(TRIALS, given) == Chosen(Resources(cpus=2, gpus=asked))
     assert probed == []
@@ -157,26 +161,32 @@ def test_without_a_gpu_none_is_asked_for(
     assert probed == []
 
 
+def test_nothing_left_to_run_is_not_tried_out(
+    probed: list[TrialConfig], nodes: Callable[..., None]
+) -> None:
+    nodes((4, 1))
+    assert chosen_resources([], options()) == Chosen(Resources())
+    assert probed == []
+
+
+@pytest.mark.ray
 @pytest.mark.usefixtures("_ray")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU is there")
-@pytest.mark.parametrize("asked", [(), ("--gpus-per-trial=0.5",)])
-def test_a_gpu_that_only_ray_counts_is_told_in_a_sentence(asked: tuple[str, ...]) -> None:
-    for told in (chosen_resources, partial(sweep_cost, connected=True)):
+def test_a_gpu_that_only_ray_counts_is_told_in_a_sentence() -> None:
+    for told, *asked in (
+        (chosen_resources,),
+        (partial(sweep_cost, connected=True), "--gpus-per-trial=0.5"),
+    ):
         with pytest.raises(UserError) as caught:
             told(TRIALS, options(*asked))
         assert "can use no GPU on" in str(caught.value)
         assert str(caught.value).endswith("or run on CPUs with --gpus-per-trial 0")
 
 
-@pytest.mark.usefixtures("_ray")
-def test_nothing_left_to_run_is_not_tried_out(probed: list[TrialConfig]) -> None:
-    assert chosen_resources([], options()) == Chosen(Resources())
-    assert probed == []
-
-
 # ---------------------------------------------------------------- a function on a GPU
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("_ray")
 def test_a_function_runs_in_a_process_that_has_the_gpu() -> None:
     def where(first: int, second: int) -> tuple[int, int, list[str]]:
@@ -192,18 +202,19 @@ def test_a_function_runs_in_a_process_that_has_the_gpu() -> None:
     assert len({pid, again, os.getpid()}) == 3  # a fresh one each time
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("_ray")
-@pytest.mark.parametrize("kind", [UserError, DataError])
-def test_what_a_user_is_told_on_a_gpu_comes_through(kind: type[UserError]) -> None:
+def test_what_a_user_is_told_on_a_gpu_comes_through() -> None:
     def refuse() -> None:
-        raise kind("there is no data")
+        raise DataError("there is no data")
 
     with pytest.raises(UserError) as caught:
         run_on_a_gpu(refuse)
-    assert type(caught.value) is kind
+    assert type(caught.value) is DataError
     assert str(caught.value) == "there is no data"
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("_ray")
 def test_another_fault_on_a_gpu_comes_with_its_traceback() -> None:
     import ray

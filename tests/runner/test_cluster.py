@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -69,38 +67,6 @@ def test_only_a_cluster_that_answers_is_joined(monkeypatch: pytest.MonkeyPatch) 
     listener.close()
     # The note that `ray start` leaves outlives its cluster.
     assert cluster.started_cluster() is None
-
-
-UV = """
-import os, sys
-from gisgd_ray.runner.cluster import connect
-connect()
-import ray
-executable, path = ray.get(ray.remote(lambda: (sys.executable, sys.path)).remote())
-assert executable == sys.executable
-# Where somebody's results may lie, with a torch.py among them.
-assert not {"", ".", os.getcwd()} & set(path), path
-"""
-
-
-@pytest.mark.ray
-def test_below_uv_run_the_same_processes_run(tmp_path: Path) -> None:
-    """From a folder below the project's, as in ``cd sweeps && uv run lr_batch.py``."""
-    (tmp_path / "pyproject.toml").write_text("")
-    folder = tmp_path / "sweeps"
-    folder.mkdir()
-    # Ray looks for a process above its own whose command line is `uv run ...`: here a shell's.
-    (folder / "run").write_text('"$@"\n')
-    kept = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    done = subprocess.run(
-        ["bash", "-c", 'exec -a uv bash run "$@"', "bash", sys.executable, "-c", UV],
-        cwd=folder,
-        env={**kept, "RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_cluster_that_is_named_must_answer(monkeypatch: pytest.MonkeyPatch) -> None:

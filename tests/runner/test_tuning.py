@@ -1,7 +1,6 @@
 """What Ray Tune keeps of a sweep in the driver, where hundreds of trials add up."""
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,15 @@ from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.cluster import connect
 from gisgd_ray.runner.launch import launch
 from gisgd_ray.runner.location import Location
+from tests.support.launches import joining
 from tests.support.runs import config
+from tests.support.shared_ray import Head
 from tests.support.sweep_runs import job
 
-pytestmark = pytest.mark.ray
 
-
-@pytest.fixture
-def _ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    import ray
-
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    connect(address="local")
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.ray
 def test_the_driver_lets_go_of_what_a_trial_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_ray: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray.tune.execution.tune_controller import TuneController
 
@@ -43,7 +32,9 @@ def test_the_driver_lets_go_of_what_a_trial_reported(
     monkeypatch.setattr(TuneController, "cleanup", cleanup)
     trials = [config({"seed": seed}) for seed in range(3)]
     location = Location.of(str(tmp_path), "kept")
-    launch(job(trials, location))
+    with joining(shared_ray.environment):
+        assert connect().joined
+        launch(job(trials, location))
     steps = dict(ResultTables(location.folder).trials[["trial_id", "steps"]].to_numpy())
     assert [result["step"] for result in kept] == [steps[t.trial_id] for t in trials]
     # Series and points would be megabytes of a long trial; their place is the journal.

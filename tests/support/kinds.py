@@ -1,8 +1,8 @@
 """Every kind of trial that the sweeps launch at the paper's scale, on a few samples.
 
-Two trials are of one kind if they differ in numbers alone: the same network, scheme, data and
-measurements. Of each kind there is one here, with networks as narrow and batches as small as they
-come, and otherwise as the sweep has it.
+Two trials are of one kind if the same code runs in them: they may differ in numbers, and in the
+data, of which there is one trial with each network. They have networks as narrow and batches as
+small as they come, and are otherwise as the sweep has them.
 """
 
 from collections.abc import Iterator
@@ -54,7 +54,27 @@ def small(trial: TrialConfig) -> TrialConfig:
 
 def kinds(name: str) -> list[TrialConfig]:
     """One trial of every kind in a sweep."""
-    return list(dict.fromkeys(map(small, paper_trials(name))))
+    trials = list(map(small, paper_trials(name)))
+    of_code = {differences(trial): trial for trial in trials}
+    of_data = {(trial.data.dataset, trial.model.name): trial for trial in of_code.values()}
+    others = {(trial.data.dataset, trial.model.name): trial for trial in trials}
+    return [*of_code.values(), *(others[pair] for pair in others.keys() - of_data.keys())]
+
+
+def differences(trial: TrialConfig) -> tuple[Any, ...]:
+    """What decides which code runs: not the data, nor how long."""
+    training = trial.training
+    return (
+        trial.model.name,
+        trial.scheme,
+        trial.measurement,
+        trial.replicas,
+        trial.data.augmented,
+        trial.data.label_noise > 0,
+        training.momentum > 0,
+        training.max_gradient_norm,
+        training.initialization,
+    )
 
 
 def few_samples(folder: Path, patch: pytest.MonkeyPatch, *, num_train: int = SAMPLES) -> None:

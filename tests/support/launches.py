@@ -7,7 +7,6 @@ The four trials take some seconds each, and may save themselves every quarter of
 import contextlib
 import io
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +17,11 @@ from unittest import mock
 import pandas as pd
 
 from gisgd_ray.results.tables import ResultTables
+from tests.support.drivers import Driver
 from tests.support.processes import training_below
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "sweeps" / "lr_batch.py"
 SMALL = [
     "--scale=laptop",
     "--seeds=1",
@@ -48,11 +49,6 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled", **more}
 
 
-def command(out: Path | str, *arguments: str) -> list[str]:
-    script = str(ROOT / "sweeps" / "lr_batch.py")
-    return [sys.executable, script, f"--out={out}", *SMALL, *arguments]
-
-
 class Launch:
     """A sweep in a process of its own, and the processes of its trials."""
 
@@ -65,25 +61,31 @@ class Launch:
         **environ: str,
     ):
         self.folder = Path(out) / "lr_batch"
-        words = command(out, *arguments)
-        if program is not None:
-            words = [sys.executable, "-c", program, *words[2:]]
-        self.process = subprocess.Popen(
-            words,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(**environ),
-            start_new_session=own_group,
+        self.driver = Driver(
+            SCRIPT,
+            [f"--out={out}", *SMALL, *arguments],
+            environment=environment(**environ),
+            program=program,
+            own_group=own_group,
         )
 
     def workers(self) -> list[int]:
         """Processes that train: descendants of the driver, by way of Ray's."""
-        return training_below(self.process.pid)
+        return training_below(self.driver.pid)
 
     def wait_for(self, condition: Callable[[], object], seconds: float = 120) -> None:
-        wait_until(lambda: condition() or self.process.poll() is not None, seconds=seconds)
-        assert self.process.poll() is None, self.process.communicate()
+        wait_until(lambda: condition() or self.driver.status is not None, seconds=seconds)
+        assert self.driver.status is None, (self.driver.status, *self.driver.said())
+
+    def signal(self, number: int) -> None:
+        os.kill(self.driver.pid, number)
+
+    def lose(self) -> None:
+        """Kill the driver, and wait for the trials to notice."""
+        workers = self.workers()
+        assert workers
+        self.driver.kill()
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), seconds=60)
 
     def checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoints/*/*.ckpt"))
@@ -103,8 +105,8 @@ class Launch:
         print(f"{what}: trained on after {time.monotonic() - begun:.1f} s")
 
     def end(self, seconds: float = 240) -> Said:
-        out, err = self.process.communicate(timeout=seconds)
-        return Said(self.process.returncode, out, err)
+        status = self.driver.wait(seconds)
+        return Said(status, *self.driver.said())
 
 
 @contextlib.contextmanager
@@ -148,16 +150,14 @@ def wait_until(condition: Callable[[], object], *, seconds: float = 120) -> None
         time.sleep(0.1)
 
 
-def are_gone(pids: list[int]) -> bool:
-    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-
 def comparable(frame: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     """Everything but the times, which no two runs share, W&B, which not all tests use, the room,
     which a trial may be given more of, and the machine."""
     others = ("time/", "resources/", "wandb/status", "hostname")
     apart = [c for c in frame.columns if c.startswith(others)]
-    return frame.drop(columns=apart).sort_values(order).reset_index(drop=True)
+    kept = frame.drop(columns=apart).sort_values(order).reset_index(drop=True)
+    # A column without a value has the type of what other trials have there.
+    return kept.astype({name: object for name in kept if kept[name].isna().all()})
 
 
 def assert_undisturbed(folder: Path, undisturbed: Path, *, trials: int = 4) -> None:

@@ -1,5 +1,6 @@
 """The processes in which Ray trains, found from outside."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -17,15 +18,18 @@ def training_below(driver: int) -> list[int]:
     return [pid for pid in trial_processes() if is_below(pid)]
 
 
+def children_of(parent: int) -> list[int]:
+    pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in pids if _parent(pid) == parent]
+
+
 def own(driver: int, name: str) -> int | None:
     """The process of the driver's own Ray that runs the program of this name, if any."""
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            program = (path / "cmdline").read_bytes().partition(b"\0")[0].decode()
-        except OSError:
-            continue
-        if _parent(int(path.name)) == driver and program.endswith(f"/{name}"):
-            return int(path.name)
+    for pid in children_of(driver):
+        with contextlib.suppress(OSError):
+            program = Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].decode()
+            if program.endswith(f"/{name}"):
+                return pid
     return None
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.theory import bounds
+from gisgd_ray.theory.quantities import at
 from gisgd_ray.training.measured.flatness import condition_remark
-from gisgd_ray.training.terms import CLOSED_FORMS, THEOREM2, StepSums, TrajectoryTerms, at
+from gisgd_ray.training.terms import CLOSED_FORMS, THEOREM2, StepSums, TrajectoryTerms
 
 STDS = (0.05, 1e-6)
 

@@ -14,9 +14,9 @@ from gisgd_ray.measures.flatness import (
     half_widths,
     independent_estimates,
 )
+from gisgd_ray.theory.quantities import at
 from gisgd_ray.training.measure import Measure
 from gisgd_ray.training.state import Point, TrainState
-from gisgd_ray.training.terms import at
 
 
 class Flatness(Measure):

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from gisgd_ray.config.frozen import Schedule
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.measures.mean_gradient_gap import block_products, combined
+from gisgd_ray.theory.quantities import at
 from gisgd_ray.training.measure import Measure
 from gisgd_ray.training.measured.sensitivity import Sensitivity
 from gisgd_ray.training.measured.trace import Trace
 from gisgd_ray.training.state import Point, TrainState
-from gisgd_ray.training.terms import LEMMA2_POPULATION, at
+from gisgd_ray.training.terms import LEMMA2_POPULATION
 
 
 class MeanGradientGap(Measure):

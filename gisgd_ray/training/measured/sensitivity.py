@@ -6,9 +6,9 @@ from gisgd_ray.config.frozen import Schedule
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.measures.displaced import WeightNoise
 from gisgd_ray.measures.sensitivity import local_gradient_sensitivity
+from gisgd_ray.theory.quantities import at
 from gisgd_ray.training.measure import Measure, standard_error
 from gisgd_ray.training.state import Point, TrainState
-from gisgd_ray.training.terms import at
 
 
 class Sensitivity(Measure):
