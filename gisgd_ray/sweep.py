@@ -21,7 +21,7 @@ class Sweep:
         name: folder of the results and W&B group.
         item: what of the paper it reproduces, e.g. "Figure 6".
         description: shown by ``--help`` and on the page.
-        panels: per scale ("laptop", "paper"), the spaces by panel name.
+        panels: for "laptop", "paper" or both, the spaces by panel name.
         plot: result tables -> matplotlib figures by file name; from the tables alone.
         claims: result tables -> the paper's claims with this run's verdicts, from the finished
             trials alone; asked once any has finished.
@@ -43,3 +43,7 @@ class Sweep:
     check: Callable[[TrialConfig], None] | None = None
     tables: Callable[[ResultTables], list[Table]] | None = None
     run_panels: Sequence[RunPanel] = ()
+
+    def spaces(self, scale: str) -> Mapping[str, SearchSpace]:
+        """The spaces at a scale; those of the other where it has one alone."""
+        return self.panels.get(scale) or next(iter(self.panels.values()))

@@ -115,7 +115,7 @@ SWEEP = Sweep(
     item="Figures 7 and 8",
     description="Figures 7 and 8: the generalization gap of a linear and of a two-layer ReLU "
     "network against Theorem 3 and Theorem 4, along training.",
-    panels={"laptop": PANELS, "paper": PANELS},
+    panels={"paper": PANELS},
     plot=plot,
     claims=claims,
     check=check,

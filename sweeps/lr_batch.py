@@ -7,7 +7,7 @@ Every trial trains until its mean training loss is below the threshold. Plotted 
 one curve per learning rate (Wang & Mao, ICLR 2022, Figure 6):
 
     trajectory factor  (R^2 T / n) sum_t lambda_t^2 V_t   gisgd_ray.theory.bounds.trajectory_factor
-    flatness factor    Tr E_Z[H_{W_T}(Z)]                 gisgd_ray.measures.curvature
+    flatness factor    Tr E_Z[H_{W_T}(Z)]                 gisgd_ray.measures.hessian
 
 whose product is cubed-rooted by Eq. 3: gen <= (3/2) (trajectory * flatness)^(1/3).
 """

@@ -93,7 +93,7 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
     location = Location.of(options.out, sweep.name, make=not options.dry_run)
     hide_keys()
     connection = connect(start_local=not options.dry_run)
-    scale = _choose_scale(options.scale, connection)
+    scale = _choose_scale(list(plans), options.scale, connection)
     plan = plans[scale]
     if isinstance(plan, UserError):
         raise UserError(f"at scale {scale}: {plan}")
@@ -104,11 +104,7 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
     with location.owned(take_over=options.take_over):
         with sole_driver(location.folder):
             job = _job(sweep, plan, location, options)
-            # A sweep that needs no smaller scale has one: the paper's.
-            same = sweep.panels["laptop"] is sweep.panels["paper"]
-            record = _record(
-                job, scale="the paper’s" if same else scale, ray=connection.description
-            )
+            record = _record(job, scale=scale, ray=connection.description)
             begun = time.monotonic()
             require_startable(job)
             _keep_all(job, record)
@@ -120,12 +116,13 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
 def _plans(sweep: Sweep, options: cli.Options) -> dict[str, Plan | UserError]:
     """The plan at each scale that it may be, or what is unsound at that scale alone.
 
-    With --scale auto the scale is not known yet: such a fault waits until it is.
+    With --scale auto the scale is not known yet: such a fault waits until it is. A sweep that has
+    one scale alone runs at that one.
     """
     found: dict[str, Plan | UserError] = {}
-    for scale in ("laptop", "paper") if options.scale == "auto" else (options.scale,):
+    for scale in [options.scale] if options.scale in sweep.panels else list(sweep.panels):
         try:
-            found[scale] = make_plan(sweep.panels[scale], options, scale, check=sweep.check)
+            found[scale] = make_plan(sweep.spaces(scale), options, scale, check=sweep.check)
         except UserError as fault:
             found[scale] = fault
     faults = [each for each in found.values() if isinstance(each, UserError)]
@@ -224,10 +221,12 @@ def _report(sweep: Sweep, job: Job, outcome: Outcome, record: LaunchRecord) -> i
     return 1 if outcome.count(Status.FAILED) else 0
 
 
-def _choose_scale(asked: str, connection: Connection) -> str:
+def _choose_scale(possible: Sequence[str], asked: str, connection: Connection) -> str:
     """The scale and why; printed first, since everything else depends on it."""
-    if asked != "auto":
+    if asked in possible:
         scale, reason = asked, "asked for with --scale"
+    elif len(possible) == 1:
+        scale, reason = possible[0], "the only one of this sweep"
     elif connection.joined and cluster_gpus() > 0:
         scale, reason = "paper", "the Ray cluster has a GPU"
     else:

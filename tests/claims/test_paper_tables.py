@@ -56,6 +56,6 @@ def test_the_terminal_shows_every_cell() -> None:
 def test_every_trial_of_a_sweep_has_a_label_of_its_own() -> None:
     for sweep in (regularizers.SWEEP, clipping.SWEEP, double_descent.SWEEP, lr_batch.SWEEP):
         options = cli.parse([], prog=sweep.name, description=sweep.description)
-        plan = make_plan(sweep.panels["laptop"], options, "laptop")
+        plan = make_plan(sweep.spaces("laptop"), options, "laptop")
         labels = [plan.labels[config.trial_id] for config in plan.trials]
         assert len(set(labels)) == len(labels)

@@ -59,10 +59,23 @@ def test_dry_run_lists_the_trials(dry_run: Any, tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("asked", ["laptop", "paper", "auto"])
+@pytest.mark.parametrize("only", ["laptop", "paper"])
+def test_a_sweep_of_one_scale_runs_at_that_one(
+    only: str, asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = replace(SWEEP, panels={only: SWEEP.spaces("laptop")})
+    assert sweep.main(one, ["--dry-run", "--scale", asked, "--out", str(tmp_path)]) == 0
+    said, *_, total, _cost = capsys.readouterr().out.splitlines()
+    why = "asked for with --scale" if asked == only else "the only one of this sweep"
+    assert said == f"Scale {only}: {why}; no Ray cluster is running."
+    assert total.startswith("Figure 6: 36 trials, 36 to run, ")
+
+
 def test_dry_run_tells_what_is_finished(dry_run: Any, tmp_path: Path) -> None:
     argv = (f"--{RATE}", "0.05", f"--{BATCH}", "20,40,80", "--seeds", "1")
     options = cli.parse(["--scale", "laptop", *argv], prog="", description="")
-    trials = make_plan(SWEEP.panels["laptop"], options, "laptop").trials
+    trials = make_plan(SWEEP.spaces("laptop"), options, "laptop").trials
     journal = Journal(tmp_path / "lr_batch")
     for trial, trial_status in zip(trials, ("finished", "diverged", "failed"), strict=True):
         journal.add_row(trial.trial_id, row_of(trial, {"status": trial_status}))

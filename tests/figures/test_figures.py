@@ -35,7 +35,7 @@ def drawn(name: str, seeds: int = 3) -> tuple[Sweep, dict[str, Figure]]:
     sweep: Sweep = import_module(f"sweeps.{name}").SWEEP
     rng = np.random.default_rng(1)
     rows, points, steps = [], [], {}
-    for space in sweep.panels["laptop"].values():
+    for space in sweep.spaces("laptop").values():
         trials = space.trials()
         summary, history = sweep_runs.measured(trials[0])
         for kind in (t for t in trials if t.seed == trials[0].seed):
@@ -121,7 +121,7 @@ def test_panels_have_letters(name: str) -> None:
 
 def test_figure_1_tells_how_far_apart_its_curves_end() -> None:
     sweep, figures = drawn("trajectory")
-    (space,) = sweep.panels["laptop"].values()
+    (space,) = sweep.spaces("laptop").values()
     last = sweep_runs.measured(space.trials()[0])[1][-1]
     upper = [a for a in figures["figure1"].axes if a.get_ylabel() == "trajectory term"]
     assert len(upper) == len(READINGS)

@@ -69,7 +69,7 @@ def _measured(trial: TrialConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]
 def tables(sweep: Sweep, scale: str = "laptop") -> tuple[Tables, list[str]]:
     """All trials of a sweep, each with the metrics of its space's first; and what is swept."""
     rows, points = [], []
-    for space in sweep.panels[scale].values():
+    for space in sweep.spaces(scale).values():
         trials = space.trials()
         summary, history = measured(trials[0])
         for trial in trials:
@@ -84,7 +84,7 @@ def plan_of(sweep: Sweep, scale: str) -> Plan:
     from gisgd_ray.runner.plan import make_plan
 
     options = cli.parse(["--scale", scale], prog=sweep.name, description="")
-    return make_plan(sweep.panels[scale], options, scale)
+    return make_plan(sweep.spaces(scale), options, scale)
 
 
 __all__ = ["SearchSpace", "measured", "plan_of", "tables", "tiny"]

@@ -133,7 +133,7 @@ def test_what_the_figure_cannot_show_is_refused(
 
 @pytest.mark.parametrize("scale", ["laptop", "paper"])
 def test_all_four_noise_levels_stop_by_the_same_rule(scale: str) -> None:
-    for space in SWEEP.panels[scale].values():
+    for space in SWEEP.spaces(scale).values():
         trials = space.trials()
         assert sorted({t.data.label_noise for t in trials}) == [0, 0.2, 0.4, 0.6]
         rules = {(t.training.stop_loss, t.training.stop_at_full_accuracy) for t in trials}

@@ -122,7 +122,7 @@ def test_every_declared_panel_is_there(name: str) -> None:
 @pytest.mark.parametrize("name", SWEEPS.split())
 def test_the_panels_suit_the_papers_scale(name: str) -> None:
     sweep = sweep_named(name)
-    trials = [t for space in sweep.panels["paper"].values() for t in space.trials()]
+    trials = [t for space in sweep.spaces("paper").values() for t in space.trials()]
     frame = pd.DataFrame([{"trial_id": t.trial_id, **t.flat()} for t in trials])
     for panel in sweep.run_panels:
         assert not shown_trials(panel, frame).empty, panel.title
