@@ -14,6 +14,7 @@ import pandas as pd
 
 from gisgd_ray.numbers import (
     DASH,
+    Cell,
     format_mean_std,
     format_number,
     known,
@@ -97,8 +98,8 @@ WITHOUT_NOISE_STD = (
 class Line:
     """One noise std of a block."""
 
-    noise_std: str
-    cells: list[str]
+    noise_std: Cell
+    cells: list[Cell]
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def _block(
     rows: Sequence[dict[str, Any]],
     keys: Sequence[KeyColumn],
     columns: Sequence[ComparedColumn],
-    noise_stds: Mapping[str, str],
+    noise_stds: Mapping[str, Cell],
     facts: Sequence[str],
     *,
     over_seeds: bool,
@@ -215,7 +216,8 @@ def _block(
         cells = [_cell(column, done, at) for column in columns]
         if set(cells) != {DASH}:  # a std that only other trials have
             lines.append(Line(noise_std, cells))
-    lines = lines or [Line(DASH, [DASH] * len(columns))]
+    nothing = Cell(DASH, None)
+    lines = lines or [Line(nothing, [nothing] * len(columns))]
     if over_seeds:
         of = "" if len(done) == len(rows) else f"{len(done)} of "
         status = f"{of}{len(rows)} seed{'s' if len(rows) > 1 else ''}"
@@ -250,7 +252,7 @@ def _fact(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return _marked(text, EXCEEDED if exceeds else "")
 
 
-def _cell(column: ComparedColumn, rows: Sequence[Mapping[str, Any]], at: str) -> str:
+def _cell(column: ComparedColumn, rows: Sequence[Mapping[str, Any]], at: str) -> Cell:
     """The mean over the rows; where only some have a value, with their number."""
     name, digits = column.name, 4
     if name == RATIO:  # of the two cells beside it, which a reader can check
@@ -260,7 +262,7 @@ def _cell(column: ComparedColumn, rows: Sequence[Mapping[str, Any]], at: str) ->
     else:
         mean = _mean(name, rows, at)
     if mean is None:
-        return DASH
+        return Cell(DASH, None)
     if name in (RATIO, EXCESS):
         digits = 3
     text = format_number(mean.number, digits=digits)
@@ -277,7 +279,8 @@ def _cell(column: ComparedColumn, rows: Sequence[Mapping[str, Any]], at: str) ->
         and any(is_exceeded(row, at) for row in rows)
     ):
         mark = EXCEEDED
-    return _marked(_counted(f"≥{NBSP}{text}" if mean.at_least else text, values, rows), mark)
+    text = _counted(f"≥{NBSP}{text}" if mean.at_least else text, values, rows)
+    return Cell(_marked(text, mark), mean.number)
 
 
 def _marked(text: str, mark: str) -> str:
@@ -298,7 +301,7 @@ def _counted(text: str, values: Sequence[Any], rows: Sequence[Any]) -> str:
 
 
 def _pairs(
-    rows: Sequence[Mapping[str, Any]], noise_stds: Mapping[str, str]
+    rows: Sequence[Mapping[str, Any]], noise_stds: Mapping[str, Cell]
 ) -> Iterator[tuple[float, Value]]:
     """The trajectory terms of every trial at every noise std: ours, and Neu et al.'s."""
     for row in rows:

@@ -186,6 +186,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["tight"] = tight
     environment.filters["subscripts"] = subscripts
     environment.filters["mathml"] = lambda latex: Markup(mathml(latex, display="block"))
+    environment.filters["sort_key"] = sort_key
     environment.filters["script_json"] = script_json
     return environment
 
@@ -243,6 +244,17 @@ def tight(text: str) -> str:
     """A sentence with numbers in it, so spaced that no line ends inside ``n = 12`` or ``1e−05``."""
     text = re.sub(r" = | %", lambda match: match.group().replace(" ", "\N{NO-BREAK SPACE}"), text)
     return re.sub(r"(?<=[ e(=\N{NO-BREAK SPACE}])-(?=\d)", "−", text)
+
+
+def sort_key(value: float | None) -> str:
+    """A cell's number for the page's script, to nine digits; empty where it has none.
+
+    >>> sort_key(0.1 + 0.2), sort_key(float("-inf")), sort_key(None)
+    ('0.3', '-Infinity', '')
+    """
+    if value is None:
+        return ""
+    return f"{value:.9g}".replace("inf", "Infinity")
 
 
 def subscripts(text: str) -> Markup:
