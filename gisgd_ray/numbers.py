@@ -122,9 +122,11 @@ def suffixes(trials: pd.DataFrame) -> dict[str, Cell]:
     for name in map(str, trials.columns):
         _, _, noise = name.partition("@")
         try:
-            stds[f"@{noise}"] = float(noise)
+            std = float(noise)
         except ValueError:  # no noise std
             continue
+        if std > 0:
+            stds[f"@{noise}"] = std
     ordered = sorted(stds.items(), key=lambda pair: -pair[1])
     return {at: Cell(format_noise_std(std), std) for at, std in ordered}
 

@@ -75,8 +75,10 @@ class Column:
     def cell(self, row: Mapping[str, Any]) -> Cell:
         """The value as text; an estimated Tr H with its standard error, a bound with its mark."""
         value = self.number(row)
+        if value is None:
+            return Cell(DASH, None)
         text = self.marked(format_number(value), [row])
-        if self.name == "term/flatness_factor" and value is not None:
+        if self.name == "term/flatness_factor":
             standard_error = known(row, "measure/hessian_trace_stderr")
             if standard_error:
                 text = format_mean_std(value, standard_error)
@@ -89,7 +91,7 @@ class Column:
         """
         takes_r = self.group == Group.BOUND and self.name in QUANTITIES
         exceeds = takes_r and any(is_exceeded(row, AT_OPTIMUM) for row in rows)
-        return f"{text}\N{NO-BREAK SPACE}{EXCEEDED}" if exceeds and text != DASH else text
+        return f"{text}\N{NO-BREAK SPACE}{EXCEEDED}" if exceeds else text
 
 
 @dataclass(frozen=True)
@@ -241,10 +243,10 @@ INAPPLICABLE = ("test/accuracy", "bound/theorem3", "bound/theorem4")
 """Columns that a regression, or another network, does not have: their dash needs no reason."""
 
 
-def _lacks(columns: Sequence[Column], cells: Sequence[str]) -> bool:
+def _lacks(columns: Sequence[Column], cells: Sequence[Cell]) -> bool:
     """Whether a value is missing that the trial should have."""
     pairs = zip(columns, cells, strict=True)
-    return any(text == DASH and column.name not in INAPPLICABLE for column, text in pairs)
+    return any(cell.value is None and column.name not in INAPPLICABLE for column, cell in pairs)
 
 
 def row_reason(row: Mapping[str, Any]) -> str:

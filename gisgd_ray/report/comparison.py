@@ -17,6 +17,7 @@ from gisgd_ray.numbers import (
     Cell,
     format_mean_std,
     format_number,
+    is_missing,
     known,
     suffixes,
 )
@@ -214,7 +215,7 @@ def _block(
     lines = []
     for at, noise_std in noise_stds.items():
         cells = [_cell(column, done, at) for column in columns]
-        if set(cells) != {DASH}:  # a std that only other trials have
+        if any(cell.value is not None for cell in cells):  # else a std that only other trials have
             lines.append(Line(noise_std, cells))
     nothing = Cell(DASH, None)
     lines = lines or [Line(nothing, [nothing] * len(columns))]
@@ -228,7 +229,9 @@ def _block(
     return Block(
         # A setting that the trial's model or scheme does not have is no setting of it.
         settings=[
-            (key.heading, text) for key in keys if (text := key_text(first[key.path])) != DASH
+            (key.heading, key_text(first[key.path]))
+            for key in keys
+            if not is_missing(first[key.path])
         ],
         status=status,
         ended=bool(done),
