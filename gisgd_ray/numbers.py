@@ -9,6 +9,22 @@ import pandas as pd
 DASH = "–"
 
 
+class Cell(str):
+    """The text of a cell, with the number that a table sorts it by; None where it has none.
+
+    >>> cell = Cell("27.4 ± 1.2", 27.41)
+    >>> cell, cell.value
+    ('27.4 ± 1.2', 27.41)
+    """
+
+    value: float | None
+
+    def __new__(cls, text: str, value: float | None) -> "Cell":
+        cell = super().__new__(cls, text)
+        cell.value = None if value is None or math.isnan(value) else float(value)
+        return cell
+
+
 def format_number(value: Any, *, digits: int = 4) -> str:
     """A measured number to ``digits`` significant digits; integers in full; NaN as a dash.
 
@@ -96,7 +112,7 @@ def format_noise_std(value: float) -> str:
     return f"10{_superscript(int(exponent))}" if float(mantissa) == 1 else f"{value:g}"
 
 
-def suffixes(trials: pd.DataFrame) -> dict[str, str]:
+def suffixes(trials: pd.DataFrame) -> dict[str, Cell]:
     """The noise stds of the table's columns, largest first: "@1e-06" -> "10⁻⁶".
 
     >>> suffixes(pd.DataFrame(columns=["bound/a@1e-06", "term/b@0.03", "gap/loss"]))
@@ -106,10 +122,13 @@ def suffixes(trials: pd.DataFrame) -> dict[str, str]:
     for name in map(str, trials.columns):
         _, _, noise = name.partition("@")
         try:
-            stds[f"@{noise}"] = float(noise)
+            std = float(noise)
         except ValueError:  # no noise std
             continue
-    return {at: format_noise_std(std) for at, std in sorted(stds.items(), key=lambda p: -p[1])}
+        if std > 0:
+            stds[f"@{noise}"] = std
+    ordered = sorted(stds.items(), key=lambda pair: -pair[1])
+    return {at: Cell(format_noise_std(std), std) for at, std in ordered}
 
 
 def known(row: Mapping[str, Any], name: str) -> Any:

@@ -202,11 +202,9 @@ def _colour(place: int) -> str:
 def _curves(axis: Axes, points: pd.DataFrame, place: int) -> None:
     """One scheme: test accuracy, train accuracy dashed, and where it began to clip."""
     percent = points.assign(test=100 * points[TEST], train=100 * points[TRAIN])
-    curve(axis, percent, "epoch", "test", label="", place=place, marked=False)
-    before = len(axis.lines)
-    curve(axis, percent, "epoch", "train", label="", place=place, marked=False)
-    for line in axis.lines[before:]:
-        line.set_linestyle("--")
+    for column, pattern in (("test", "-"), ("train", "--")):
+        for line in curve(axis, percent, "epoch", column, label="", place=place):
+            line.set(marker="None", linestyle=pattern)
     for _, run in points.groupby("trial_id"):
         axis.plot(
             begun(run),

@@ -24,6 +24,7 @@ from gisgd_ray.config.space import UNMEASURED, SearchSpace
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.figures.style import COLOURS, Axes, Figure, panel_grid, style
 from gisgd_ray.figures.tables import Row, Table
+from gisgd_ray.numbers import DASH, Cell
 from gisgd_ray.results.panels import Title
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
@@ -150,8 +151,8 @@ def _table(title: Title, panel: pd.DataFrame) -> Table:
         time = relative_time(panel, scheme)
         cells = [
             _percent(Accuracy(means[scheme], stds[scheme])),
-            _percent(theirs) if theirs else "–",
-            f"{time.center:.2f} ×" if time.n else "–",
+            _percent(theirs) if theirs else Cell(DASH, None),
+            Cell(f"{time.center:.2f} ×" if time.n else DASH, time.center),
         ]
         rows.append(Row(str(scheme), cells, bold=frozenset({0} if scheme in best else ())))
     reference = f"paper: {MODELS.printed(model if model in TABLES else 'vgg16')} on {shown}"
@@ -168,8 +169,9 @@ def _table(title: Title, panel: pd.DataFrame) -> Table:
     )
 
 
-def _percent(accuracy: Accuracy) -> str:
-    return f"{accuracy.mean:.2f}" + (f" ± {accuracy.std:.2f}" if accuracy.std >= 0 else "")
+def _percent(accuracy: Accuracy) -> Cell:
+    text = f"{accuracy.mean:.2f}" + (f" ± {accuracy.std:.2f}" if accuracy.std >= 0 else "")
+    return Cell(text, accuracy.mean)
 
 
 def plot(tables: ResultTables) -> dict[str, Figure]:

@@ -137,8 +137,9 @@ def _dispersions(axis: Axes, tables: ResultTables, group: pd.DataFrame, title: s
             ("gradient_dispersion_neu", "Ṽ (Neu et al., over Z alone)"),
         )
     ):
-        curve(axis, steps, "step", column, label=label, place=place, marked=False)
-    axis.lines[-1].set_linestyle("--")  # in print without colours there are no markers to go by
+        for line in curve(axis, steps, "step", column, label=label, place=place):
+            # In print without colours there are no markers to go by.
+            line.set(marker="None", linestyle="--" if place else "-")
     axis.set_ylim(top=1.5 * axis.get_ylim()[1])  # room for the legend
     log_scale(axis)
     axis.set_title(title)

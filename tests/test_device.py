@@ -25,7 +25,7 @@ def test_nothing_else_in_the_package_names_cuda() -> None:
     files = [path for path in PACKAGE.rglob("*.py") if path.name != "device.py"]
     found = [p.name for p in files if re.search(r"torch\.cuda|\"cuda\"|is_cuda", p.read_text())]
     # A page tells by the rows on what they ran; PyHessian's flag is named where it is not used.
-    assert sorted(found) == ["curvature.py", "page_cost.py"]
+    assert sorted(found) == ["hessian.py", "page_facts.py"]
 
 
 @pytest.mark.parametrize("where", ["cpu", torch.device("cpu"), "meta"])

@@ -11,6 +11,7 @@ Neu et al.'s V~ coincide. Other seeds are other deterministic runs.
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -74,13 +75,21 @@ def ratio_at_end(points: pd.DataFrame, noise_std: float) -> RatioInterval:
     return ratio_interval(last["neu"], last["ours"])
 
 
+class MonteCarlo(NamedTuple):
+    """What draws, independent at each point, leave open of a column."""
+
+    errors: "pd.Series[float]"
+    """Standard errors, point by point."""
+    draws: float
+    """Of a point."""
+
+
 def _sensitivity_grows(points: pd.DataFrame, std: float, trials: pd.DataFrame, where: str) -> Claim:
     draws = numbers(trials, DRAWS)
     return _trend(
         points,
         at(SENSITIVITY, std),
-        errors=numbers(points, at(SENSITIVITY_ERROR, std)),
-        draws=float(draws.min()),
+        noise=MonteCarlo(numbers(points, at(SENSITIVITY_ERROR, std)), float(draws.min())),
         side="above",
         text=f"The local gradient sensitivity Ψ grows with training ({where}).",
         symbol="Ψ",
@@ -104,8 +113,7 @@ def _trend(
     side: Side,
     text: str,
     symbol: str,
-    errors: "pd.Series[float] | None" = None,
-    draws: float = math.nan,
+    noise: MonteCarlo | None = None,
 ) -> Claim:
     """Statistic: mean over the last third of the points / mean over the first. n: trials.
 
@@ -113,20 +121,19 @@ def _trend(
     correlation with the step would be far too sure of itself; rho is given as a description.
 
     Args:
-        errors: the Monte-Carlo standard errors of the column, over independent draws at each point;
-            they are in the scatter over several seeds, and all there is to go by of one.
-        draws: how many draws a point has.
+        noise: of the column; it is in the scatter over several seeds, and all there is to go by of
+            one.
     """
     frame = points[["trial_id", "step"]].assign(
-        value=numbers(points, column), variance=math.nan if errors is None else errors**2
+        value=numbers(points, column), variance=math.nan if noise is None else noise.errors**2
     )
     frame = frame.dropna(subset=["value"])
     runs = [part for _, part in frame.groupby("trial_id")]
     thirds = [_thirds(run["value"]) for run in runs]
     ratio = ratio_interval([last for _, last in thirds], [first for first, _ in thirds])
     defined = [run for run, (first, _) in zip(runs, thirds, strict=True) if first > 0]
-    if ratio.n == len(defined) == 1:
-        ratio = _by_monte_carlo(defined[0], ratio, draws)
+    if noise is not None and ratio.n == len(defined) == 1:
+        ratio = _by_monte_carlo(defined[0], ratio, noise.draws)
     evidence = NOT_MEASURED
     if thirds:
         evidence = f"{symbol} measured at fewer than three points of each trial"
@@ -142,7 +149,7 @@ def _trend(
         text=text,
         test=f"mean {symbol} over the last third of the measured points against the first third: "
         f"ratio {side} 1 by a t test over the seeds"
-        + (", of one seed by its Monte-Carlo error" if errors is not None else ""),
+        + (", of one seed by its Monte-Carlo error" if noise is not None else ""),
         evidence=evidence,
         p_values=t_test(ratio, 1.0, side=side),
     )

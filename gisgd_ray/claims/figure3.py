@@ -390,7 +390,7 @@ def _absent(seen: list[Course]) -> str:
     if not seen or all(math.isnan(each.lost.value) for each in seen):
         return NOT_MEASURED
     if not any(each.is_fitted for each in seen):
-        return _unfitted(seen).removeprefix("; ")
+        return _stopped(seen)
     return "no valley in any trial that fitted the labels (n = 0)"
 
 
@@ -414,11 +414,13 @@ def _without_valley(seen: list[Course]) -> str:
 
 
 def _unfitted(seen: list[Course]) -> str:
+    return f"; {_stopped(seen)}" if any(each.fitted < FITTED for each in seen) else ""
+
+
+def _stopped(seen: list[Course]) -> str:
     reached = [each.fitted for each in seen if each.fitted < FITTED]
-    if not reached:
-        return ""
     return (
-        f"; {len(reached)} of {len(seen)} trials stopped before the labels were fitted, at a "
+        f"{len(reached)} of {len(seen)} trials stopped before the labels were fitted, at a "
         f"training accuracy of {_span(reached)} %"
     )
 

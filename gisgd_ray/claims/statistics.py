@@ -248,14 +248,18 @@ def t_test(interval: Interval, threshold: float, *, side: Side) -> PValues:
 
     Its level is right for values about normal, which slopes, and means over many points, are. It
     takes two seeds at least; with two, t must be beyond 12.7 at 5 %, and more when corrected, so
-    that three are the fewest that decide much.
+    that three are the fewest that decide much. Two that are equal to the bit, with which t would be
+    infinite, decide nothing: values that differ as normal ones do are never equal, and what takes
+    few values, as a count of epochs does, is equal by chance too easily. Three or more that are
+    equal are what does not depend on the seed.
     """
     with np.errstate(divide="ignore"):  # log 0
         at = float(np.log(threshold)) if isinstance(interval, RatioInterval) else threshold
     above = interval.mean - at if side == "above" else at - interval.mean
     if interval.n == 1 and math.isnan(interval.error) and not math.isnan(above):
         return PValues(float(above <= 0), float(above > 0), 1)
-    if math.isnan(interval.error) or (interval.error == 0 and above == 0):
+    no_spread = interval.error == 0 and (above == 0 or interval.n < MIN_SEEDS)
+    if math.isnan(interval.error) or no_spread:
         return PValues(1.0, 1.0, interval.n)
     with np.errstate(divide="ignore"):
         t = np.float64(above) / interval.error
@@ -268,18 +272,36 @@ def enough_seeds(found: PValues) -> PValues:
     return found if found.n < 2 or found.n >= MIN_SEEDS else PValues(1.0, 1.0, found.n)
 
 
+def tested(parts: Sequence[PValues]) -> tuple[list[PValues], int]:
+    """The parts of a claim, and the fewest seeds that any of them is tested over.
+
+    What has one seed, or none, is not tested beside what has several: it says nothing either way.
+    """
+    fewest = min((part.n for part in parts if part.n > 1), default=min(part.n for part in parts))
+    if fewest < 2:
+        return list(parts), fewest
+    return [part if part.n > 1 else PValues(1.0, 1.0, part.n) for part in parts], fewest
+
+
 def all_of(*parts: PValues) -> PValues:
-    """All must hold, each at the level asked; one that fails, among so many, fails them all."""
-    fails = min(1.0, len(parts) * min(part.p_fails for part in parts))
-    return PValues(max(part.p_holds for part in parts), fails, min(part.n for part in parts))
+    """All must hold, each at the level asked; one that fails, among so many, fails them all.
+
+    Where one was not measured with any seed, nothing is tested.
+    """
+    each, n = tested(parts)
+    fails = min(1.0, len(each) * min(part.p_fails for part in each))
+    measured = all(part.n for part in parts)
+    return PValues(max(part.p_holds for part in each), fails, n if measured else 0)
 
 
 def opposite(first: PValues, second: PValues) -> PValues:
     """Whether one of two holds and the other fails, whichever: both have to be told."""
+    measured = first.n and second.n
+    (first, second), n = tested([first, second])
     apart = min(max(first.p_holds, second.p_fails), max(first.p_fails, second.p_holds))
     alike = min(max(first.p_holds, second.p_holds), max(first.p_fails, second.p_fails))
     # Twice: there are two ways to be apart, and two to be alike.
-    return PValues(min(1.0, 2 * apart), min(1.0, 2 * alike), min(first.n, second.n))
+    return PValues(min(1.0, 2 * apart), min(1.0, 2 * alike), n if measured else 0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -28,6 +28,7 @@ from gisgd_ray.claims.statistics import (
     enough_seeds,
     ratio_interval,
     t_test,
+    tested,
 )
 from gisgd_ray.config.catalogue import SCHEMES
 from gisgd_ray.results.panels import Title, panels, told_apart
@@ -134,13 +135,13 @@ def _top(panel: pd.DataFrame, ours: str, where: str) -> Claim:
     others = sorted(set(panel["scheme"]) - gmp_schemes(panel))
     found = {other: differences(panel, ours, other) for other in others}
     against = {s: accuracy_test(d, 0, side="above") for s, d in found.items()}
-    tested = {s: p for s, p in against.items() if p.n != 1}
-    better = [s for s, p in tested.items() if p.p_fails <= LEVEL / 2]
-    open_ = [s for s, p in tested.items() if min(p.p_holds, p.p_fails) > LEVEL / 2]
-    untested = sorted(against.keys() - tested)
+    over_seeds = {s: p for s, p in against.items() if p.n != 1}
+    better = [s for s, p in over_seeds.items() if p.p_fails <= LEVEL / 2]
+    open_ = [s for s, p in over_seeds.items() if min(p.p_holds, p.p_fails) > LEVEL / 2]
+    untested = sorted(against.keys() - over_seeds)
     ahead = [s for s, d in found.items() if d.center < 0]
     evidence = f"place {1 + len(ahead)} of {1 + len(others)} by its mean, other GMP left out"
-    if not tested:
+    if not over_seeds:
         evidence += ", the order of the one seed"
     else:
         evidence += (
@@ -170,13 +171,12 @@ def _all_but_two(others: list[PValues]) -> PValues | None:
     m = len(others)
     if m < TOP:
         return None
-    if max(p.n for p in others) > 1:  # what has one seed in common is not tested beside these
-        others = [p if p.n > 1 else PValues(1.0, 1.0, p.n) for p in others]
+    others, n = tested(others)
     holds, fails = (sorted(p) for p in zip(*((p.p_holds, p.p_fails) for p in others), strict=True))
     return PValues(
         min(1.0, TOP * holds[m - TOP]),
         min(1.0, (m - TOP + 1) * fails[TOP - 1]),
-        min((p.n for p in others if p.n > 1), default=min(p.n for p in others)),
+        n,
     )
 
 

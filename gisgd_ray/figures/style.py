@@ -99,23 +99,26 @@ def log_scale(axis: Axes) -> None:
 
 
 def curve(
-    axis: Axes, points: pd.DataFrame, x: str, y: str, *, label: str, place: int, marked: bool = True
-) -> None:
+    axis: Axes, points: pd.DataFrame, x: str, y: str, *, label: str, place: int
+) -> list[Line2D]:
     """Column ``y`` against ``x``: mean over the rows of equal x (the seeds), one std shaded.
 
     ``place`` chooses colour and marker. Rows where y is NaN are left out.
+
+    Returns:
+        The line of the mean, for what else it is to look like; none where no y is known.
     """
     known = points.dropna(subset=[y])
     if known.empty:
-        return
+        return []
     by_x = known.groupby(x)[y]
     mean, std = by_x.mean(), by_x.std()
     colour = COLOURS[place % len(COLOURS)]
-    axis.plot(
+    lines = axis.plot(
         mean.index,
         mean,
         color=colour,
-        marker=MARKERS[place % len(MARKERS)] if marked else None,
+        marker=MARKERS[place % len(MARKERS)],
         markevery=max(1, len(mean) // 12),
         label=label,
     )
@@ -123,6 +126,7 @@ def curve(
         # On a log axis a band that reaches zero has no lower end to draw.
         low = (mean - std).where(mean - std > 0, mean) if axis.get_yscale() == "log" else mean - std
         axis.fill_between(mean.index, low, mean + std, color=colour, alpha=0.2, linewidth=0)
+    return lines
 
 
 def hollow_below_zero(axis: Axes, points: pd.DataFrame, x: str, y: str, *, place: int) -> None:

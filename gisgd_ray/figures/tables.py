@@ -11,7 +11,8 @@ from gisgd_ray.results.whole_files import replace_file
 
 @dataclass(frozen=True)
 class Row:
-    """One line: its name, its cells as text, and which of them stand out."""
+    """One line: its name, its cells as text, which of them stand out; a :class:`Cell`
+    (:mod:`gisgd_ray.numbers`) is sorted by its number."""
 
     label: str
     cells: Sequence[str]

@@ -6,6 +6,7 @@ the noise std (``name@0.01``) has a table of its own: :mod:`gisgd_ray.report.com
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ import pandas as pd
 
 from gisgd_ray.numbers import (
     DASH,
+    Cell,
     counted,
     field_name,
     format_mean_std,
@@ -70,14 +72,17 @@ class Column:
             return value if value is None else int(value)  # a float where another trial has none
         return 100 * value if self.detail == "%" else value
 
-    def text(self, row: Mapping[str, Any]) -> str:
+    def cell(self, row: Mapping[str, Any]) -> Cell:
         """The value as text; an estimated Tr H with its standard error, a bound with its mark."""
         value = self.number(row)
-        if self.name == "term/flatness_factor" and value is not None:
+        if value is None:
+            return Cell(DASH, None)
+        text = self.marked(format_number(value), [row])
+        if self.name == "term/flatness_factor":
             standard_error = known(row, "measure/hessian_trace_stderr")
             if standard_error:
-                return format_mean_std(value, standard_error)
-        return self.marked(format_number(value), [row])
+                text = format_mean_std(value, standard_error)
+        return Cell(text, value)
 
     def marked(self, text: str, rows: Sequence[Mapping[str, Any]]) -> str:
         """The text, of a bound of these trials, with a mark where R at sigma* is larger than R.
@@ -86,7 +91,7 @@ class Column:
         """
         takes_r = self.group == Group.BOUND and self.name in QUANTITIES
         exceeds = takes_r and any(is_exceeded(row, AT_OPTIMUM) for row in rows)
-        return f"{text}\N{NO-BREAK SPACE}{EXCEEDED}" if exceeds and text != DASH else text
+        return f"{text}\N{NO-BREAK SPACE}{EXCEEDED}" if exceeds else text
 
 
 @dataclass(frozen=True)
@@ -106,12 +111,12 @@ class TrialRow:
     """One trial as the table shows it."""
 
     trial_id: str
-    keys: list[str]
+    keys: list[Cell | str]
     status: str
     stop_reason: str
     flags: list[str]
     """What a reader must know before using the row; explained further down the page."""
-    cells: list[str]
+    cells: list[Cell]
     reason: str
     """Why cells hold a dash; empty where none does, unless the trial failed."""
 
@@ -120,9 +125,9 @@ class TrialRow:
 class SeedRow:
     """One swept combination: ``mean ± std`` over the seeds that finished."""
 
-    keys: list[str]
-    seeds: str
-    cells: list[str]
+    keys: list[Cell | str]
+    seeds: Cell
+    cells: list[Cell]
 
 
 def table_columns(trials: pd.DataFrame) -> list[Column]:
@@ -182,6 +187,14 @@ def key_text(value: Any) -> str:
     return f"{value:g}" if drawn else format_setting(value)
 
 
+def _key(value: Any) -> Cell | str:
+    """A swept value as it is shown and sorted: words by themselves."""
+    if is_missing(value):
+        return Cell(DASH, None)
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return Cell(key_text(value), float(value)) if is_number else key_text(value)
+
+
 def trial_label(row: Mapping[str, Any], paths: Sequence[str]) -> str:
     """A trial in words: ``learning_rate=0.1 batch_size=60``, or its id where nothing is swept."""
     parts = [
@@ -200,11 +213,11 @@ def trial_rows(
     return [
         TrialRow(
             trial_id=str(row["trial_id"]),
-            keys=[key_text(row[path]) for path in paths],
+            keys=[_key(row[path]) for path in paths],
             status=str(row["status"]),
             stop_reason=_stop_reason(row),
             flags=row_flags(row),
-            cells=(cells := [column.text(row) for column in columns]),
+            cells=(cells := [column.cell(row) for column in columns]),
             reason=row_reason(row) if _lacks(columns, cells) or row["status"] == "failed" else "",
         )
         for row in records(trials)
@@ -230,10 +243,10 @@ INAPPLICABLE = ("test/accuracy", "bound/theorem3", "bound/theorem4")
 """Columns that a regression, or another network, does not have: their dash needs no reason."""
 
 
-def _lacks(columns: Sequence[Column], cells: Sequence[str]) -> bool:
+def _lacks(columns: Sequence[Column], cells: Sequence[Cell]) -> bool:
     """Whether a value is missing that the trial should have."""
     pairs = zip(columns, cells, strict=True)
-    return any(text == DASH and column.name not in INAPPLICABLE for column, text in pairs)
+    return any(cell.value is None and column.name not in INAPPLICABLE for column, cell in pairs)
 
 
 def row_reason(row: Mapping[str, Any]) -> str:
@@ -256,22 +269,24 @@ def seed_rows(
     for row in records(trials):
         groups.setdefault(tuple(key_text(row[path]) for path in paths), []).append(row)
     rows = []
-    for keys, members in groups.items():
+    for members in groups.values():
         done = [row for row in members if row["status"] == "finished"]
         seeds = str(len(done)) if len(done) == len(members) else f"{len(done)} of {len(members)}"
+        keys = [_key(members[0][path]) for path in paths]
         cells = [_mean_std(column, done) for column in columns]
-        rows.append(SeedRow(list(keys), seeds, cells))
+        rows.append(SeedRow(keys, Cell(seeds, len(done)), cells))
     return rows
 
 
-def _mean_std(column: Column, rows: Sequence[Mapping[str, Any]]) -> str:
+def _mean_std(column: Column, rows: Sequence[Mapping[str, Any]]) -> Cell:
     numbers = pd.Series([column.number(row) for row in rows], dtype="float64").dropna()
     if numbers.empty:
-        return DASH
+        return Cell(DASH, None)
     with np.errstate(invalid="ignore"):  # an infinite value has no scatter, and NaN says so
-        text = format_mean_std(float(numbers.mean()), float(numbers.std()))
+        mean = float(numbers.mean())
+        text = format_mean_std(mean, float(numbers.std()))
     text = text if len(numbers) == len(rows) else f"{text} (n = {len(numbers)})"
-    return column.marked(text, rows)
+    return Cell(column.marked(text, rows), mean)
 
 
 def exceeded(trials: pd.DataFrame) -> str:

@@ -6,7 +6,7 @@ every noise std. ``name@0.01`` is the column of ``name`` at that std.
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +14,10 @@ import pandas as pd
 
 from gisgd_ray.numbers import (
     DASH,
+    Cell,
     format_mean_std,
     format_number,
+    is_missing,
     known,
     suffixes,
 )
@@ -27,20 +29,12 @@ from gisgd_ray.report.bounds_table import (
     row_flags,
     row_reason,
 )
-from gisgd_ray.report.compared_values import (
-    EXCESS,
-    RATIO,
-    Value,
-    lemma2_trajectory,
-    plain,
-    ratio,
-    value_of,
-)
 from gisgd_ray.report.premises import (
     AT_OPTIMUM,
     EXCEEDED,
     GAP,
     MAY_BE_ZERO,
+    excess,
     gap_may_be_zero,
     is_exceeded,
     marks_told,
@@ -49,7 +43,82 @@ from gisgd_ray.report.premises import (
 )
 from gisgd_ray.results.tables import records
 from gisgd_ray.theory.quantities import NBSP, NEU, OURS, QUANTITIES, Group, symbol
-from gisgd_ray.training.terms import LEMMA2, PERTURBED_R, THEOREM2
+from gisgd_ray.training.terms import LEMMA2, LEMMA2_FLOOR, PERTURBED_R, THEOREM1, THEOREM2
+
+SENSITIVITY = "measure/local_gradient_sensitivity"
+RATIO, EXCESS = "ratio", "excess"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number, or one that it is at least."""
+
+    number: float
+    at_least: bool = False
+
+
+def value_of(name: str, row: Mapping[str, Any], at: str) -> Value | None:
+    """The row's value of a column at a noise std, None where it has none."""
+    return DERIVED[name](row, at) if name in DERIVED else plain(name, row, at)
+
+
+def plain(name: str, row: Mapping[str, Any], at: str) -> Value | None:
+    if name in (THEOREM1, "bound/theorem1") and known(row, "replicas") is None:
+        return None  # of one draw of W: what earlier versions called so is not Theorem 1
+    value = known(row, name + at)
+    return None if value is None else Value(float(value))
+
+
+def lemma2_trajectory(row: Mapping[str, Any], at: str) -> Value | None:
+    """Without Psi, the term's value at Psi = 0: it is at least that."""
+    if found := plain(LEMMA2, row, at):
+        return found
+    floor = plain(LEMMA2_FLOOR, row, at)
+    return floor and Value(floor.number, at_least=True)
+
+
+def _lemma2(row: Mapping[str, Any], at: str) -> Value | None:
+    if found := plain("bound/lemma2_neu", row, at):
+        return found
+    term, gap = lemma2_trajectory(row, at), plain(GAP, row, at)
+    return term and gap and Value(term.number + abs(gap.number), term.at_least)
+
+
+def _lemma2_perturbed_r(row: Mapping[str, Any], at: str) -> Value | None:
+    if found := plain(f"bound/lemma2_neu{PERTURBED_R}", row, at):
+        return found
+    term, gap, times = lemma2_trajectory(row, at), plain(GAP, row, at), excess(row, at)
+    if term is None or gap is None or times is None:
+        return None
+    return Value(term.number * times + abs(gap.number), term.at_least)
+
+
+def _excess(row: Mapping[str, Any], at: str) -> Value | None:
+    times = excess(row, at)
+    return None if times is None else Value(times)
+
+
+def ratio(row: Mapping[str, Any], at: str) -> Value | None:
+    ours, neu = plain(THEOREM2, row, at), lemma2_trajectory(row, at)
+    if ours is None or neu is None or ours.number <= 0:
+        return None
+    return Value(neu.number / ours.number, neu.at_least)
+
+
+def _sensitivity(row: Mapping[str, Any], at: str) -> Value | None:
+    """The mean over the steps, of which the row holds the sum."""
+    total, steps = known(row, f"sum/sensitivity{at}"), known(row, "steps")
+    return Value(float(total) / steps) if total and steps else plain(SENSITIVITY, row, at)
+
+
+DERIVED: dict[str, Callable[[Mapping[str, Any], str], Value | None]] = {
+    LEMMA2: lemma2_trajectory,
+    "bound/lemma2_neu": _lemma2,
+    f"bound/lemma2_neu{PERTURBED_R}": _lemma2_perturbed_r,
+    RATIO: ratio,
+    EXCESS: _excess,
+    SENSITIVITY: _sensitivity,
+}
 
 
 @dataclass(frozen=True)
@@ -97,8 +166,8 @@ WITHOUT_NOISE_STD = (
 class Line:
     """One noise std of a block."""
 
-    noise_std: str
-    cells: list[str]
+    noise_std: Cell
+    cells: list[Cell]
 
 
 @dataclass(frozen=True)
@@ -204,7 +273,7 @@ def _block(
     rows: Sequence[dict[str, Any]],
     keys: Sequence[KeyColumn],
     columns: Sequence[ComparedColumn],
-    noise_stds: Mapping[str, str],
+    noise_stds: Mapping[str, Cell],
     facts: Sequence[str],
     *,
     over_seeds: bool,
@@ -213,9 +282,10 @@ def _block(
     lines = []
     for at, noise_std in noise_stds.items():
         cells = [_cell(column, done, at) for column in columns]
-        if set(cells) != {DASH}:  # a std that only other trials have
+        if any(cell.value is not None for cell in cells):  # else a std that only other trials have
             lines.append(Line(noise_std, cells))
-    lines = lines or [Line(DASH, [DASH] * len(columns))]
+    nothing = Cell(DASH, None)
+    lines = lines or [Line(nothing, [nothing] * len(columns))]
     if over_seeds:
         of = "" if len(done) == len(rows) else f"{len(done)} of "
         status = f"{of}{len(rows)} seed{'s' if len(rows) > 1 else ''}"
@@ -226,7 +296,9 @@ def _block(
     return Block(
         # A setting that the trial's model or scheme does not have is no setting of it.
         settings=[
-            (key.heading, text) for key in keys if (text := key_text(first[key.path])) != DASH
+            (key.heading, key_text(first[key.path]))
+            for key in keys
+            if not is_missing(first[key.path])
         ],
         status=status,
         ended=bool(done),
@@ -250,7 +322,7 @@ def _fact(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return _marked(text, EXCEEDED if exceeds else "")
 
 
-def _cell(column: ComparedColumn, rows: Sequence[Mapping[str, Any]], at: str) -> str:
+def _cell(column: ComparedColumn, rows: Sequence[Mapping[str, Any]], at: str) -> Cell:
     """The mean over the rows; where only some have a value, with their number."""
     name, digits = column.name, 4
     if name == RATIO:  # of the two cells beside it, which a reader can check
@@ -260,7 +332,7 @@ def _cell(column: ComparedColumn, rows: Sequence[Mapping[str, Any]], at: str) ->
     else:
         mean = _mean(name, rows, at)
     if mean is None:
-        return DASH
+        return Cell(DASH, None)
     if name in (RATIO, EXCESS):
         digits = 3
     text = format_number(mean.number, digits=digits)
@@ -277,7 +349,8 @@ def _cell(column: ComparedColumn, rows: Sequence[Mapping[str, Any]], at: str) ->
         and any(is_exceeded(row, at) for row in rows)
     ):
         mark = EXCEEDED
-    return _marked(_counted(f"≥{NBSP}{text}" if mean.at_least else text, values, rows), mark)
+    text = _counted(f"≥{NBSP}{text}" if mean.at_least else text, values, rows)
+    return Cell(_marked(text, mark), mean.number)
 
 
 def _marked(text: str, mark: str) -> str:
@@ -298,7 +371,7 @@ def _counted(text: str, values: Sequence[Any], rows: Sequence[Any]) -> str:
 
 
 def _pairs(
-    rows: Sequence[Mapping[str, Any]], noise_stds: Mapping[str, str]
+    rows: Sequence[Mapping[str, Any]], noise_stds: Mapping[str, Cell]
 ) -> Iterator[tuple[float, Value]]:
     """The trajectory terms of every trial at every noise std: ours, and Neu et al.'s."""
     for row in rows:

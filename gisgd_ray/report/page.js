@@ -1,32 +1,17 @@
 /* Tables that sort by a click on a heading, and finding a trial in the list. */
 (() => {
   "use strict";
-  const UNKNOWN = new Set(["", "–"]);
-  const SUPERSCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹";
-  const superscript = (text) =>
-    Number([...text].map((c) => (c === "⁻" ? "-" : SUPERSCRIPT.indexOf(c))).join(""));
+  /** A cell's key: the number that it is of (data-value), or its words; empty if it has none. */
+  const keyOf = (cell) => cell.dataset.value ?? cell.textContent.trim();
 
-  /** A cell's number: its sign, thousands, ≥, and power of ten read as they are written. */
-  function numberIn(text) {
-    const plain = text.replace(/[\u00a0\s]+/g, " ").replace(/−/g, "-").replace(/^[≥≤(] ?/, "");
-    if (/^-?∞/.test(plain)) return plain[0] === "-" ? -Infinity : Infinity;
-    const power = plain.match(/^10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)/);
-    if (power) return 10 ** superscript(power[1]);
-    const found = plain.match(/^([-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)(?![\w.])/i);
-    if (!found) return NaN;
-    const scale = plain.match(/× 10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)/);
-    return Number(found[1].replace(/,/g, "")) * (scale ? 10 ** superscript(scale[1]) : 1);
-  }
-
-  /** Entries (text and original place) in order; unknown values last, whichever the direction. */
+  /** Entries (key and original place) in order; those without a key last, whichever the direction. */
   function ordered(entries, direction) {
-    const known = entries.filter((e) => !UNKNOWN.has(e.text));
-    const numeric = known.every((e) => !Number.isNaN(numberIn(e.text)));
-    const key = (e) => (numeric ? numberIn(e.text) : e.text);
+    const known = entries.filter((e) => e.key !== "");
+    const numeric = known.every((e) => !Number.isNaN(Number(e.key)));
     const compare = (a, b) =>
-      numeric ? (a < b ? -1 : a > b ? 1 : 0) : a.localeCompare(b, "en", { numeric: true });
-    known.sort((a, b) => direction * compare(key(a), key(b)) || a.place - b.place);
-    return [...known, ...entries.filter((e) => UNKNOWN.has(e.text))];
+      numeric ? Number(a) - Number(b) || 0 : a.localeCompare(b, "en", { numeric: true });
+    known.sort((a, b) => direction * compare(a.key, b.key) || a.place - b.place);
+    return [...known, ...entries.filter((e) => e.key === "")];
   }
 
   /** A body's rows in their first order; what stands below a row (class note) goes with it. */
@@ -47,10 +32,10 @@
     function sort(index, direction) {
       for (const each of bodies) {
         let order = each.rows.map((rows, place) => {
-          return { rows, place, text: rows[0].cells[index].textContent.trim() };
+          return { rows, place, key: keyOf(rows[0].cells[index]) };
         });
         if (direction) order = ordered(order, direction);
-        each.text = order.length ? order[0].text : "";
+        each.key = order.length ? order[0].key : "";
         each.body.append(...order.flatMap((entry) => entry.rows));
       }
       const order = direction ? ordered([...bodies], direction) : bodies;

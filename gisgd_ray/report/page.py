@@ -7,6 +7,8 @@ in as ``<img>`` data URIs, for print and where no script runs.
 """
 
 import base64
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,8 +25,7 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from gisgd_ray.claims.claim import HOW_JUDGED
 from gisgd_ray.claims.statistics import Verdict
-from gisgd_ray.figures.charts import Chart, convert
-from gisgd_ray.figures.charts_lines import UnsupportedError
+from gisgd_ray.figures.charts import Chart, UnsupportedError, convert
 from gisgd_ray.figures.style import COLOURS
 from gisgd_ray.report.bounds_table import (
     column_groups,
@@ -39,17 +40,16 @@ from gisgd_ray.report.bounds_table import (
 from gisgd_ray.report.comparison import compare
 from gisgd_ray.report.contents import Report
 from gisgd_ray.report.page_cautions import find_cautions, without_machine
-from gisgd_ray.report.page_cost import cost_facts
 from gisgd_ray.report.page_curves import Curves, listed_trials, read_curves
 from gisgd_ray.report.page_facts import (
     configuration,
+    cost_facts,
     data_facts,
     distinct,
     first,
     nowhere,
     present,
 )
-from gisgd_ray.report.page_json import script_json
 from gisgd_ray.results.tables import records
 from gisgd_ray.results.whole_files import replace_file
 from gisgd_ray.theory.quantities import NOTATION, QUANTITIES
@@ -186,6 +186,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["tight"] = tight
     environment.filters["subscripts"] = subscripts
     environment.filters["mathml"] = lambda latex: Markup(mathml(latex, display="block"))
+    environment.filters["sort_key"] = sort_key
     environment.filters["script_json"] = script_json
     return environment
 
@@ -245,6 +246,17 @@ def tight(text: str) -> str:
     return re.sub(r"(?<=[ e(=\N{NO-BREAK SPACE}])-(?=\d)", "−", text)
 
 
+def sort_key(value: float | None) -> str:
+    """A cell's number for the page's script, to nine digits; empty where it has none.
+
+    >>> sort_key(0.1 + 0.2), sort_key(float("-inf")), sort_key(None)
+    ('0.3', '-Infinity', '')
+    """
+    if value is None:
+        return ""
+    return f"{value:.9g}".replace("inf", "Infinity")
+
+
 def subscripts(text: str) -> Markup:
     """A sentence with its subscripts set as such.
 
@@ -272,3 +284,23 @@ def status_line(trials: pd.DataFrame, planned: int) -> str:
 
 def _data_uri(svg: Path) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()
+
+
+def script_json(value: Any) -> Markup:
+    r"""Compact ASCII JSON in which nothing can end the script; NaN and infinities are null.
+
+    >>> print(script_json({"a": [1.5, float("nan"), "</script>\u2028"]}))
+    {"a":[1.5,null,"\u003c/script\u003e\u2028"]}
+    """
+    text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

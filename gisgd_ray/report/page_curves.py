@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.numbers import DASH, format_noise_std, format_number, known
+from gisgd_ray.numbers import DASH, format_number, known, suffixes
 from gisgd_ray.report.bounds_table import DISPERSIONS
 from gisgd_ray.results.tables import ResultTables, records
 from gisgd_ray.theory.quantities import QUANTITIES, Group, symbol
@@ -101,25 +101,16 @@ def curve_columns(history: pd.DataFrame) -> list[Column]:
     wanted = [
         Column(name, symbol(name), panel) for panel, members in PANELS.items() for name in members
     ]
-    ats = {name.partition("@")[2] for name in names if name.partition("@")[0] in AT_NOISE}
-    stds = sorted(filter(_is_std, ats), key=float)[::-1]
-    for std in stds:
-        members = [f"{name}@{std}" for name in AT_NOISE]
-        if f"{LEMMA2}@{std}" in names:
-            members.remove(f"{LEMMA2_FLOOR}@{std}")
-        panel = f"trajectory term at σ = {format_noise_std(float(std))}"
+    for at, std in suffixes(history).items():
+        members = [name + at for name in AT_NOISE]
+        if LEMMA2 + at in names:
+            members.remove(LEMMA2_FLOOR + at)
+        panel = f"trajectory term at σ = {std}"
         wanted += [Column(name, symbol(name), panel) for name in members]
     ours, neu = DISPERSIONS
     if {ours, neu} <= names and history[ours].equals(history[neu]):
         names.remove(neu)
     return [c for c in wanted if c.name in names and _moves(history, c.name)]
-
-
-def _is_std(text: str) -> bool:
-    try:
-        return float(text) > 0
-    except ValueError:
-        return False
 
 
 def _moves(history: pd.DataFrame, name: str) -> bool:

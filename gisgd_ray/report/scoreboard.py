@@ -23,34 +23,90 @@ from gisgd_ray.report.page import VERDICTS, status_line, tight
 from gisgd_ray.report.page_cautions import without_machine
 from gisgd_ray.results.whole_files import replace_file
 
-ITEMS = (
-    ("Figure 1", "trajectory", "Trajectory terms of ours and Neu et al.’s, epoch by epoch"),
-    ("Figure 2", "bound_verification", "The bound and the gap against width and label noise"),
-    ("Figure 3", "double_descent", "Gradient dispersion along training under label noise"),
-    ("Figure 4", "clipping", "Dynamic gradient clipping of an MLP under label noise"),
-    ("Figure 5", "stochastic", "The trajectory terms and the two dispersions over replicas"),
-    ("Figure 6", "lr_batch", "Trajectory and flatness factor: learning rate and batch size"),
-    ("Figure 7", "linear_relu", "Theorem 3 and the gap of a linear network"),
-    ("Figure 8", "linear_relu", "Theorem 4 and the gap of a two-layer ReLU network"),
-    ("Figure 9", "clipping", "Dynamic gradient clipping of AlexNet under label noise"),
-    ("Table 1", "regularizers", "Test accuracy of VGG16 under nine training schemes"),
-    ("Table 2", "regularizers", "The same of PreActResNet18"),
-    ("Table 3", "regularizers", "GMP with the absolute difference"),
-)
-"""Of Wang & Mao (ICLR 2022): what it is, the sweep that reproduces it, and what it shows."""
 
-TABLES_OF = {"data.dataset": DATASETS}
-ONLY: dict[str, dict[str, Sequence[str]]] = {
-    "Figure 4": {"model.name": ("mlp",)},
-    "Figure 7": {"model.name": ("linear",)},
-    "Figure 8": {"model.name": ("two_layer_relu",)},
-    "Figure 9": {"model.name": ("alexnet",)},
-    "Table 1": {"model.name": ("vgg16",), **TABLES_OF},
-    "Table 2": {"model.name": ("preactresnet18",), **TABLES_OF},
-    "Table 3": {"model.name": ("vgg16",), "scheme.variant": ("absolute",), **TABLES_OF},
-}
-"""Where a sweep reproduces several: the settings of the trials that are this one's. A table is one
-of accuracies, which are the paper's networks' or none."""
+@dataclass(frozen=True)
+class Item:
+    """A figure or table of Wang & Mao (ICLR 2022)."""
+
+    name: str
+    sweep: str
+    """Which reproduces it."""
+    title: str
+    """What it shows."""
+    models: Sequence[str] = ()
+    """Where a sweep reproduces several: the networks of the trials that are this one's."""
+    absolute: bool = False
+    """Of the trials with GMP's absolute variant alone."""
+    is_table: bool = False
+    """Of accuracies, which are of the paper's networks and data or are none of it."""
+
+    def trials(self, trials: pd.DataFrame) -> pd.DataFrame:
+        """Those of its sweep's trials that are of this figure or table."""
+        only: dict[str, Sequence[str]] = {"model.name": self.models} if self.models else {}
+        if self.absolute:
+            only["scheme.variant"] = ("absolute",)
+        if self.is_table:
+            only["data.dataset"] = DATASETS
+        for column, values in only.items():
+            if column not in trials.columns:
+                return trials.head(0)
+            trials = trials[trials[column].isin(values)]
+        return trials
+
+
+ITEMS = (
+    Item("Figure 1", "trajectory", "Trajectory terms of ours and Neu et al.’s, epoch by epoch"),
+    Item("Figure 2", "bound_verification", "The bound and the gap against width and label noise"),
+    Item("Figure 3", "double_descent", "Gradient dispersion along training under label noise"),
+    Item(
+        "Figure 4",
+        "clipping",
+        "Dynamic gradient clipping of an MLP under label noise",
+        models=["mlp"],
+    ),
+    Item("Figure 5", "stochastic", "The trajectory terms and the two dispersions over replicas"),
+    Item("Figure 6", "lr_batch", "Trajectory and flatness factor: learning rate and batch size"),
+    Item(
+        "Figure 7",
+        "linear_relu",
+        "Theorem 3 and the gap of a linear network",
+        models=["linear"],
+    ),
+    Item(
+        "Figure 8",
+        "linear_relu",
+        "Theorem 4 and the gap of a two-layer ReLU network",
+        models=["two_layer_relu"],
+    ),
+    Item(
+        "Figure 9",
+        "clipping",
+        "Dynamic gradient clipping of AlexNet under label noise",
+        models=["alexnet"],
+    ),
+    Item(
+        "Table 1",
+        "regularizers",
+        "Test accuracy of VGG16 under nine training schemes",
+        models=["vgg16"],
+        is_table=True,
+    ),
+    Item(
+        "Table 2",
+        "regularizers",
+        "The same of PreActResNet18",
+        models=["preactresnet18"],
+        is_table=True,
+    ),
+    Item(
+        "Table 3",
+        "regularizers",
+        "GMP with the absolute difference",
+        models=["vgg16"],
+        absolute=True,
+        is_table=True,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +157,7 @@ def write_scoreboard(
         faults: sweeps' folders that could not be reported, and why.
     """
     faults = faults or {}
-    order = [name for _, name, _ in ITEMS]
+    order = [item.sweep for item in ITEMS]
 
     def place(report: Report) -> tuple[int, str]:
         name = report.sweep.name
@@ -111,13 +167,12 @@ def write_scoreboard(
     sweeps = {id(report): _sweep(report, folder) for report in reports}
     items = Counter(report.sweep.item for report in reports)
     lines = []
-    for item, name, title in ITEMS:
-        its = {id(r): _trials_of(r.trials, item) for r in reports if r.sweep.name == name}
+    for item in ITEMS:
+        its = {id(r): item.trials(r.trials) for r in reports if r.sweep.name == item.sweep}
         run = [sweeps[key] for key, trials in its.items() if len(trials) or not sweeps[key].tried]
         done = any((trials["status"] == "finished").any() for trials in its.values())
-        others = [sweeps[key] for key in its if item.startswith("Table") and sweeps[key] not in run]
-        lines.append(Line(item, title, name, run, others, has_results=done))
-    known = {name for _, name, _ in ITEMS}
+        others = [sweeps[key] for key in its if item.is_table and sweeps[key] not in run]
+        lines.append(Line(item.name, item.title, item.sweep, run, others, has_results=done))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -128,7 +183,7 @@ def write_scoreboard(
     environment.filters["tight"] = tight
     text = environment.get_template("scoreboard.html").render(
         lines=lines,
-        others=[sweep for sweep in sweeps.values() if sweep.name not in known],
+        others=[sweep for sweep in sweeps.values() if sweep.name not in order],
         sweeps=list(sweeps.values()),
         repeated={item for item, number in items.items() if number > 1},
         faults={_below(place, folder): without_machine(why) for place, why in faults.items()},
@@ -138,15 +193,6 @@ def write_scoreboard(
     path = folder / "scoreboard.html"
     replace_file(path, text.encode(errors="backslashreplace"))
     return path
-
-
-def _trials_of(trials: pd.DataFrame, item: str) -> pd.DataFrame:
-    """Those of a sweep's trials that are of this figure or table."""
-    for column, values in ONLY.get(item, {}).items():
-        if column not in trials.columns:
-            return trials.head(0)
-        trials = trials[trials[column].isin(values)]
-    return trials
 
 
 def _ran(trials: pd.DataFrame) -> str:

@@ -1,6 +1,5 @@
 """Figures, tables and page of a sweep, from what its folder holds."""
 
-import re
 from dataclasses import replace
 
 import pandas as pd
@@ -90,11 +89,10 @@ def _facts(record: LaunchRecord | None) -> dict[str, str]:
 
 
 def _lacking(sweep: Sweep, tables: ResultTables, column: object) -> UserError:
-    # pandas says "NAME", "Column not found: NAME" or "['NAME'] not in index".
-    name = re.sub(r"Column not found: |[\[\]']| not in index", "", str(column))
+    """``column``: its name, or what pandas says of it."""
     return UserError(
-        f"the tables in {tables.folder} have no {name}, which {sweep.item} needs: they are of "
-        "another version of gisgd-ray or of another sweep; report with the version that ran it, "
+        f"the tables in {tables.folder} lack a column that {sweep.item} needs ({column}): they are "
+        "of another version of gisgd-ray or of another sweep; report with the version that ran it, "
         "or run it again with another --out"
     )
 

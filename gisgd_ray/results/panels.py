@@ -68,7 +68,7 @@ def panels(trials: pd.DataFrame, axes: Sequence[str]) -> dict[Title, pd.DataFram
 
 def by_model_and_dataset(trials: pd.DataFrame) -> list[tuple[Title, pd.DataFrame]]:
     """The trials of each model and dataset, in their order."""
-    groups = trials.groupby(["model.name", "data.dataset"], sort=False)
+    groups = trials.groupby([trials["model.name"], trials["data.dataset"]], sort=False)
     return [(Title(str(model), str(dataset)), part) for (model, dataset), part in groups]
 
 

@@ -188,6 +188,36 @@ def test_all_parts_must_hold_and_one_of_several_fails_them() -> None:
     assert all_of(PValues(1.0, 0.9, 2), PValues(1.0, 0.8, 2)).p_fails == 1
 
 
+def test_what_has_one_seed_is_not_tested_beside_what_has_several() -> None:
+    """Three seeds say one part is so; one seed, that the other is: nothing is settled, and the
+    evidence does not speak of one seed."""
+    sure, one = PValues(0.001, 0.999, 3), PValues(0.0, 1.0, 1)
+    assert all_of(sure, one) == all_of(one, sure) == PValues(1.0, 1.0, 3)
+    (claim,) = corrected_together([Claim("", "", "seen", p_values=all_of(sure, one))])
+    assert (claim.verdict, claim.evidence) == ("undecided", "seen; p = 1")
+    # One part that three seeds deny fails the whole, whatever the one seed shows.
+    assert all_of(PValues(0.999, 0.001, 3), one) == PValues(1.0, 0.002, 3)
+    assert opposite(sure, PValues(1.0, 0.0, 1)) == PValues(1.0, 1.0, 3)
+    # Of one seed everywhere it is a single run; of none, nothing.
+    assert all_of(one, one) == one
+    assert all_of(sure, PValues(1.0, 1.0, 0)).n == opposite(sure, PValues(1.0, 1.0, 0)).n == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([3.0, 3.0], "undecided"),  # t is infinite
+        ([3.0, 3.0 + 1e-3], "holds"),
+        ([3.0, 3.0, 3.0], "holds"),
+        ([0.0, 0.0, 0.0], "undecided"),
+    ],
+)
+def test_two_equal_seeds_decide_nothing(values: list[float], verdict: Verdict) -> None:
+    found = t_test(mean_interval(values), 0.0, side="above")
+    (claim,) = corrected_together([Claim("", "", "", p_values=found)])
+    assert (claim.verdict, found.n) == (verdict, len(values))
+
+
 def test_opposite_directions() -> None:
     up, down = PValues(0.001, 0.999, 3), PValues(0.998, 0.002, 3)
     unsure = PValues(0.4, 0.6, 2)

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gisgd_ray.figures import charts_text
-from gisgd_ray.figures.charts import Chart, convert
-from gisgd_ray.figures.charts_lines import UnsupportedError
+from gisgd_ray.figures.charts import Chart, UnsupportedError, convert
 
 NAN = math.nan
 X = [1.0, 2.5, 4.0]

@@ -8,9 +8,20 @@ import warnings
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from gisgd_ray.report import bounds_table
-from tests.support.pages import EQ3, NAN, Document, bounds_table_of, cell, failed, finished, write
+from tests.support.pages import (
+    EQ3,
+    NAN,
+    RATE,
+    Document,
+    bounds_table_of,
+    cell,
+    failed,
+    finished,
+    write,
+)
 
 
 def test_every_trial_is_in_the_table_under_the_right_headings(tmp_path: Path) -> None:
@@ -184,6 +195,32 @@ def test_an_estimated_trace_has_its_standard_error_an_exact_one_none(tmp_path: P
     assert cell(text, 1, "flatness factorTr H") == "64.9 ± 1.8"
     assert "an estimate (pyhessian) with its standard error" in Document(text).text
     assert "Tr H is exact in every trial" in Document(write(tmp_path, [finished("a")])).text
+
+
+def test_cells_are_sorted_by_their_numbers_not_by_what_is_printed(tmp_path: Path) -> None:
+    rows = [
+        finished("a", seed=0, training__learning_rate=1e-5),
+        finished("b", seed=1, training__learning_rate=1e-5, **{"gap/loss": -2.54321e-7}),
+        finished("c", model__width=None, **{"gap/loss": math.inf, EQ3: NAN}),
+    ]
+    text = write(tmp_path, rows, swept=[RATE, "model.width"])
+    table = text[text.rindex("<tbody>") :]
+    found = {
+        row_id: re.findall(r' data-value="(.*?)"', row)
+        for row_id, row in re.findall(r'<tr id="trial-(\w)">(.*?)</tr>', table, re.DOTALL)
+    }
+    keys = {name: values[:3] for name, values in found.items()}
+    assert keys["a"] == ["1e-05", "512", "0"]
+    assert keys["c"] == ["0.05", "", "0"]  # it has no width
+    headings = [h for h in bounds_table_of(text)[0] if h != "status"]
+    gap, eq3 = (headings.index(h) for h in ("true gaptest − train", "Eq. 3Theorem 2"))
+    assert [found[name][gap] for name in "abc"] == ["0.182375", "-2.54321e-07", "Infinity"]
+    assert [found[name][eq3] for name in "abc"] == ["27.117858", "27.117858", ""]
+    means = re.findall(r' data-value="(.*?)"', text[text.rindex("seeds sortable") :])
+    assert means[:3] == ["1e-05", "512", "2"]
+    assert float(means[3 + headings.index("true gaptest − train") - 3]) == pytest.approx(
+        (0.182375 - 2.54321e-7) / 2
+    )
 
 
 def test_counts_stay_integers_beside_a_failed_trial(tmp_path: Path) -> None:

@@ -14,12 +14,10 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.report import (
     page,
     page_cautions,
-    page_cost,
     page_curves,
     page_facts,
-    page_json,
 )
-from gisgd_ray.report.page_cost import cost_facts
+from gisgd_ray.report.page_facts import cost_facts
 from gisgd_ray.results.columns import in_order, trial_columns
 from gisgd_ray.results.row_check import is_setting
 from gisgd_ray.results.tables import ResultTables, row_of
@@ -393,5 +391,5 @@ def test_order_of_the_page(tmp_path: Path) -> None:
 
 
 def test_docstring_examples() -> None:
-    for module in (page, page_cautions, page_cost, page_curves, page_facts, page_json):
+    for module in (page, page_cautions, page_curves, page_facts):
         assert doctest.testmod(module).failed == 0

@@ -115,6 +115,7 @@ def page(tmp_path: Path) -> Path:
     rows = [with_bounds(finished(f"t{i}", training__learning_rate=r)) for i, r in enumerate(rates)]
     rows[1] |= {EQ3: NAN, "gap/loss": -2.5e-7}
     rows[2] |= {"gap/loss": 1234.5}
+    rows[3] |= {"gap/loss": 0.182374}  # printed as that of the first, and below it
     rows.append(failed("bad", f"Traceback\nValueError: {EVIL}", training__learning_rate=7.0))
     for row in rows:
         row["model.name"] = EVIL
@@ -182,16 +183,19 @@ def test_a_click_on_a_heading_sorts_by_number(page: Path, tmp_path: Path) -> Non
       found.push([heads[at].getAttribute("aria-sort"), ...read()]);
     }
     heads[0].querySelector("button").click();
-    found.push([...table.tBodies[0].rows].filter((r) => !r.className)
-      .map((r) => r.cells[0].textContent));
+    const shown = () => [...table.tBodies[0].rows].filter((r) => !r.className);
+    found.push(shown().map((r) => r.cells[0].textContent));
+    heads[at].querySelector("button").click();
+    found.push(shown().map((r) => r.id));
     return found;"""
-    first, up, down, again, rates = opened(page, tmp_path / "profile", script)
+    first, up, down, again, rates, ids = opened(page, tmp_path / "profile", script)
     gap, small, large = "0.1824", "−2.50 × 10⁻⁷", "1,234"
     assert first == [gap, small, "note", large, gap, "–", "note"]
     assert up == ["ascending", small, "note", gap, gap, large, "–", "note"]
     assert down == ["descending", large, gap, gap, small, "note", "–", "note"]
     assert again == [None, *first]
     assert rates == ["1e-05", "0.05", "0.1", "0.2", "7"]
+    assert ids == [f"trial-{name}" for name in ("t1", "t3", "t0", "t2", "bad")]
 
 
 def test_the_comparison_sorts_with_its_blocks_kept_together(page: Path, tmp_path: Path) -> None:

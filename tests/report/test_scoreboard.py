@@ -64,14 +64,14 @@ def test_every_item_of_the_paper_is_listed_once_and_missing_ones_with_their_comm
     tmp_path: Path,
 ) -> None:
     found = lines(board([entry(tmp_path / "lr_batch", "lr_batch", "Figure 6")], tmp_path))
-    assert [row[0] for row in found] == [item for item, _, _ in ITEMS]
+    assert [row[0] for row in found] == [item.name for item in ITEMS]
     assert [row[0] for row in found] == [f"Figure {i}" for i in range(1, 10)] + [
         f"Table {i}" for i in range(1, 4)
     ]
-    for (item, name, title), row in zip(ITEMS, found, strict=True):
-        assert row[1] == title
-        if item != "Figure 6":
-            assert row[2:] == [f"not run yet: python sweeps/{name}.py"]
+    for item, row in zip(ITEMS, found, strict=True):
+        assert row[1] == item.title
+        if item.name != "Figure 6":
+            assert row[2:] == [f"not run yet: python sweeps/{item.sweep}.py"]
     counts = "2 of 3 trials finished, stopped early: 1 have not run to their end; "
     counts += "scale: laptop (mlp on mnist5k)"
     assert found[5][2:] == [counts, "2 hold 1 undecided 1 fails"]
@@ -79,7 +79,7 @@ def test_every_item_of_the_paper_is_listed_once_and_missing_ones_with_their_comm
 
 def test_the_sweeps_named_are_those_of_the_package() -> None:
     scripts = {path.stem for path in (Path(__file__).parents[2] / "sweeps").glob("[!_]*.py")}
-    assert {name for _, name, _ in ITEMS} == scripts
+    assert {item.sweep for item in ITEMS} == scripts
 
 
 def test_a_sweep_of_two_figures_counts_its_claims_once(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from gisgd_ray.config.frozen import unflatten
 from gisgd_ray.config.space import field_paths
 from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.measures.dispersion import StepSeries
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.results import columns
 from gisgd_ray.results.columns import setting_types, trial_columns
 from gisgd_ray.results.journal import Journal

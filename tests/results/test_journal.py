@@ -1,11 +1,15 @@
-"""Reports that take the place of all before, journals taken from elsewhere, and damaged ones."""
+"""The journal survives crashes, retries and full disks; what is damaged is told."""
 
 import base64
 import binascii
+import dataclasses
+import errno
 import json
+import math
 import os
 import random
 import shutil
+import time
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -17,6 +21,7 @@ import pytest
 
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
+from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.results.journal import MOST_STEPS, Journal, extent
 from gisgd_ray.results.tables import ResultTables, reuse, row_of, write_steps, write_tables
 from tests.support.journals import add_point, add_steps, series
@@ -24,6 +29,220 @@ from tests.support.journals import add_point, add_steps, series
 METRICS = {"status": "finished", "steps": 4}
 OLD = Path(__file__).parents[1] / "support" / "journal" / "84637dcd552e.jsonl"
 """A trial's journal as it was before lines had checksums, to its end."""
+
+
+def points_of(journal: Journal, trial_id: str = "a") -> list[tuple[int, Any]]:
+    return [(point["step"], point["loss"]) for point in journal.read(trial_id).points]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path)
+
+
+def path_of(journal: Journal, trial_id: str = "a") -> Path:
+    return journal.folder / f"{trial_id}.jsonl"
+
+
+# ---------------------------------------------------------------- what is written is read
+
+
+def test_every_kind_of_value_comes_back(journal: Journal) -> None:
+    values = {
+        "status": "finished",
+        "floats": [math.nan, math.inf, -math.inf, 5e-324, 1 / 3, -0.0],
+        "others": [None, True, 2**60, [], [[1]]],
+        "text": 'two\nlines, "quotes", ρ and \x00; {"kind": "row"}',
+    }
+    journal.add_row("a", values)
+    for found in (journal.read("a").row, journal.read_row("a")):
+        assert repr(found) == repr(values)
+    assert len(path_of(journal).read_bytes().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        (np.float64(0.1), 0.1),
+        (np.float32(0.5), 0.5),
+        (np.int64(2**60), 2**60),
+        (np.bool_(True), True),
+        (np.str_("x"), "x"),
+        ((1, np.int32(2)), [1, 2]),
+        ({"a": np.float64(1.5), 3: None}, {"a": 1.5, "3": None}),
+    ],
+)
+def test_numpy_scalars_become_plain(journal: Journal, given: Any, plain: Any) -> None:
+    add_point(journal, "a", {"step": 1, "v": given})
+    (point,) = journal.read("a").points
+    assert point == {"step": 1, "v": plain}
+    assert type(point["v"]) is type(plain)
+
+
+def test_steps_come_back_bit_for_bit(journal: Journal) -> None:
+    loss = np.array([0.1, math.nan, math.inf, -0.0, 5e-324, 1e308, 1])
+    whole = dataclasses.replace(series(7), loss=loss, gradient_factor=-loss)
+    add_steps(journal, "a", 0, whole.head(3))
+    add_steps(journal, "a", 3, StepSeries(**{k: v[3:] for k, v in whole.columns().items()}))
+    steps = journal.read("a").steps.columns()
+    assert all(steps[k].tobytes() == v.tobytes() for k, v in whole.columns().items())
+    assert all(values.flags.writeable for values in steps.values())
+
+
+def test_points_steps_and_row_are_kept_apart(journal: Journal) -> None:
+    add_steps(journal, "a", 0, series(2))
+    add_point(journal, "a", {"step": 2, "loss": 1.0})
+    journal.add_row("a", {"status": "diverged"})
+    add_point(journal, "b", {"step": 9, "loss": 2.0})
+    a, b = journal.read("a"), journal.read("b")
+    assert (a.points, len(a.steps)) == ([{"step": 2, "loss": 1.0}], 2)
+    assert a.row == {"status": "diverged"}
+    assert (b.points, len(b.steps), b.row) == ([{"step": 9, "loss": 2.0}], 0, None)
+    nothing = journal.read("c")
+    assert (nothing.points, len(nothing.steps), nothing.row) == ([], 0, None)
+    assert journal.read_row("b") is journal.read_row("c") is None
+    assert journal.trial_ids() == ["a", "b"]
+
+
+# ---------------------------------------------------------------- crashes, retries, resumes
+
+
+def test_a_torn_line_is_dropped_on_read_and_cut_on_append(journal: Journal) -> None:
+    add_point(journal, "a", {"step": 1, "loss": 1.0})
+    intact = path_of(journal).read_bytes()
+    add_point(journal, "a", {"step": 2, "loss": 2.0})
+    whole = path_of(journal).read_bytes()
+    for length in range(len(intact), len(whole)):  # a crash after every byte of the second line
+        path_of(journal).write_bytes(whole[:length])
+        assert points_of(journal) == [(1, 1.0)]
+        assert journal.read_row("a") is None
+        add_point(journal, "a", {"step": 3, "loss": 3.0})
+        assert points_of(journal) == [(1, 1.0), (3, 3.0)]
+        assert path_of(journal).read_bytes().startswith(intact + b'{"crc32"')
+    path_of(journal).write_bytes(intact[:5])  # the very first line
+    assert points_of(journal) == []
+    add_point(journal, "a", {"step": 3, "loss": 3.0})
+    assert points_of(journal) == [(3, 3.0)]
+
+
+def test_a_torn_row_is_no_row(journal: Journal) -> None:
+    journal.add_row("a", {"status": "failed"})
+    journal.add_row("a", {"status": "finished"})
+    path_of(journal).write_bytes(path_of(journal).read_bytes()[:-1])
+    assert journal.read_row("a") == journal.read("a").row == {"status": "failed"}
+
+
+def test_a_resumed_trial_counts_once_and_the_later_wins(journal: Journal) -> None:
+    add_steps(journal, "a", 0, series(3))
+    add_point(journal, "a", {"step": 3, "loss": 0.3})
+    add_steps(journal, "a", 3, series(3, start=50))
+    add_point(journal, "a", {"step": 6, "loss": 0.6})
+    # Back to a checkpoint at step 4, and differently from there on.
+    add_steps(journal, "a", 4, series(2, start=100))
+    add_point(journal, "a", {"step": 6, "loss": 66.0})
+    record = journal.read("a")
+    rates = record.steps.learning_rate.tolist()
+    assert rates == [0, 1, 2, 50, 100, 101]
+    assert points_of(journal) == [(3, 0.3), (6, 66.0)]
+
+
+def test_a_trial_begun_anew_forgets_the_first_attempt(journal: Journal) -> None:
+    add_steps(journal, "a", 0, series(9))
+    add_point(journal, "a", {"step": 9, "loss": 0.9})
+    journal.add_row("a", {"status": "failed", "error": "lost"})
+    add_steps(journal, "a", 0, series(4, start=100))
+    add_point(journal, "a", {"step": 4, "loss": 44.0})
+    record = journal.read("a")
+    assert points_of(journal) == [(4, 44.0)]
+    assert record.steps.learning_rate.tolist() == [100, 101, 102, 103]
+    assert record.row == {"status": "failed", "error": "lost"}
+    journal.add_row("a", {"status": "finished"})
+    assert journal.read("a").row == journal.read_row("a") == {"status": "finished"}
+
+
+def test_steps_that_nobody_told_are_nan_not_shifted(journal: Journal) -> None:
+    add_steps(journal, "a", 0, series(2))
+    add_steps(journal, "a", 4, series(1, start=100))
+    rates = journal.read("a").steps.learning_rate
+    assert np.array_equal(rates, [0, 1, math.nan, math.nan, 100], equal_nan=True)
+
+
+def test_reading_a_row_decodes_no_steps(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_steps(journal, "a", 0, series(3))
+    add_point(journal, "a", {"step": 3, "note": '"kind": "row"'})
+    journal.add_row("a", {"status": "finished"})
+    loads, seen = json.loads, []
+    monkeypatch.setattr(json, "loads", lambda text: seen.append(text) or loads(text))
+    assert journal.read_row("a") == {"status": "finished"}
+    assert len(seen) == 1
+
+
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def open_on_a_full_disk(path: Path, mode: str, **options: Any) -> Any:
+    """A file that takes half of what is written to it."""
+    file: Any = open(path, mode, **options)  # noqa: SIM115
+    whole = file.write
+
+    def write(text: bytes) -> None:
+        whole(text[: len(text) // 2])
+        file.flush()
+        no_space()
+
+    file.write = write
+    return file
+
+
+@pytest.mark.parametrize("where", ["write", "fsync"])
+def test_a_full_disk_is_told_and_costs_at_most_the_line(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    add_steps(journal, "a", 0, series(3))
+    add_point(journal, "a", {"step": 3, "loss": 0.3})
+    with monkeypatch.context() as full:
+        if where == "fsync":
+            full.setattr(os, "fsync", no_space)
+        else:
+            full.setattr("gisgd_ray.results.journal.open", open_on_a_full_disk, raising=False)
+        with pytest.raises(OSError, match="No space left"):
+            add_point(journal, "a", {"step": 6, "loss": 0.6})
+    assert points_of(journal)[0] == (3, 0.3)
+    assert len(journal.read("a").steps) == 3
+    add_point(journal, "a", {"step": 9, "loss": 0.9})
+    assert points_of(journal) == [(3, 0.3), *([(6, 0.6)] if where == "fsync" else []), (9, 0.9)]
+
+
+def test_every_line_is_on_disk_when_it_is_told(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda number: sizes.append(os.fstat(number).st_size))
+    add_point(journal, "a", {"step": 1})
+    journal.add_row("a", {"status": "finished"})
+    lines = path_of(journal).read_bytes().splitlines(keepends=True)
+    assert sizes == np.cumsum([len(line) for line in lines]).tolist()
+
+
+def test_five_hundred_trials_are_read_in_two_seconds(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    add_steps(journal, "0", 0, series(200))
+    for step in range(10):
+        add_point(journal, "0", {"step": 20 * step, "loss": 1.0})
+    journal.add_row("0", row_of(TrialConfig(), METRICS))
+    content = path_of(journal, "0").read_bytes()
+    for number in range(1, 500):
+        path_of(journal, str(number)).write_bytes(content)
+    begun = time.perf_counter()
+    records = [journal.read(trial_id) for trial_id in journal.trial_ids()]
+    rows = [journal.read_row(trial_id) for trial_id in journal.trial_ids()]
+    assert time.perf_counter() - begun < 2  # 0.2 s here
+    assert len(records) == len(rows) == 500
+    assert all(len(r.steps) == 200 and len(r.points) == 10 and r.row for r in records)
+
+
+# ---------------------------------------------------------------- reports that replace, damage
 
 
 def told_again(journal: Journal, steps: int) -> None:
