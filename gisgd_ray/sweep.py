@@ -30,6 +30,7 @@ class Sweep:
             in ``tables.md``.
         check: raises :class:`UserError` for a trial that does not suit the figure; asked for every
             trial before anything starts.
+        own: a sweep of your own: its claims are not said to be the paper's.
         run_panels: the figure's panels as W&B rebuilds them from run data.
     """
 
@@ -43,6 +44,7 @@ class Sweep:
     check: Callable[[TrialConfig], None] | None = None
     tables: Callable[[ResultTables], list[Table]] | None = None
     run_panels: Sequence[RunPanel] = ()
+    own: bool = False
 
     def spaces(self, scale: str) -> Mapping[str, SearchSpace]:
         """The spaces at a scale; those of the other where it has one alone."""

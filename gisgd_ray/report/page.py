@@ -100,6 +100,7 @@ def write_page(
             figures=shown,
             paper_tables=report.tables,
             claims=report.claims,
+            own=report.sweep.own,
             verdicts=VERDICTS,
             how_judged=HOW_JUDGED,
             date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

@@ -11,7 +11,7 @@ from gisgd_ray.errors import UserError
 from gisgd_ray.numbers import DASH, format_number, known, suffixes
 from gisgd_ray.report.bounds_table import DISPERSIONS
 from gisgd_ray.results.tables import ResultTables, records
-from gisgd_ray.theory.quantities import QUANTITIES, Group, symbol
+from gisgd_ray.theory.quantities import QUANTITIES, Group, Panel, symbol
 from gisgd_ray.training.terms import LEMMA2, LEMMA2_FLOOR, THEOREM2
 
 MOST_POINTS = 200
@@ -20,27 +20,8 @@ FEWEST_POINTS = 12
 MOST_VALUES = 260_000
 """In the page: some nine bytes each."""
 
-PANELS: dict[str, Sequence[str]] = {
-    "loss": ["train/loss", "test/loss"],
-    "accuracy": ["train/accuracy", "test/accuracy"],
-    "gap and bounds": [
-        "gap/loss",
-        *(q.name for q in QUANTITIES.values() if q.group is Group.BOUND),
-    ],
-    "gradient dispersion": DISPERSIONS,
-    "mean gradient over μ less that over S, squared": ["measure/mean_gradient_gap"],
-    "gradient norm": ["measure/gradient_norm"],
-    "trajectory factor of Eq. 3": ["term/trajectory_factor"],
-    "flatness factor Tr H of Eq. 3": ["term/flatness_factor"],
-    "R": ["measure/subgaussian_constant"],
-    "gradient multiplied by": ["measure/gradient_factor"],
-    "learning rate": ["learning_rate"],
-    "active units": ["measure/active_units"],
-}
-"""Panels of a trial, and their columns of the history."""
-
 AT_NOISE = (THEOREM2, LEMMA2, LEMMA2_FLOOR)
-"""Likewise, in a panel for every noise std."""
+"""Bounds' terms that have a panel for every noise std."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +80,10 @@ def curve_columns(history: pd.DataFrame) -> list[Column]:
     """The columns that some trial's curve can be drawn of, in the order of the panels."""
     names = set(map(str, history.columns))
     wanted = [
-        Column(name, symbol(name), panel) for panel, members in PANELS.items() for name in members
+        Column(q.name, q.symbol, panel)
+        for panel in Panel
+        for q in QUANTITIES.values()
+        if q.panel is panel or (panel is Panel.GAP and q.group is Group.BOUND)
     ]
     for at, std in suffixes(history).items():
         members = [name + at for name in AT_NOISE]

@@ -39,6 +39,23 @@ class Group(StrEnum):
     OTHER = "Also measured"
 
 
+class Panel(StrEnum):
+    """Where curves of a trial along training stand, in its order."""
+
+    LOSS = "loss"
+    ACCURACY = "accuracy"
+    GAP = "gap and bounds"
+    DISPERSION = "gradient dispersion"
+    MEAN_GRADIENT = "mean gradient over μ less that over S, squared"
+    GRADIENT_NORM = "gradient norm"
+    TRAJECTORY_FACTOR = "trajectory factor of Eq. 3"
+    FLATNESS_FACTOR = "flatness factor Tr H of Eq. 3"
+    R = "R"
+    GRADIENT_FACTOR = "gradient multiplied by"
+    LEARNING_RATE = "learning rate"
+    ACTIVE_UNITS = "active units"
+
+
 def at(name: str, noise_std: float) -> str:
     """Column of a metric at one noise std."""
     return f"{name}@{noise_std:g}"
@@ -63,6 +80,8 @@ class Quantity:
     """Where tables show it, if they do."""
     detail: str = ""
     """Second line of its heading."""
+    panel: Panel | None = None
+    """Where its curve stands, if it has one."""
     tables: str = "th"
     """Which have it: t(rials), h(istory), s(teps)."""
     kind: Literal["number", "count", "text", "list"] = "number"
@@ -109,26 +128,28 @@ _ENDED = (
     Quantity("data/normalization_std", "std", "What the inputs were then divided by, by channel",
              kind="list", tables="t"),
     Quantity("learning_rate", "λ", "Learning rate of the step, or of the last one", "weight²/loss",
-             tables="ths"),
+             tables="ths", panel=Panel.LEARNING_RATE),
 )  # fmt: skip
 
 _EVALUATED = (
     Quantity("train/loss", "train loss", "Mean loss over the training split", "loss",
-             group=Group.TRAINING, defined="training.evaluation.evaluate", lower_is_better=True),
+             group=Group.TRAINING, defined="training.evaluation.evaluate", lower_is_better=True,
+             panel=Panel.LOSS),
     Quantity("train/accuracy", "train accuracy",
              "Fraction of the training samples classified as labelled",
-             defined="training.evaluation.evaluate", lower_is_better=False),
+             defined="training.evaluation.evaluate", lower_is_better=False, panel=Panel.ACCURACY),
     Quantity("test/loss", "test loss", "Mean loss over the test split", "loss",
-             group=Group.TRAINING, defined="training.evaluation.evaluate", lower_is_better=True),
+             group=Group.TRAINING, defined="training.evaluation.evaluate", lower_is_better=True,
+             panel=Panel.LOSS),
     Quantity("test/accuracy", "test accuracy",
              "Fraction of the test samples classified as labelled",
              group=Group.TRAINING, detail="%", defined="training.evaluation.evaluate",
-             lower_is_better=False),
+             lower_is_better=False, panel=Panel.ACCURACY),
     Quantity("gap/loss", "true gap",
              "The generalization gap, with its sign, that the bounds bound: test loss less "
              "training loss", "loss", r"L_\mu(W_T) - L_S(W_T)",
              group=Group.TRAINING, detail="test − train",
-             defined="training.evaluation.evaluate_splits", lower_is_better=True),
+             defined="training.evaluation.evaluate_splits", lower_is_better=True, panel=Panel.GAP),
     Quantity("gap/loss_stderr", "± of the true gap", f"{_ERROR}, over replicas", "loss"),
     Quantity("gap/accuracy", "accuracy gap", "Training accuracy less test accuracy",
              defined="training.evaluation.evaluate_splits"),
@@ -171,12 +192,14 @@ _BOUNDS = (
 _PARTS = (
     Quantity("term/trajectory_factor", "trajectory factor",
              "The part of Eq. 3 that the steps make: Figure 6 (a) and (c)", "(loss · weight)²",
-             _FACTOR, group=Group.PARTS, defined="theory.bounds.trajectory_factor"),
+             _FACTOR, group=Group.PARTS, defined="theory.bounds.trajectory_factor",
+             panel=Panel.TRAJECTORY_FACTOR),
     Quantity("term/flatness_factor", "flatness factor",
              "The part of Eq. 3 that the last weights make: the trace of the Hessian over the "
              "training data, Figure 6 (b) and (d); smaller is flatter", "loss/weight²",
              r"\mathrm{Tr}\, \mathbb{E}_Z[H_{W_T}(Z)]",
-             group=Group.PARTS, detail="Tr H", defined="measures.hessian.HessianOperator.trace"),
+             group=Group.PARTS, detail="Tr H", defined="measures.hessian.HessianOperator.trace",
+             panel=Panel.FLATNESS_FACTOR),
     Quantity("measure/hessian_trace", "Tr H",
              "The same, exact for piecewise-linear networks, else PyHessian's estimate",
              "loss/weight²", defined="measures.hessian.HessianOperator.trace"),
@@ -186,7 +209,7 @@ _PARTS = (
     Quantity("measure/subgaussian_constant", "R",
              "The sub-Gaussian constant: half the range of all per-sample losses met in training",
              "loss", r"R = \tfrac{1}{2} \left( \max \ell - \min \ell \right)",
-             group=Group.PARTS, defined="training.terms.StepSums.radius"),
+             group=Group.PARTS, defined="training.terms.StepSums.radius", panel=Panel.R),
     Quantity("measure/subgaussian_constant_perturbed_at_optimum", "R",
              "R of the losses at W_T + Δ_T, at σ*: where it is above R, nothing proves Eq. 3",
              "loss", group=Group.PARTS, detail="at σ*", defined="measures.flatness.flatness_gaps"),
@@ -219,14 +242,16 @@ _STEPS = (
              r"V_t(w) = \mathbb{E} \left\lVert g(w, B_t) - \mathbb{E}_{W,Z}[\nabla \ell(W, Z)] "
              r"\right\rVert^2",
              group=Group.OTHER, detail="Eq. 1",
-             defined="measures.step_series.StepSeries.gradient_dispersion", lower_is_better=True),
+             defined="measures.step_series.StepSeries.gradient_dispersion", lower_is_better=True,
+             panel=Panel.DISPERSION),
     Quantity("measure/gradient_dispersion_neu", "Ṽ",
              "Likewise of Neu et al., the inner mean over Z alone: in a single run the same as V",
              "(loss/weight)²",
              r"\tilde{V}_t(w) = \mathbb{E} \left\lVert g(w, B_t) - \mathbb{E}_Z[\nabla \ell(w, Z)] "
              r"\right\rVert^2",
              group=Group.OTHER, detail=NEU,
-             defined="measures.step_series.StepSeries.gradient_dispersion_neu"),
+             defined="measures.step_series.StepSeries.gradient_dispersion_neu",
+             panel=Panel.DISPERSION),
     Quantity("measure/gradient_dispersion_estimator", "V from",
              "How the dispersion was measured", kind="text", tables="t"),
     Quantity("measure/gradient_dispersion_of", "V of",
@@ -241,17 +266,17 @@ _STEPS = (
              "The same from groups of the batch, where samples have no gradients of their own",
              "(loss/weight)²", defined="measures.groups.BetweenGroups"),
     Quantity("measure/gradient_norm", "‖g‖", "Norm of the batch's gradient, likewise",
-             "loss/weight"),
+             "loss/weight", panel=Panel.GRADIENT_NORM),
     Quantity("measure/gradient_factor", "gradient factor",
              "What clipping has multiplied the gradient by, likewise; absent where nothing was "
-             "clipped"),
+             "clipped", panel=Panel.GRADIENT_FACTOR),
     Quantity("measure/ill_conditioned_steps", "ill-conditioned steps",
              "Steps whose gradients agree so well that rounding may be 0.1 % of V or more",
              kind="count", tables="t",
              defined="measures.step_series.StepSeries.ill_conditioned_steps"),
     Quantity("measure/active_units", "active units",
              "Hidden units active on a sample, mean over the training data",
-             defined="measures.activation.mean_active_units"),
+             defined="measures.activation.mean_active_units", panel=Panel.ACTIVE_UNITS),
     Quantity("sum/dispersion", "Σ V", "What Figure 1 shows the root of, for ours",
              "(loss/weight)²", r"\sum_{s \le t} V_s"),
     Quantity("sum/dispersion_neu", "Σ Ṽ", "The same of Ṽ", "(loss/weight)²"),
@@ -264,7 +289,7 @@ _STEPS = (
              "is taken off, so that it may be below 0", "(loss/weight)²",
              r"\lVert \nabla L_\mu(w) - \nabla L_S(w) \rVert^2",
              group=Group.OTHER, detail="at W_T",
-             defined="measures.mean_gradient_gap.combined"),
+             defined="measures.mean_gradient_gap.combined", panel=Panel.MEAN_GRADIENT),
     Quantity("measure/mean_gradient_gap_stderr", "± of that", _ERROR, "(loss/weight)²"),
     Quantity("measure/smoothness", "β",
              "The largest absolute eigenvalue of the Hessian at W_T: the local curvature, in place "

@@ -86,7 +86,7 @@ def build_report(report: Report, where: str) -> Any:
         *_comparison(report, compared),
         wr.H1(text=f"{item}, from the runs"),
         *(drawn or [wr.P(text="No finished trial has measured what the figure shows.")]),
-        wr.H1(text="The paper's claims"),
+        wr.H1(text="Claims" if report.sweep.own else "The paper's claims"),
         wr.MarkdownBlock(text=claims_markdown(report.claims))
         if report.claims
         else wr.P(text="No trial has finished that a claim could be tested on."),
