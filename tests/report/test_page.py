@@ -114,6 +114,10 @@ def test_claims_come_with_test_evidence_and_verdict_in_words(tmp_path: Path) -> 
     assert "verdict single-run" in marked
     assert "corrected together (Holm)" in Document(text).text
     assert "The paper’s claims: 1 hold, 1 undecided, 1 single runs, 1 fail." in Document(text).text
+    own = Document(write(tmp_path, [finished("a")], claims=claims, own=True))
+    assert "paper’s claims" not in own.text
+    assert "paper says" not in own.text
+    assert next(t for t in own.tables if t[0][0] == "Claim")[1][0] == "Small is flat."
 
 
 def test_errors_and_every_other_text_are_escaped(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ SWEEP = Sweep(
 
 def report_of(results: ResultTables, sweep: Sweep = SWEEP, **changes: Any) -> Report:
     """What is shown of these results; the changes are the report's, or its sweep's."""
-    names = ("name", "item", "description", "captions", "run_panels")
+    names = ("name", "item", "description", "captions", "run_panels", "own")
     sweep = replace(sweep, **{name: changes.pop(name) for name in names if name in changes})
     trials = results.trials
     given = {"swept": [], "planned": len(trials), "facts": {}, "versions": {}}
