@@ -95,7 +95,7 @@ def test_a_driver_that_is_killed_stopped_or_told_to_end_is_resumed_each_time(
 
 def assert_stopped(launch: Launch) -> None:
     """By the user or a scheduler: in order, with what was finished kept."""
-    status, out, err = launch.end(seconds=60)
+    status, out, err = launch.end(seconds=120)
     assert status == 130, err
     assert "Stopping; what is finished is kept." in err
     assert "Stopped before the end: the same command with --resume runs what is missing." in out

@@ -101,10 +101,15 @@ class Launch:
         return steps
 
     def wait_for_recovery(self, what: str) -> None:
-        """Until a trial has gone on from its checkpoint; prints how long that took."""
+        """Until two trials have gone on from their checkpoints, or the one that has any; prints how
+        long that took."""
         begun, known = time.monotonic(), self.newest()
-        # Further, or to its end, which for one that was nearly there comes without another.
-        self.wait_for(lambda: any(self.newest().get(name) != known[name] for name in known))
+
+        def gone_on() -> int:
+            # Further, or to the end, which for one that was nearly there comes without another.
+            return sum(self.newest().get(name) != step for name, step in known.items())
+
+        self.wait_for(lambda: gone_on() >= min(2, len(known)))
         print(f"{what}: trained on after {time.monotonic() - begun:.1f} s")
 
     def end(self, seconds: float = 240) -> Said:
