@@ -10,7 +10,7 @@ from gisgd_ray.runner.location import Location
 from tests.support.bucket_server import BucketServer
 from tests.support.launches import Launch, assert_undisturbed, wait_until
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from gisgd_ray.results.tables import ResultTables
 from tests.support.launches import Launch, assert_undisturbed, wait_until
 from tests.support.processes import left_of, own, private_folder_of
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 TWO = "--training.batch_size=20"
 """Two trials, one for each of the machine's cores."""
@@ -31,7 +31,7 @@ def lose(running: Launch, number: int, said: str) -> None:
     """Kill or halt the raylet in mid-training; the sweep ends in order within half a minute."""
     before = running.newest()
     running.wait_for(lambda: len(running.newest()) == 2 and running.newest() != before)
-    process = own(running.driver.pid, "raylet")
+    process = own(running.process.pid, "raylet")
     assert process
     folder = private_folder_of(process)
     assert left_of(folder)

@@ -23,7 +23,7 @@ from tests.support import kinds, stand_in
 from tests.support.processes import training_below
 from tests.support.runs import finish
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 MEMORY = 3 * stand_in.CONTEXT

@@ -24,7 +24,7 @@ from tests.support.launches import ROOT, SCRIPT, SMALL, wait_until
 from tests.support.processes import training_below
 from tests.support.wandb_server import Run, Server, environment
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 def online(server: Server, folder: Path) -> dict[str, str]:

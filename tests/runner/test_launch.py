@@ -10,7 +10,7 @@ from gisgd_ray.results.tables import ResultTables
 from tests.support.launches import assert_undisturbed, here
 from tests.support.shared_ray import Head
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 def test_everything_that_a_sweep_leaves(undisturbed: Path) -> None:

@@ -7,6 +7,7 @@ The four trials take some seconds each, and may save themselves every quarter of
 import contextlib
 import io
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +18,7 @@ from unittest import mock
 import pandas as pd
 
 from gisgd_ray.results.tables import ResultTables
-from tests.support.drivers import Driver
-from tests.support.processes import training_below
+from tests.support.processes import runs, training_below
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "sweeps" / "lr_batch.py"
@@ -61,30 +61,33 @@ class Launch:
         **environ: str,
     ):
         self.folder = Path(out) / "lr_batch"
-        self.driver = Driver(
-            SCRIPT,
-            [f"--out={out}", *SMALL, *arguments],
-            environment=environment(**environ),
-            program=program,
-            own_group=own_group,
+        words = [f"--out={out}", *SMALL, *arguments]
+        self.process = subprocess.Popen(
+            [sys.executable, *(["-c", program] if program else [str(SCRIPT)]), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(**environ),
+            start_new_session=own_group,
         )
 
     def workers(self) -> list[int]:
         """Processes that train: descendants of the driver, by way of Ray's."""
-        return training_below(self.driver.pid)
+        return [pid for pid in training_below(self.process.pid) if runs(pid, "train")]
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 120) -> None:
-        wait_until(lambda: condition() or self.driver.status is not None, seconds=seconds)
-        assert self.driver.status is None, (self.driver.status, *self.driver.said())
+    def wait_for(self, condition: Callable[[], object], seconds: float = 300) -> None:
+        wait_until(lambda: condition() or self.process.poll() is not None, seconds=seconds)
+        assert self.process.poll() is None, self.process.communicate()
 
     def signal(self, number: int) -> None:
-        os.kill(self.driver.pid, number)
+        self.process.send_signal(number)
 
     def lose(self) -> None:
         """Kill the driver, and wait for the trials to notice."""
-        workers = self.workers()
+        workers = training_below(self.process.pid)
         assert workers
-        self.driver.kill()
+        self.process.kill()
+        self.process.communicate()
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), seconds=60)
 
     def checkpoints(self) -> list[Path]:
@@ -98,15 +101,20 @@ class Launch:
         return steps
 
     def wait_for_recovery(self, what: str) -> None:
-        """Until a trial has gone on from its checkpoint; prints how long that took."""
+        """Until two trials have gone on from their checkpoints, or the one that has any; prints how
+        long that took."""
         begun, known = time.monotonic(), self.newest()
-        # Further, or to its end, which for one that was nearly there comes without another.
-        self.wait_for(lambda: any(self.newest().get(name) != known[name] for name in known))
+
+        def gone_on() -> int:
+            # Further, or to the end, which for one that was nearly there comes without another.
+            return sum(self.newest().get(name) != step for name, step in known.items())
+
+        self.wait_for(lambda: gone_on() >= min(2, len(known)))
         print(f"{what}: trained on after {time.monotonic() - begun:.1f} s")
 
     def end(self, seconds: float = 240) -> Said:
-        status = self.driver.wait(seconds)
-        return Said(status, *self.driver.said())
+        out, err = self.process.communicate(timeout=seconds)
+        return Said(self.process.returncode, out, err)
 
 
 @contextlib.contextmanager
@@ -143,7 +151,7 @@ def here(out: Path | str, *arguments: str, **environ: str) -> Said:
     return Said(status, *(text.getvalue() for text in said))
 
 
-def wait_until(condition: Callable[[], object], *, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], *, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened in time"

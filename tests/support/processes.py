@@ -18,6 +18,14 @@ def training_below(driver: int) -> list[int]:
     return [pid for pid in trial_processes() if is_below(pid)]
 
 
+def runs(pid: int, method: str) -> bool:
+    """Whether the process of a trial is in this method of it now, by Ray's name of the process."""
+    try:
+        return f".{method}" in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
+
+
 def children_of(parent: int) -> list[int]:
     pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
     return [pid for pid in pids if _parent(pid) == parent]
