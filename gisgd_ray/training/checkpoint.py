@@ -185,4 +185,6 @@ def _tensors(series: StepSeries) -> dict[str, torch.Tensor]:
 def _series(columns: dict[str, torch.Tensor]) -> StepSeries:
     arrays = {name: column.cpu().numpy() for name, column in columns.items()}
     draws = arrays.pop("conditional_dispersions", None)
+    if arrays.keys() != StepSeries.empty().columns().keys():
+        raise ValueError("its steps have other columns")
     return replace(StepSeries.of(arrays), conditional_dispersions=draws)

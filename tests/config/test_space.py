@@ -134,7 +134,7 @@ def test_ten_thousand_trials_expand_in_seconds() -> None:
     begun = time.perf_counter()
     space = make_space({BATCH: list(range(2, 102)), "measurement.dispersion": False}, seeds=100)
     assert len(space.trials()) == 10_000
-    assert time.perf_counter() - begun < 5  # 0.2 s here
+    assert time.perf_counter() - begun < 30  # 2 s here, and no more by the square of their number
 
 
 # ---------------------------------------------------------------- distributions

@@ -148,7 +148,7 @@ def test_a_run_that_went_on_after_its_upload_has_every_point_once(
     done = sync(server, tmp_path)
     assert done.returncode == 1
     (left,) = [line for line in done.stderr.splitlines() if line.startswith("left out")]
-    assert left.startswith("left out: the run tester/p/a is there already, told from another")
+    assert left.startswith("left out: the run tester/p/a is there already, sent from another")
     assert losses(server) == {name: [*ALL, 1 / 5, 1 / 6], "a": ALL}
     for run in server.runs:
         assert (run.state, run.summary["status"]) == ("finished", "finished")
