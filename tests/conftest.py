@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For ``-n``: a file is for one process; tests with Ray are for one too, and take longest."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
