@@ -111,6 +111,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 SWEEP = "cd gisgd-ray && python sweeps/lr_batch.py " + " ".join(SMALL)
 
 
+def test_the_hosts_are_where_they_should_be(cluster: Cluster) -> None:
+    for index, address in enumerate(cluster.hosts.addresses[:2]):
+        told = cluster.hosts.ssh(address, "hostname; echo $HOME; hostname -I")
+        name, home, own = told.stdout.split()
+        assert (name, home) == (cluster.hosts.names[index], str(cluster.hosts.home))
+        assert own.startswith(NETWORK)
+
+
 def test_code_and_token_reach_every_host(cluster: Cluster) -> None:
     tokens = set()
     for address in cluster.hosts.addresses:
@@ -197,11 +205,3 @@ def test_a_sweep_is_submitted_as_a_job(cluster: Cluster, tmp_path: Path) -> None
     assert "4 finished in" in done.stdout
     assert "succeeded" in done.stdout
     assert len(ResultTables(tmp_path / "lr_batch").trials) == 4
-
-
-def test_the_hosts_are_where_they_should_be(cluster: Cluster) -> None:
-    for index, address in enumerate(cluster.hosts.addresses[:2]):
-        told = cluster.hosts.ssh(address, "hostname; echo $HOME; hostname -I")
-        name, home, own = told.stdout.split()
-        assert (name, home) == (cluster.hosts.names[index], str(cluster.hosts.home))
-        assert own.startswith(NETWORK)
