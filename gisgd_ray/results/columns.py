@@ -16,7 +16,7 @@ import pyarrow
 
 from gisgd_ray.config.space import field_paths
 from gisgd_ray.results.row_check import is_nothing, is_numeric, is_setting, require_column
-from gisgd_ray.theory.quantities import QUANTITIES, quantity
+from gisgd_ray.theory.quantities import QUANTITIES, at, quantity
 
 IDENTITY = ("trial_id", "status", "settings")
 """What a trial is known by, before its settings one by one."""
@@ -87,7 +87,7 @@ def trial_columns(noise_stds: Iterable[float]) -> list[str]:
         name
         for q in QUANTITIES.values()
         if "t" in q.tables
-        for name in ([f"{q.name}{std:g}" for std in stds] if q.at_noise_std else [q.name])
+        for name in ([at(q.name[:-1], std) for std in stds] if q.at_noise_std else [q.name])
     ]
     return in_order([*measured, *setting_types()])
 

@@ -1,6 +1,7 @@
 """What a quantity that is measured at the weights of a run has to say of itself."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from statistics import stdev
 
@@ -9,7 +10,7 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.training.state import Point, TrainState
 
 
-class Measure:
+class Measure(ABC):
     """One quantity, or some that are measured together, at the end of a run and maybe before.
 
     With replicas a metric is the mean over them, an expectation over W. The columns are described
@@ -19,18 +20,18 @@ class Measure:
     at_every_point = False
     """Whether it is measured wherever anything is."""
 
+    @abstractmethod
     def is_on(self, config: TrialConfig) -> bool:
         """Whether the trial asks for it."""
-        raise NotImplementedError
 
     def schedules(self, config: TrialConfig) -> Sequence[Schedule]:
         """When it is measured although the run goes on."""
         del config
         return ()
 
+    @abstractmethod
     def measure(self, state: TrainState, point: Point) -> Point:
         """Its columns at the present weights, of which ``point`` holds what is known already."""
-        raise NotImplementedError
 
     def row(self, state: TrainState) -> Point:
         """What the finished run's row has of it besides the columns of the last point."""

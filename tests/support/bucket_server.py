@@ -2,7 +2,6 @@
 
 import re
 import urllib.request
-from types import TracebackType
 from typing import Any
 
 import boto3
@@ -36,12 +35,7 @@ class BucketServer:
     def __enter__(self) -> "BucketServer":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        fault: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._moto.stop()
 
     def empty(self) -> None:
