@@ -177,7 +177,9 @@ def assert_undisturbed(folder: Path, undisturbed: Path, *, trials: int = 4) -> N
     for table, order in (("trials", ["trial_id"]), ("history", ["trial_id", "step"])):
         frames = [getattr(tables, table) for tables in (found, true)]
         ours, theirs = (comparable(f[f["trial_id"].isin(ids)], order) for f in frames)
-        pd.testing.assert_frame_equal(ours, theirs, check_like=True, check_dtype=False)
+        pd.testing.assert_frame_equal(
+            ours, theirs, check_like=True, check_dtype=False, check_exact=True
+        )
     for trial_id in ids:
         ours, theirs = found.steps(trial_id), true.steps(trial_id)
         pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
