@@ -31,6 +31,8 @@ _RAY_ENVIRONMENT = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": "^Raylet is terminated",
     # Tune's own notes, which nobody reads: a sweep goes on from its journals and checkpoints.
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    # Ray would end the driver a minute after its cluster, whatever is still to be written down.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
 }
 
 

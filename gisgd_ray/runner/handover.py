@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from gisgd_ray.results.storage import without_keys
-from gisgd_ray.runner.cluster_watch import ClusterLostError
 
 ACCOUNT = frozenset(
     f"WANDB_{name}"
@@ -40,6 +39,7 @@ ACCOUNT = frozenset(
 """Variables of W&B that say whose account it is and how it is reached, and none that says which
 run: those are another process's."""
 _SPACE = b"gisgd_ray"
+TAKE_BACK_TIMEOUT_S = 5
 
 
 class Handover(NamedTuple):
@@ -59,19 +59,19 @@ def account() -> dict[str, str]:
 @contextlib.contextmanager
 def handed_over(what: Handover) -> Iterator[str]:
     """Yields the name by which a trial takes it, for as long as the context lasts."""
-    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
+    from ray.exceptions import RayError
+    from ray.experimental.internal_kv import _internal_kv_put, internal_kv_get_gcs_client
 
     name = secrets.token_hex(16)
     _internal_kv_put(name, json.dumps(what).encode(), namespace=_SPACE)
-    reachable = True
     try:
         yield name
-    except ClusterLostError:
-        reachable = False
-        raise
     finally:
-        if reachable:
-            _internal_kv_del(name, namespace=_SPACE)
+        # A cluster that is lost, or ends with this sweep by the same signal, does not answer.
+        with contextlib.suppress(RayError):
+            internal_kv_get_gcs_client().internal_kv_del(
+                name.encode(), False, _SPACE, timeout=TAKE_BACK_TIMEOUT_S
+            )
 
 
 def hide_keys() -> None:

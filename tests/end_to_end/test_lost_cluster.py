@@ -2,19 +2,53 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gisgd_ray.results.tables import ResultTables
-from tests.support.launches import Launch, assert_undisturbed, wait_until
+from tests.support.launches import ROOT, Launch, assert_undisturbed, environment, wait_until
 from tests.support.processes import left_of, own, private_folder_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 TWO = "--training.batch_size=20"
 """Two trials, one for each of the machine's cores."""
+
+
+OUTLIVING = """
+import time
+from gisgd_ray.runner import cluster
+from gisgd_ray.runner.handover import Handover, handed_over
+
+cluster.connect(address="local")
+from ray._private import worker
+with handed_over(Handover("/nowhere", {})):
+    worker._global_node.all_processes["gcs_server"][0].process.kill()
+print("left", flush=True)
+time.sleep(65)
+print("written down", flush=True)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def outliving() -> Iterator[subprocess.Popen[str]]:
+    """A driver that has lost its cluster, and has more to do than a minute's work; while it is at
+    that the other test runs."""
+    with subprocess.Popen(
+        [sys.executable, "-c", OUTLIVING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=ROOT,
+    ) as process:
+        yield process
+        process.kill()
 
 
 def test_lost_clusters_end_their_sweeps_which_are_resumed(
@@ -50,3 +84,8 @@ def lose(running: Launch, number: int, said: str) -> None:
     assert "failed" not in set(ResultTables(running.folder).trials.get("status", []))
     wait_until(lambda: not left_of(folder), seconds=10)
     assert not folder.exists()
+
+
+def test_a_driver_goes_on_without_its_cluster(outliving: subprocess.Popen[str]) -> None:
+    out, err = outliving.communicate(timeout=120)
+    assert (outliving.returncode, out.splitlines()) == (0, ["left", "written down"]), err
