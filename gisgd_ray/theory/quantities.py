@@ -75,7 +75,10 @@ class Quantity:
     latex: str = ""
     """The formula."""
     defined: str = ""
-    """What computes it, below ``gisgd_ray.``."""
+    """What computes it, below ``gisgd_ray.``. A formula of ``theory.bounds`` whose arguments the
+    sums over the steps have is evaluated by this entry alone (:mod:`gisgd_ray.training.terms`)."""
+    trajectory: str = ""
+    """Of a bound that is a trajectory term plus the flatness gap at the same sigma: the term."""
     group: Group | None = None
     """Where tables show it, if they do."""
     detail: str = ""
@@ -327,7 +330,7 @@ _AT_NOISE_STDS = (
              "W_{t-1}. Never above Eq. 2, but for the sampling error of V", "loss",
              r"\sqrt{ \frac{R^2 d}{n} \sum_{t=1}^{T} \mathbb{E} \log\left( 1 + "
              r"\frac{\lambda_t^2\, D_t(\tilde{W}_{t-1})}{d\, \sigma_t^2} \right) }",
-             group=Group.TRAJECTORY, defined="measures.posterior.conditional_dispersions"),
+             group=Group.TRAJECTORY, defined="theory.bounds.theorem1_trajectory"),
     Quantity("term/corollary1_trajectory@", f"Cor.{NBSP}1",
              f"Corollary 1's trajectory term, Lemma 2's with a smaller constant; {_GAP} for the "
              "bound", "loss",
@@ -360,17 +363,22 @@ _AT_NOISE_STDS = (
              group=Group.FLATNESS, detail="Cor. 2", defined="theory.bounds.corollary2"),
     Quantity("bound/theorem2@", f"Eq.{NBSP}2",
              "term/theorem2_trajectory@σ + measure/flatness_gap@σ", "loss",
-             group=Group.SUM, detail=OURS, defined="training.terms.bounds_at"),
+             group=Group.SUM, detail=OURS, trajectory="term/theorem2_trajectory",
+             defined="training.terms.bounds_at"),
     Quantity("bound/lemma2_neu@", f"Lemma{NBSP}2", "term/lemma2_trajectory@σ + the flatness gap",
-             "loss", group=Group.SUM, detail=NEU, defined="training.terms.bounds_at"),
+             "loss", group=Group.SUM, detail=NEU, trajectory="term/lemma2_trajectory",
+             defined="training.terms.bounds_at"),
     Quantity("bound/lemma2_neu_population@", f"Lemma{NBSP}2",
              "term/lemma2_population_trajectory@σ + the flatness gap", "loss",
-             group=Group.SUM, detail="Ṽ about μ", defined="training.terms.bounds_at"),
+             group=Group.SUM, detail="Ṽ about μ", trajectory="term/lemma2_population_trajectory",
+             defined="training.terms.bounds_at"),
     Quantity("bound/theorem1@", f"Thm.{NBSP}1",
              "Of replicas: term/theorem1_trajectory@σ + the flatness gap", "loss",
-             group=Group.SUM, defined="training.terms.bounds_at"),
+             group=Group.SUM, trajectory="term/theorem1_trajectory",
+             defined="training.terms.bounds_at"),
     Quantity("bound/corollary1@", f"Cor.{NBSP}1", "term/corollary1_trajectory@σ + the flatness gap",
-             "loss", group=Group.SUM, defined="training.terms.bounds_at"),
+             "loss", group=Group.SUM, trajectory="term/corollary1_trajectory",
+             defined="training.terms.bounds_at"),
     Quantity("bound/corollary2@", f"Cor.{NBSP}2",
              "term/theorem2_trajectory@σ + term/corollary2_flatness@σ", "loss",
              group=Group.SUM, defined="training.terms.bounds_at"),

@@ -25,7 +25,7 @@ from gisgd_ray.training.sensitivity_terms import SensitivityTerms
 from gisgd_ray.training.state import TrainState
 from gisgd_ray.training.terms import TrajectoryTerms
 
-MAGIC = b"gisgd-ray checkpoint 2\n"
+MAGIC = b"gisgd-ray checkpoint 3\n"
 PROGRESS = ("step", "stopped", "diverged", "seconds")
 """Fields of the state that are kept as they are."""
 

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 from gisgd_ray.theory.quantities import at
 from gisgd_ray.training.interpolated import Interpolation
-from gisgd_ray.training.terms import Metrics, TrajectoryTerms
+from gisgd_ray.training.terms import LINEAR, Metrics, TrajectoryTerms
 
 PSI = "measure/local_gradient_sensitivity"
 
@@ -67,10 +67,7 @@ class SensitivityTerms(Interpolation):
                 PSI: fmean(self.last[i]),
                 "sum/sensitivity": fmean(self.sensitivity[i]),
                 "sum/lr2_sensitivity": lr2,
-                "term/lemma2_trajectory": terms.lemma2_trajectory(lr2, noise_std) if known else nan,
-                "term/corollary1_trajectory": (
-                    terms.corollary1_trajectory(lr2, noise_std) if known else nan
-                ),
+                **{name: terms.linear(name, lr2, noise_std) if known else nan for name in LINEAR},
             }
             metrics |= {at(name, noise_std): value for name, value in values.items()}
         return metrics

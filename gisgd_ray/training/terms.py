@@ -3,8 +3,9 @@
 ``name@0.01`` is ``name`` at noise std sigma = 0.01 of the auxiliary process, the same at all steps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from math import inf, isfinite, nan
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from gisgd_ray.measures.step_series import ROUNDING, StepSeries
 from gisgd_ray.theory import bounds
-from gisgd_ray.theory.quantities import at
+from gisgd_ray.theory.quantities import QUANTITIES, at
 
 Metrics = dict[str, float]
 
@@ -21,6 +22,56 @@ UNDEFINED_REASON = "bound/undefined_reason"
 
 REMARK = "bound/remark"
 """Column that says what a reader must know of a bound that is a number; mostly empty."""
+
+
+THEOREM2 = "term/theorem2_trajectory"
+THEOREM1 = "term/theorem1_trajectory"
+"""Of replicas alone: in the deterministic setting it is Theorem 2's."""
+LEMMA2 = "term/lemma2_trajectory"
+LEMMA2_POPULATION = "term/lemma2_population_trajectory"
+"""Lemma 2's trajectory term with V~_t about the population's mean gradient."""
+LEMMA2_FLOOR = "term/lemma2_without_sensitivity"
+"""Lemma 2's trajectory term with Psi = 0: what it is at least, known without measuring Psi."""
+
+Formula = Callable[..., float]
+
+
+def arguments(formula: Callable[..., Any]) -> Set[str]:
+    """Their names."""
+    return signature(formula).parameters.keys()
+
+
+def _taken(formula: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the values those that the formula takes."""
+    return {name: values[name] for name in arguments(formula) if name in values}
+
+
+def _formulas(kind: str, *, taking: Set[str]) -> dict[str, Formula]:
+    """Those that the catalogue gives to columns, by column, and that take no other arguments.
+
+    Args:
+        kind: "bound/" of whole bounds, "term/" of terms at a noise std.
+        taking: names of arguments.
+    """
+    found = {
+        q.name.removesuffix("@"): getattr(bounds, q.defined.removeprefix(_BOUNDS))
+        for q in QUANTITIES.values()
+        if q.name.startswith(kind) and q.defined.startswith(_BOUNDS)
+        if q.at_noise_std == (kind == "term/")
+    }
+    return {name: formula for name, formula in found.items() if arguments(formula) <= taking}
+
+
+_BOUNDS = "theory.bounds."
+_RUN = {"subgaussian_constant", "num_samples", "learning_rates"}
+_NOISY = {*_RUN, "num_parameters", "noise_stds"}
+_OF_A_STEP = {"dispersions", "squared_gradient_norms"}
+CLOSED = _formulas("bound/", taking={*_RUN, *_OF_A_STEP, "hessian_trace"})
+"""Whole bounds, of sums over the steps and Tr H at W_T."""
+ADDITIVE = _formulas("term/", taking={*_NOISY, *_OF_A_STEP, "conditional_dispersions"})
+"""Trajectory terms that are the root of a sum over t, of what is known of step t."""
+LINEAR = _formulas("term/", taking={*_RUN, "noise_stds", "dispersions", "sensitivities"})
+"""Trajectory terms linear in V~_t and Psi_t, which is measured at some steps alone."""
 
 
 @dataclass(kw_only=True)
@@ -142,51 +193,52 @@ class TrajectoryTerms(StepSums):
     noise_stds: tuple[float, ...]
     stochastic: bool = False
     """Whether W is random, over replicas: in the deterministic setting Theorem 1 is Eq. 2."""
-    theorem2_squares: list[float] = field(default_factory=list)
-    """For each noise std, the square of Theorem 2's trajectory term at R = 1: additive in t."""
-    theorem1_squares: list[float] = field(default_factory=list)
-    """The same of Theorem 1's, in the stochastic setting."""
+    squares: dict[str, list[float]] = field(default_factory=dict)
+    """For each of :data:`ADDITIVE` and noise std, the square of the term at R = 1."""
 
     def add(self, steps: StepSeries) -> None:
         """Take the next steps in."""
         if len(steps) == 0:
             return
         super().add(steps)
-        if not self.theorem2_squares:
-            self.theorem2_squares = [0.0] * len(self.noise_stds)
-            self.theorem1_squares = [0.0] * len(self.noise_stds) * self.stochastic
-        for i, noise_std in enumerate(self.noise_stds):
-            # A step without a finite dispersion makes all that follows NaN, as it must.
-            known = isfinite(self.lr2_dispersion)
-            term = self._theorem2_trajectory(steps, 1.0, noise_std) if known else nan
-            self.theorem2_squares[i] += term**2
-        for i in range(len(self.theorem1_squares)):
-            self.theorem1_squares[i] += self._theorem1_trajectory(steps, i) ** 2
+        for name in self._additive():
+            squares = self.squares.setdefault(name, [0.0] * len(self.noise_stds))
+            for i, noise_std in enumerate(self.noise_stds):
+                squares[i] += self._trajectory(name, steps, 1.0, noise_std, i) ** 2
 
-    def _theorem2_trajectory(self, steps: StepSeries, radius: float, noise_std: float) -> float:
-        """Eq. 2's trajectory term of these steps at R = ``radius`` and one noise std throughout."""
-        return bounds.theorem2_trajectory(
-            subgaussian_constant=radius,
-            num_samples=self.num_samples,
-            num_parameters=self.num_parameters,
-            learning_rates=steps.learning_rate,
-            noise_stds=[noise_std] * len(steps),
-            dispersions=steps.gradient_dispersion,
-        )
+    def _additive(self) -> list[str]:
+        """In the deterministic setting there are no conditional dispersions."""
+        return [
+            name
+            for name, formula in ADDITIVE.items()
+            if self.stochastic or "conditional_dispersions" not in arguments(formula)
+        ]
 
-    def _theorem1_trajectory(self, steps: StepSeries, i: int) -> float:
-        """Theorem 1's term of these steps at R = 1 and the i-th noise std; NaN if not measured."""
+    def _trajectory(
+        self, name: str, steps: StepSeries, radius: float, noise_std: float, i: int = 0
+    ) -> float:
+        """A term of these steps at R = ``radius`` and the i-th noise std throughout.
+
+        NaN where a step was not measured, or not finite: all that follows is so too, as it must.
+        """
+        formula = ADDITIVE[name]
         draws = steps.conditional_dispersions
-        if draws is None or not np.isfinite(draws).all():
+        by_step = {
+            "dispersions": steps.gradient_dispersion,
+            "squared_gradient_norms": steps.squared_gradient_norm,
+            "conditional_dispersions": np.array(nan) if draws is None else draws[:, i],
+        }
+        measured = _taken(formula, by_step)
+        if not all(np.isfinite(values).all() for values in measured.values()):
             return nan
-        return bounds.theorem1_trajectory(
-            subgaussian_constant=1.0,
-            num_samples=self.num_samples,
-            num_parameters=self.num_parameters,
-            learning_rates=steps.learning_rate,
-            noise_stds=[self.noise_stds[i]] * len(steps),
-            conditional_dispersions=draws[:, i],
-        )
+        run = {
+            "subgaussian_constant": radius,
+            "num_samples": self.num_samples,
+            "num_parameters": self.num_parameters,
+            "learning_rates": steps.learning_rate,
+            "noise_stds": [noise_std] * len(steps),
+        }
+        return formula(**_taken(formula, run), **measured)
 
     def metrics(self) -> Metrics:
         """The terms, and the sums they are made of, from which a reader can recompute them.
@@ -201,9 +253,7 @@ class TrajectoryTerms(StepSums):
             "sum/lr2_gradient_norm2": self.lr2_gradient_norm2,
         }
         names = ["measure/subgaussian_constant", *sums, "term/trajectory_factor"]
-        of_noise = (
-            (THEOREM2, THEOREM1, LEMMA2_FLOOR) if self.stochastic else (THEOREM2, LEMMA2_FLOOR)
-        )
+        of_noise = [*self._additive(), LEMMA2_FLOOR]
         names += [at(name, noise_std) for noise_std in self.noise_stds for name in of_noise]
         metrics = dict.fromkeys(names, nan)
         if self.steps == 0:
@@ -213,11 +263,10 @@ class TrajectoryTerms(StepSums):
         metrics["term/trajectory_factor"] = (
             self.radius**2 * self.steps / self.num_samples * self.lr2_dispersion
         )
-        for noise_std, squares in zip(self.noise_stds, self.theorem2_squares, strict=True):
-            metrics[at(THEOREM2, noise_std)] = self.radius * squares**0.5
-            metrics[at(LEMMA2_FLOOR, noise_std)] = self.lemma2_trajectory(0.0, noise_std)
-        for noise_std, squares in zip(self.noise_stds, self.theorem1_squares, strict=False):
-            metrics[at(THEOREM1, noise_std)] = self.radius * squares**0.5
+        for i, noise_std in enumerate(self.noise_stds):
+            for name, squares in self.squares.items():
+                metrics[at(name, noise_std)] = self.radius * squares[i] ** 0.5
+            metrics[at(LEMMA2_FLOOR, noise_std)] = self.linear(LEMMA2, 0.0, noise_std)
         return metrics
 
     @property
@@ -244,25 +293,36 @@ class TrajectoryTerms(StepSums):
         if not self.is_measured:
             return metrics
         # The flatness of T steps is that of one at which the trace counts T times.
-        run = {**self.as_one_step, "hessian_trace": self.steps * hessian_trace}
-        energies: dict[str, Any] = {"dispersions": [self.lr2_dispersion]}
-        trajectory, flatness = bounds.terms_at_optimum(**run, **energies)
-        best = bounds.optimal_noise_std(**run, **energies)
+        run = {
+            **self.as_one_step,
+            "hessian_trace": self.steps * hessian_trace,
+            "dispersions": [self.lr2_dispersion],
+            "squared_gradient_norms": [self.lr2_gradient_norm2],
+        }
+        trajectory, flatness = bounds.terms_at_optimum(**_taken(bounds.terms_at_optimum, run))
+        best = bounds.optimal_noise_std(**_taken(bounds.optimal_noise_std, run))
         # At sigma* = 0 V is 0 at every step, and the term is 0 at any noise.
-        at_best = self._theorem2_trajectory(series, self.radius, best) if best > 0 else best
-        squares = [self.lr2_gradient_norm2]
+        at_best = self._trajectory(THEOREM2, series, self.radius, best) if best > 0 else best
         return metrics | {
             "term/trajectory_at_optimum": trajectory,
             "term/flatness_at_optimum": flatness,
             "term/optimal_noise_std": best,
             "term/theorem2_trajectory_at_optimum": at_best,
-            "bound/theorem2_closed_form": bounds.theorem2_closed_form(**run, **energies),
-            "bound/lemma7": bounds.lemma7(**run, squared_gradient_norms=squares),
+            **{name: formula(**_taken(formula, run)) for name, formula in CLOSED.items()},
         }
 
-    def lemma2_trajectory(self, lr2_sensitivity: float, noise_std: float) -> float:
-        """Lemma 2's trajectory term, from sum_t lambda_t^2 Psi_t (its sums are additive in t)."""
-        return self._linear(bounds.lemma2_trajectory, lr2_sensitivity, noise_std)
+    def linear(self, name: str, lr2_sensitivity: float, noise_std: float) -> float:
+        """One of :data:`LINEAR`, from sum_t lambda_t^2 Psi_t (its sums are additive in t)."""
+        if not isfinite(self.radius + lr2_sensitivity + self.lr2_dispersion_neu):
+            return nan
+        if lr2_sensitivity < 0:  # an estimate's noise: SensitivityTerms says so
+            return nan
+        return LINEAR[name](
+            **self.as_one_step,
+            noise_stds=[noise_std],
+            sensitivities=[lr2_sensitivity],
+            dispersions=[self.lr2_dispersion_neu],
+        )
 
     def lemma2_population_trajectory(
         self, lr2_sensitivity: float, lr2_gap: float, noise_std: float
@@ -276,7 +336,7 @@ class TrajectoryTerms(StepSums):
         if self.steps == 0 or not about_population >= 0:
             return nan
         moved = replace(self, lr2_dispersion_neu=about_population)
-        return moved.lemma2_trajectory(lr2_sensitivity, noise_std)
+        return moved.linear(LEMMA2, lr2_sensitivity, noise_std)
 
     def population_undefined_reason(self, lr2_gap: float) -> str | None:
         """Why Lemma 2 about the population's mean has no value, where Lemma 2 itself has one."""
@@ -293,54 +353,20 @@ class TrajectoryTerms(StepSums):
             "less its sampling error, sums to less than -V~; more test samples would do"
         )
 
-    def corollary1_trajectory(self, lr2_sensitivity: float, noise_std: float) -> float:
-        """Corollary 1's trajectory term, likewise."""
-        return self._linear(bounds.corollary1_trajectory, lr2_sensitivity, noise_std)
-
-    def _linear(self, formula: Any, lr2_sensitivity: float, noise_std: float) -> float:
-        if not isfinite(self.radius + lr2_sensitivity + self.lr2_dispersion_neu):
-            return nan
-        if lr2_sensitivity < 0:  # an estimate's noise: SensitivityTerms says so
-            return nan
-        term = formula(
-            **self.as_one_step,
-            noise_stds=[noise_std],
-            sensitivities=[lr2_sensitivity],
-            dispersions=[self.lr2_dispersion_neu],
-        )
-        return float(term)
-
-
-THEOREM2 = "term/theorem2_trajectory"
-THEOREM1 = "term/theorem1_trajectory"
-"""Of replicas alone: in the deterministic setting it is Theorem 2's."""
-LEMMA2 = "term/lemma2_trajectory"
-LEMMA2_POPULATION = "term/lemma2_population_trajectory"
-"""Lemma 2's trajectory term with V~_t about the population's mean gradient."""
-LEMMA2_FLOOR = "term/lemma2_without_sensitivity"
-"""Lemma 2's trajectory term with Psi = 0: what it is at least, known without measuring Psi."""
-
 
 CLOSED_FORMS = (
     *("term/flatness_factor", "term/trajectory_at_optimum", "term/flatness_at_optimum"),
     *("term/optimal_noise_std", "term/theorem2_trajectory_at_optimum"),
-    *("bound/theorem2_closed_form", "bound/lemma7"),
+    *CLOSED,
 )
 """What needs Tr H at W_T: see :meth:`TrajectoryTerms.closed_forms`."""
 
 
-TRAJECTORIES = {
-    "bound/theorem2": THEOREM2,
-    "bound/lemma2_neu": LEMMA2,
-    "bound/lemma2_neu_population": LEMMA2_POPULATION,
-    "bound/theorem1": THEOREM1,
-    "bound/corollary1": "term/corollary1_trajectory",
-}
+TRAJECTORIES = {q.name[:-1]: q.trajectory for q in QUANTITIES.values() if q.trajectory}
 """The bounds that are a trajectory term plus the flatness gap."""
 
 PERTURBED_R = "_perturbed_r"
 """What the name of a bound ends in that takes R of the losses at W_T + Delta_T, as Lemma 1 asks."""
-WITH_PERTURBED_R = ("bound/theorem2", "bound/lemma2_neu")
 
 
 def bounds_at(
@@ -370,7 +396,7 @@ def bounds_at(
                 continue
             value = terms[at(term, noise_std)]
             metrics[at(bound, noise_std)] = value + gap
-            if bound in WITH_PERTURBED_R:
+            if f"{bound}{PERTURBED_R}@" in QUANTITIES:
                 metrics[at(bound + PERTURBED_R, noise_std)] = factor * value + gap
         # Corollary 2: beta d sum_t sigma_t^2 in place of the flatness gap (bounds.corollary2).
         flatness = terms.get("measure/smoothness", nan) * num_parameters * steps * noise_std**2
@@ -436,7 +462,7 @@ def _remark_on_replicas(terms: TrajectoryTerms) -> str | None:
     """V >= V~ and Eq. 2 >= Theorem 1 by definition; estimates from few replicas may be in another
     order, by more than rounding."""
     ours, neu = terms.lr2_dispersion, terms.lr2_dispersion_neu
-    pairs = [(neu, ours), *zip(terms.theorem1_squares, terms.theorem2_squares, strict=True)]
+    pairs = [(neu, ours), *zip(terms.squares[THEOREM1], terms.squares[THEOREM2], strict=True)]
     if not any(lesser > greater * (1 + ROUNDING) for lesser, greater in pairs):
         return None
     return (

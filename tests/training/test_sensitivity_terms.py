@@ -9,7 +9,7 @@ import pytest
 from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.theory import bounds
 from gisgd_ray.training.sensitivity_terms import SensitivityTerms
-from gisgd_ray.training.terms import TrajectoryTerms
+from gisgd_ray.training.terms import LEMMA2, TrajectoryTerms
 from tests.training.test_terms import piece, series
 
 STDS = (0.05, 1e-6)
@@ -94,7 +94,7 @@ def test_neu_takes_their_own_dispersion() -> None:
     larger = replace(whole, replica_dispersion=whole.gradient_dispersion * 9)
     _, terms = run(larger, [20])
     _, plain = run(whole, [20])
-    assert terms.lemma2_trajectory(0.7, 0.05) == plain.lemma2_trajectory(0.7, 0.05)
+    assert terms.linear(LEMMA2, 0.7, 0.05) == plain.linear(LEMMA2, 0.7, 0.05)
     name = "term/theorem2_trajectory@0.05"
     assert terms.metrics()[name] > plain.metrics()[name]
 
