@@ -65,7 +65,7 @@ second time only as the last of them are fitted, so that a run which stopped bef
 that it does not nor what is lost by then."""
 TOLERANCE = 3.0
 """Percentage points of test accuracy that count as none. The test split's own error is 2 points
-with the bundled digits' 1,000, so that less could never be told there."""
+with the bundled digits' 1,000, so that less could never be seen there."""
 SMALL_GAP = 0.2
 """A gap is small up to this share of the gap at the end."""
 LEARNED = 0.5

@@ -39,7 +39,7 @@ def _rate(group: pd.DataFrame, where: str) -> Claim:
     trajectory, flatness = (_along(group, RATE, BATCH, name) for name in (TRAJECTORY, FLATNESS))
     return Claim(
         text=f"The learning rate moves the two factors in opposite directions ({where}).",
-        test=_how("learning rate", "batch size", "both are told from 1, on opposite sides"),
+        test=_how("learning rate", "batch size", "both differ from 1, on opposite sides"),
         evidence=_words(group, RATE, trajectory, flatness),
         p_values=opposite(
             t_test(trajectory.ratio, 1.0, side="above"), t_test(flatness.ratio, 1.0, side="above")
@@ -85,8 +85,8 @@ def _along(group: pd.DataFrame, axis: str, fixed: str, factor: str) -> _Along:
 def _words(group: pd.DataFrame, axis: str, trajectory: _Along, flatness: _Along) -> str:
     if group[axis].nunique() < 2:
         return "not varied in this run (n = 0)"
-    told = [
+    parts = [
         f"{name} {along.ratio}" + (f", ρ = {along.rho:+.2f}" if along.ratio.n else "")
         for name, along in (("trajectory", trajectory), ("flatness", flatness))
     ]
-    return f"{'; '.join(told)}; {len(group)} trials"
+    return f"{'; '.join(parts)}; {len(group)} trials"

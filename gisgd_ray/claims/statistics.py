@@ -295,7 +295,7 @@ def all_of(*parts: PValues) -> PValues:
 
 
 def opposite(first: PValues, second: PValues) -> PValues:
-    """Whether one of two holds and the other fails, whichever: both have to be told."""
+    """Whether one of two holds and the other fails, whichever: both have to be established."""
     measured = first.n and second.n
     (first, second), n = tested([first, second])
     apart = min(max(first.p_holds, second.p_fails), max(first.p_fails, second.p_holds))

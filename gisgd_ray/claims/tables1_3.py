@@ -84,7 +84,7 @@ def gmp_schemes(panel: pd.DataFrame, *, absolute: bool = True) -> set[str]:
 def _training_time(trials: pd.DataFrame) -> "pd.Series[float]":
     """Seconds: the processor's for trials on a CPU, whose cores others may share; else the clock's.
 
-    A scheme that leaves a core waiting is not told by the former; none here does.
+    A scheme that leaves a core waiting is not counted by the former; none here does.
     """
     clock = numbers(trials, "time/training_s")
     if "device" not in trials.columns:

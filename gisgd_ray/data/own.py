@@ -124,20 +124,20 @@ def own_weights(
             f"initial_state has {len(states)} state dicts for {len(models)} runs; give one for "
             "all, or one for each"
         )
-    for place, (state, model) in enumerate(zip(states, models, strict=True)):
-        told = "initial_state" if isinstance(given, Mapping) else f"initial_state[{place}]"
+    for index, (state, model) in enumerate(zip(states, models, strict=True)):
+        which = "initial_state" if isinstance(given, Mapping) else f"initial_state[{index}]"
         expected = model.state_dict()
         if lacking := [name for name in expected if name not in state]:
-            raise UserError(f"{told} lacks {', '.join(lacking)}, which the network has")
+            raise UserError(f"{which} lacks {', '.join(lacking)}, which the network has")
         if foreign := [str(name) for name in state if name not in expected]:
-            raise UserError(f"{told} has {', '.join(foreign)}, which the network has not")
+            raise UserError(f"{which} has {', '.join(foreign)}, which the network has not")
         for name, value in expected.items():
             found = state[name]
             if not isinstance(found, Tensor) or found.shape != value.shape:
                 shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 raise UserError(
-                    f"{told}: {name} is {shape}, expected a tensor of {tuple(value.shape)}"
+                    f"{which}: {name} is {shape}, expected a tensor of {tuple(value.shape)}"
                 )
             if not found.isfinite().all():
-                raise UserError(f"{told}: {name} is not finite everywhere")
+                raise UserError(f"{which}: {name} is not finite everywhere")
         model.load_state_dict(state)

@@ -44,7 +44,7 @@ _COLUMNS = 1_000_000
 
 
 @dataclass(frozen=True)
-class MeanGradientGap:
+class MeanGradientGapEstimate:
     """Gamma = ||grad L_mu - grad L_S||^2, in squared units of the gradient."""
 
     value: float
@@ -89,7 +89,7 @@ def block_products(
     return products.cpu().numpy()
 
 
-def combined(products: Sequence[NDArray[np.float64]]) -> MeanGradientGap:
+def combined(products: Sequence[NDArray[np.float64]]) -> MeanGradientGapEstimate:
     """Gamma from the :func:`block_products` of each run of one configuration: their mean over runs.
 
     The error is that of S', which the runs may share; what Gamma varies with W is not in it.
@@ -102,13 +102,13 @@ def combined(products: Sequence[NDArray[np.float64]]) -> MeanGradientGap:
     mean = np.mean(products, axis=0)
     blocks = len(mean)
     if blocks < 2:
-        return MeanGradientGap(math.nan, math.nan)
+        return MeanGradientGapEstimate(math.nan, math.nan)
     # Of each block, the mean of its products with the others.
     by_block = (mean.sum(axis=1) - mean.diagonal()) / (blocks - 1)
     value = float(by_block.mean())
     if blocks < 3:
-        return MeanGradientGap(value, math.nan)
+        return MeanGradientGapEstimate(value, math.nan)
     # Without block k the estimate is value + 2/(K-2) (value - by_block_k).
     squares = float(((by_block - value) ** 2).sum())
     variance = (blocks - 1) / blocks * 4 / (blocks - 2) ** 2 * squares
-    return MeanGradientGap(value, math.sqrt(variance))
+    return MeanGradientGapEstimate(value, math.sqrt(variance))

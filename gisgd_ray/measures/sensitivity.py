@@ -56,7 +56,7 @@ _CHECKED_SAMPLES = 125
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class SensitivityEstimate:
     """Psi at one perturbation std."""
 
     perturbation_std: float
@@ -75,7 +75,7 @@ def local_gradient_sensitivity(
     draws: int,
     step: int,
     samples: int | None = None,
-) -> tuple[Sensitivity, ...]:
+) -> tuple[SensitivityEstimate, ...]:
     """Psi at the current weights, one entry per perturbation std; leaves no trace itself.
 
     Draw i is zeta_i = tau u_i, one standard normal u_i of all trainable weights for every tau.
@@ -171,12 +171,12 @@ def _square(parts: list[list[Tensor]], noise: float) -> Tensor:
     return (_squared_norm(first) - noise * apart) / 4
 
 
-def _result(std: float, squares: list[Tensor]) -> Sensitivity:
+def _result(std: float, squares: list[Tensor]) -> SensitivityEstimate:
     if not squares:
-        return Sensitivity(std, 0.0, 0.0)
+        return SensitivityEstimate(std, 0.0, 0.0)
     of_draws = torch.stack(squares)
     error = of_draws.std(correction=1) / math.sqrt(len(squares))
-    return Sensitivity(std, float(of_draws.mean()), float(error))
+    return SensitivityEstimate(std, float(of_draws.mean()), float(error))
 
 
 def _chosen_precision(

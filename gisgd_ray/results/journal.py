@@ -1,4 +1,4 @@
-"""The journal of a sweep: one file per trial, a line for everything that is told of it.
+"""The journal of a sweep: one file per trial, a line for everything that is reported of it.
 
 ``journal/<trial_id>.jsonl`` is the truth that all tables are made from: a line per measuring point,
 per stretch of steps and, last, the trial's row, each written and flushed as it arrives, so that a
@@ -86,17 +86,17 @@ class Journal:
     ) -> None:
         """Steps ``first_step + 1 ..`` of the trial, every column, and the points among them.
 
-        ``whole``: the report of a trial that goes on from a checkpoint and tells all since its
-        first step; it takes the place of what was told before, so that a journal does not grow
+        ``whole``: the report of a trial that goes on from a checkpoint and reports all since its
+        first step; it takes the place of what was reported before, so that a journal does not grow
         with the number of times its trial was lost.
         """
         lines: list[Row] = []
         again = {"whole": True} if whole else {}
         for begin in range(0, len(steps), MOST_STEPS):
             part = {k: v[begin : begin + MOST_STEPS] for k, v in steps.columns().items()}
-            told = {"after": first_step + begin, "steps": len(part[RATE]), **again}
+            head = {"after": first_step + begin, "steps": len(part[RATE]), **again}
             columns = {name: _encode(values) for name, values in part.items()}
-            lines.append({"kind": "steps", **told, "columns": columns})
+            lines.append({"kind": "steps", **head, "columns": columns})
         lines += [{"kind": "point", **point} for point in points]
         if whole:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ class Journal:
         return sorted(path.stem for path in self.folder.glob("*.jsonl"))
 
     def read(self, trial_id: str, *, with_steps: bool = True) -> TrialRecord:
-        """What the journal holds of one trial; a point or step told twice counts once, the later.
+        """What the journal holds of one trial; of a point or step reported twice, the later.
 
         Without ``with_steps`` its steps are left out: they are by far the most of it.
         """
@@ -279,12 +279,12 @@ def _decoded(line: Row, size: int) -> StepSeries:
     Raises:
         ValueError, KeyError, TypeError, zlib.error: it is not what was written.
     """
-    told = line.get("steps")
-    if told is not None and not (type(told) is int and 0 < told <= MOST_STEPS):
+    announced = line.get("steps")
+    if announced is not None and not (type(announced) is int and 0 < announced <= MOST_STEPS):
         raise ValueError("no such number of steps is written")
-    most = MOST_STEPS + size if told is None else told
+    most = MOST_STEPS + size if announced is None else announced
     columns = {str(name): _decode(text, most) for name, text in line["columns"].items()}
-    if len({len(column) for column in columns.values()} | {told or len(columns[RATE])}) > 1:
+    if len({len(column) for column in columns.values()} | {announced or len(columns[RATE])}) > 1:
         raise ValueError("the columns differ in length")
     return StepSeries.of(columns)
 

@@ -168,8 +168,8 @@ def _is_word(value: Any) -> bool:
 def _of_another_kind(
     name: str, value: Any, trial_id: Any, where: Path, *, kind: str = "number"
 ) -> UserError:
-    told = json.dumps(str(value)[:40], ensure_ascii=False)
+    shown = json.dumps(str(value)[:40], ensure_ascii=False)
     return UserError(
-        f"{name} = {told} of trial {trial_id} in {where} is no {kind}: it is damaged, or not what "
+        f"{name} = {shown} of trial {trial_id} in {where} is no {kind}: it is damaged, or not what "
         "gisgd-ray wrote; restore it, or move it away"
     )

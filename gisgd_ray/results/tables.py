@@ -303,8 +303,8 @@ def reuse(folder: Path, trials: Sequence[TrialConfig], others: Sequence[Path]) -
                 continue
             record = theirs.read(their_id)  # whole, or it is not taken
             row = record.row or {}
-            for told in (row, *record.points):
-                require_numbers(told, their_id, theirs.path(their_id))
+            for each in (row, *record.points):
+                require_numbers(each, their_id, theirs.path(their_id))
             if trial_id == their_id:
                 mine.adopt(trial_id, theirs)
             else:

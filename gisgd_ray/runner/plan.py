@@ -14,7 +14,7 @@ from gisgd_ray.numbers import counted
 from gisgd_ray.results.tables import finished_ids, reusable
 from gisgd_ray.runner import cli
 from gisgd_ray.runner.location import Location
-from gisgd_ray.runner.progress import trial_label
+from gisgd_ray.runner.progress import setting_label
 
 SHOWN = 40
 """A longer list of trials is cut: the first and the last of them are shown."""
@@ -85,7 +85,7 @@ def make_plan(
     if len(spaces) > 1:
         swept = ["data.dataset", "model.name", *_schemes_apart(trials.values()), *swept]
         swept = list(dict.fromkeys(swept))
-    labels = {trial_id: trial_label(config, swept) for trial_id, config in trials.items()}
+    labels = {trial_id: setting_label(config, swept) for trial_id, config in trials.items()}
     return Plan(list(trials.values()), labels, swept)
 
 

@@ -182,7 +182,7 @@ def _console() -> Console:
     return Console(force_jupyter=False, force_terminal=False, color_system=None)
 
 
-def trial_label(config: TrialConfig, swept: Sequence[str]) -> str:
+def setting_label(config: TrialConfig, swept: Sequence[str]) -> str:
     """A trial by the fields in which it differs: ``learning_rate=0.1 batch_size=60 seed=0``."""
     flat = config.flat()
     parts = []

@@ -169,7 +169,7 @@ class Stateless:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a scheme is told about the run it works in.
+    """What a scheme knows about the run it works in.
 
     Attributes:
         seed: of the run; a scheme's draws come from streams of their own.

@@ -215,7 +215,7 @@ class ReplicatedRun:
 
 
 def setting(config: TrialConfig, replica: Replica) -> Setting:
-    """What the scheme of a run is told about it."""
+    """What the scheme of a run knows about it."""
     data, t = replica.dataset, config.training
     # Of the data trained on, which need not be the configured set.
     per_epoch = steps_per_epoch(data.num_samples, t.batch_size, t.last_batch)

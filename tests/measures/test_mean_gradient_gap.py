@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gisgd_ray.measures.displaced import Samples
-from gisgd_ray.measures.mean_gradient_gap import MeanGradientGap, block_products, combined
+from gisgd_ray.measures.mean_gradient_gap import MeanGradientGapEstimate, block_products, combined
 from gisgd_ray.networks.losses import LossName
 from gisgd_ray.theory import bounds
 from gisgd_ray.training.interpolated import InterpolatedSum
@@ -35,7 +35,7 @@ def by_samples(of_train: Tensor, of_test: Tensor) -> float:
 
 def measured(
     model: nn.Module, *splits: Tensor, loss: LossName, chunk: int | None = None, **options: int
-) -> MeanGradientGap:
+) -> MeanGradientGapEstimate:
     train, test = Samples(*splits[:2], loss, chunk), Samples(*splits[2:], loss, chunk)
     return combined([block_products(model, train, test, **options)])
 

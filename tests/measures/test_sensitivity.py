@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gisgd_ray.measures import sensitivity
 from gisgd_ray.measures.displaced import Samples, WeightNoise
-from gisgd_ray.measures.sensitivity import Sensitivity, local_gradient_sensitivity
+from gisgd_ray.measures.sensitivity import SensitivityEstimate, local_gradient_sensitivity
 from gisgd_ray.networks.losses import LossName, per_sample_loss
 from gisgd_ray.seeds import derived_seed
 from tests.measures.test_invisible import in_mid_training, nothing_changes
@@ -41,7 +41,7 @@ def measure(
     chunk: int | None = None,
     seed: int = SEED,
     **changed,
-) -> list[Sensitivity]:
+) -> list[SensitivityEstimate]:
     data, noise = Samples(x, y, loss, chunk), WeightNoise(stds, seed)
     options = {"draws": 4, "step": STEP} | changed
     return list(local_gradient_sensitivity(model, data, noise, **options))

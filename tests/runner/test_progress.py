@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.runner.progress import MAX_RUNNING_SHOWN, Progress, trial_label
+from gisgd_ray.runner.progress import MAX_RUNNING_SHOWN, Progress, setting_label
 
 LABELS = {
     f"id{i}": f"dataset=mnist5k name=mlp learning_rate=0.{i:02} batch_size={20 * i + 20} "
@@ -267,19 +267,19 @@ def test_a_label_is_the_fields_in_which_trials_differ() -> None:
         {"training": {"learning_rate": 1e-3, "lr_milestones": [5, 9]}, "seed": 2}
     )
     swept = ["training.learning_rate", "training.batch_size", "training.lr_milestones"]
-    assert trial_label(config, swept) == (
+    assert setting_label(config, swept) == (
         "learning_rate=0.001 batch_size=60 lr_milestones=[5, 9] seed=2"
     )
-    assert trial_label(config, []) == "seed=2"
-    assert trial_label(config, ["seed", "model.name", "model.name"]) == "seed=2 model=mlp"
+    assert setting_label(config, []) == "seed=2"
+    assert setting_label(config, ["seed", "model.name", "model.name"]) == "seed=2 model=mlp"
     names = ["scheme.name", "scheme.rho", "model.name"]  # two sections have a name
-    assert trial_label(config, names) == "scheme=sgd model=mlp seed=2"
-    assert trial_label(config, ["model.filters"]) == "seed=2"  # another panel's field
+    assert setting_label(config, names) == "scheme=sgd model=mlp seed=2"
+    assert setting_label(config, ["model.filters"]) == "seed=2"  # another panel's field
 
 
 def test_a_label_names_an_optional_section_by_its_fields() -> None:
     path = "measurement.hessian_schedule"
     off = TrialConfig()
     on = TrialConfig.model_validate({"measurement": {"hessian_schedule": {"every": 3}}})
-    assert trial_label(off, [path]) == "hessian_schedule=None seed=0"
-    assert trial_label(on, [path]) == "every=3 unit=epoch seed=0"
+    assert setting_label(off, [path]) == "hessian_schedule=None seed=0"
+    assert setting_label(on, [path]) == "every=3 unit=epoch seed=0"
