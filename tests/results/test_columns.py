@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import duckdb
 import pandas as pd
+import polars
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -120,14 +122,12 @@ def test_they_concatenate_in_pandas(folders: list[Path]) -> None:
 
 
 def test_they_concatenate_in_polars(folders: list[Path]) -> None:
-    polars = pytest.importorskip("polars")
     tables = [polars.read_parquet(folder / "trials.parquet") for folder in folders]
     assert without_empty(polars.concat(tables, how="diagonal").to_dicts()) == list(as_told())
     assert len(polars.concat(tables[:3])) == 6
 
 
 def test_they_concatenate_in_duckdb(folders: list[Path]) -> None:
-    duckdb = pytest.importorskip("duckdb")
     files = [str(folder / "trials.parquet") for folder in folders]
     whole = duckdb.sql(f"select * from read_parquet({files}, union_by_name=true)")
     rows = [dict(zip(whole.columns, row, strict=True)) for row in whole.fetchall()]
