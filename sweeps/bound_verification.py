@@ -141,7 +141,7 @@ def _draw(axis: Axes, panel: AxisPanel) -> None:
 SWEEP = Sweep(
     name="bound_verification",
     item="Figure 2",
-    description="Figure 2: the bound of Eq. 3 and the true generalization gap against network "
+    description="The bound of Eq. 3 and the true generalization gap against network "
     "size and label noise.",
     panels={"laptop": LAPTOP, "paper": PAPER},
     plot=plot,

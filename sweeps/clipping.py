@@ -219,7 +219,7 @@ def _curves(axis: Axes, points: pd.DataFrame, place: int) -> None:
 SWEEP = Sweep(
     name="clipping",
     item="Figures 4 and 9",
-    description="Figures 4 and 9: train and test accuracy along training with noisy labels, with "
+    description="Train and test accuracy along training with noisy labels, with "
     "and without dynamic gradient clipping.",
     panels={"laptop": LAPTOP, "paper": PAPER},
     plot=plot,

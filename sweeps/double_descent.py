@@ -171,7 +171,7 @@ def _panel(axis: Axes, tables: ResultTables, trials: pd.DataFrame, title: str) -
 SWEEP = Sweep(
     name="double_descent",
     item="Figure 3",
-    description="Figure 3: gradient dispersion, training and test accuracy along training at four "
+    description="Gradient dispersion, training and test accuracy along training at four "
     "levels of label noise: the epoch-wise double descent of the dispersion and its valley.",
     panels={"laptop": LAPTOP, "paper": PAPER},
     plot=plot,

@@ -113,7 +113,7 @@ def _panel(axis: Axes, points: pd.DataFrame, bound: str, theorem: str) -> None:
 SWEEP = Sweep(
     name="linear_relu",
     item="Figures 7 and 8",
-    description="Figures 7 and 8: the generalization gap of a linear and of a two-layer ReLU "
+    description="The generalization gap of a linear and of a two-layer ReLU "
     "network against Theorem 3 and Theorem 4, along training.",
     panels={"paper": PANELS},
     plot=plot,

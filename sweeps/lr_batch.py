@@ -109,7 +109,7 @@ def _curves(axis: Axes, group: pd.DataFrame, column: str) -> None:
 SWEEP = Sweep(
     name="lr_batch",
     item="Figure 6",
-    description="Figure 6: the impact of learning rate and batch size on the trajectory factor "
+    description="The impact of learning rate and batch size on the trajectory factor "
     "and the flatness factor of the bound of Eq. 3.",
     panels={"laptop": LAPTOP, "paper": PAPER},
     plot=plot,

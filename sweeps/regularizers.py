@@ -204,7 +204,7 @@ def _dots(axis: Axes, panel: pd.DataFrame) -> None:
 SWEEP = Sweep(
     name="regularizers",
     item="Tables 1-3",
-    description="Tables 1-3: test accuracy and time of Gaussian model perturbation (GMP) beside "
+    description="Test accuracy and time of Gaussian model perturbation (GMP) beside "
     "other regularisation schemes.",
     panels={"laptop": LAPTOP, "paper": PAPER},
     plot=plot,

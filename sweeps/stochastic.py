@@ -151,7 +151,7 @@ def _dispersions(axis: Axes, tables: ResultTables, group: pd.DataFrame, title: s
 SWEEP = Sweep(
     name="stochastic",
     item="Figure 5",
-    description="Figure 5: the trajectory terms of Theorem 2 and of Neu et al.'s Lemma 2 in the "
+    description="The trajectory terms of Theorem 2 and of Neu et al.'s Lemma 2 in the "
     "stochastic setting, and the two gradient dispersions.",
     panels={"laptop": LAPTOP, "paper": PAPER},
     plot=plot,

@@ -159,7 +159,7 @@ def _parts(axis: Axes, frame: pd.DataFrame, title: str) -> None:
 SWEEP = Sweep(
     name="trajectory",
     item="Figure 1",
-    description="Figure 1: the trajectory term of Theorem 2 (ours) and of Neu et al.'s Lemma 2 "
+    description="The trajectory term of Theorem 2 (ours) and of Neu et al.'s Lemma 2 "
     "along training, in the deterministic setting.",
     panels={"laptop": LAPTOP, "paper": PAPER},
     plot=plot,

@@ -39,12 +39,6 @@ class Report:
         return self.results.folder / "report.html"
 
     @property
-    def lead(self) -> str:
-        """The sweep's description, without a leading "Figure 6: "."""
-        text = self.sweep.description.removeprefix(f"{self.sweep.item}:").strip()
-        return text[:1].upper() + text[1:]
-
-    @property
     def points(self) -> list[str]:
         """The swept fields that the table has, ``seed`` aside."""
         return [path for path in self.swept if path in self.trials.columns and path != "seed"]

@@ -121,7 +121,7 @@ def _what_was_run(report: Report) -> dict[str, Any]:
     return {
         "item": report.sweep.item,
         "name": report.sweep.name,
-        "lead": report.lead,
+        "lead": report.sweep.description,
         "status": status_line(report.trials, report.planned),
         "scale": facts.get("scale", ""),
         "command": facts.pop("command", "").replace("…/", ""),  # to be typed

@@ -86,7 +86,9 @@ def _status(sweep: Sweep, argv: Sequence[str] | None) -> int:
 
 def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
     """From options to plan, cluster, resources, run, tables and report; the exit status."""
-    options = cli.parse(argv, prog=f"sweeps/{sweep.name}.py", description=sweep.description)
+    options = cli.parse(
+        argv, prog=f"sweeps/{sweep.name}.py", description=f"{sweep.item}: {sweep.description}"
+    )
     # Bad input fails here, before Ray takes its seconds to start.
     plans = _plans(sweep, options)
     _require_sound(options)

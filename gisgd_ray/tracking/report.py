@@ -103,7 +103,7 @@ def build_report(report: Report, where: str) -> Any:
         entity=entity,
         project=project,
         title=report_title(name, item),
-        description=f"{report.lead} {marker(name, trials['trial_id'])}",
+        description=f"{report.sweep.description} {marker(name, trials['trial_id'])}",
         blocks=blocks,
         width="fluid",
     )

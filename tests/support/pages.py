@@ -105,7 +105,7 @@ def failed(trial_id: str, error: str, **changes: Any) -> dict[str, Any]:
 SWEEP = Sweep(
     name="lr_batch",
     item="Figure 6",
-    description="Figure 6: how two things move the bound.",
+    description="How two things move the bound.",
     panels={},
     plot=lambda _: {},
     claims=lambda _: [],

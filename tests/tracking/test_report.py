@@ -185,7 +185,7 @@ def test_the_command_and_the_sweep_are_named() -> None:
     spec = built(sweep, tables, swept)
     (code,) = of_type(spec, "code-block")
     assert code["children"][0]["children"][0]["text"] == "python sweeps/x.py"
-    report = build_report(report_of(tables, description="Figure 6: how.", swept=swept), "e/p")
+    report = build_report(report_of(tables, description="How.", swept=swept), "e/p")
     assert report.title == "Figure 6: lr batch, gisgd-ray"
     assert report.description == f"How. {marker('lr_batch', tables.trials['trial_id'])}"
 
