@@ -23,7 +23,6 @@ UNDEFINED_REASON = "bound/undefined_reason"
 REMARK = "bound/remark"
 """Column that says what a reader must know of a bound that is a number; mostly empty."""
 
-
 THEOREM2 = "term/theorem2_trajectory"
 THEOREM1 = "term/theorem1_trajectory"
 """Of replicas alone: in the deterministic setting it is Theorem 2's."""
@@ -71,6 +70,7 @@ CLOSED = _formulas("bound/", taking={*_RUN, *_OF_A_STEP, "hessian_trace"})
 ADDITIVE = _formulas("term/", taking={*_NOISY, *_OF_A_STEP, "conditional_dispersions"})
 """Trajectory terms that are the root of a sum over t, of what is known of step t."""
 LINEAR = _formulas("term/", taking={*_RUN, "noise_stds", "dispersions", "sensitivities"})
+LINEAR = {name: formula for name, formula in LINEAR.items() if name not in ADDITIVE}
 """Trajectory terms linear in V~_t and Psi_t, which is measured at some steps alone."""
 
 
