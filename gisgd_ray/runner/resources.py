@@ -48,15 +48,6 @@ class Resources:
     gpus: float = 0.0
     threads: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.cpus < 1:
-            raise UserError(f"--cpus-per-trial = {self.cpus} must be at least 1")
-        if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
-            raise UserError(
-                f"--gpus-per-trial = {self.gpus:g} must be auto, 0, a fraction up to 1 or a whole "
-                "number"
-            )
-
     def roomier(self, *, most_cpus: int) -> "Resources | None":
         """Twice the room beside other trials; None if a trial has a machine or GPU to itself."""
         threads = self.threads or self.cpus
@@ -187,7 +178,7 @@ def chosen_resources(
         DataError: to know it takes a dataset that is not there.
     """
     cpus = options.cpus_per_trial
-    if options.gpus_per_trial is not None:
+    if options.gpus_per_trial != "auto":
         if options.gpus_per_trial > 0 and trials and gpu_machines():
             run_on_a_gpu(_gpu_name)
         return Chosen(Resources(cpus=cpus, gpus=options.gpus_per_trial))
