@@ -35,9 +35,8 @@ from gisgd_ray.runner.cluster import (
 from gisgd_ray.runner.handover import hide_keys
 from gisgd_ray.runner.launch import Job, Outcome, launch, require_startable, sole_driver
 from gisgd_ray.runner.location import Location
-from gisgd_ray.runner.memory import machine_memory, require_memory
 from gisgd_ray.runner.plan import Plan, plan_lines
-from gisgd_ray.runner.resources import chosen_resources, sweep_cost
+from gisgd_ray.runner.resources import chosen_resources, machine_memory, require_memory, sweep_cost
 from gisgd_ray.sweep import Sweep
 
 NO_GPU_YET = (

@@ -11,11 +11,12 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.device import GPU
 from gisgd_ray.errors import UserError
 from gisgd_ray.runner import cli
-from gisgd_ray.runner.memory import WEIGHT, count_parameters
 from gisgd_ray.runner.resources import (
     MARGIN,
     PROBED,
+    WEIGHT,
     Resources,
+    count_parameters,
     gpu_share,
     largest_trials,
     peak_bytes,
