@@ -7,13 +7,23 @@ A field takes a value (``0.1``), a grid (``0.1,0.2`` or ``[0.1, 0.2]``) or a dis
 import argparse
 import difflib
 import json
-import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliSettingsSource,
+    CliUnknownArgs,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from gisgd_ray.config.space import (
     SearchSpace,
@@ -25,164 +35,223 @@ from gisgd_ray.config.space import (
 from gisgd_ray.errors import UserError
 
 _CALL = re.compile(r"(uniform|log_uniform|loguniform|choice)\s*\((.*)\)")
-_NEGATIVE = re.compile(r"-(\.?\d|inf)", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Options:
-    """What was asked for on the command line."""
-
-    scale: str
-    out: str
-    dry_run: bool
-    resume: bool
-    take_over: bool
-    reuse: list[Path]
-    panel: str | None
-    cpus_per_trial: int
-    gpus_per_trial: float | None
-    """None: found out by trying the largest trial out."""
-    checkpoint_every: float
-    """Seconds."""
-    retries: int
-    wandb_requests: float
-    """A minute, of all trials together."""
-    settings: dict[str, int]
-    """``seeds``, ``samples``, ``sampling_seed`` where given."""
-    overrides: dict[str, Any]
-    """Fields by dotted path."""
+EXAMPLES = """
+examples:
+  {prog} --dry-run
+  {prog} --seeds 5 --training.learning_rate 0.05,0.1 --out mine
+  {prog} --training.batch_size 'choice(20, 40, 80)' --samples 2 --resume
+"""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells a fault in one sentence, without the list of all options."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')}; --help lists every option")
-
-
-def _finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+def _share(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError("input should be 0, a fraction up to 1 or a whole number")
     return value
 
 
-def _share(text: str) -> float | None:
-    if text == "auto":
-        return None
-    try:
-        return _finite(text)
-    except argparse.ArgumentTypeError as fault:
-        raise argparse.ArgumentTypeError(f"{fault}, nor is it auto") from None
+class Options(BaseSettings):
+    """What was asked for on the command line."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        cli_kebab_case=True,
+        cli_implicit_flags="toggle",
+        cli_exit_on_error=False,
+        cli_ignore_unknown_args=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    scale: Literal["auto", "laptop", "paper"] = Field(
+        "auto",
+        description="laptop: bundled data, minutes on 2 cores; paper: the paper's data and grid; "
+        "auto: paper when the Ray cluster has a GPU",
+    )
+    out: str = Field(
+        "results",
+        description="results go to OUT/<sweep name>; with trials on several machines a folder that "
+        "all of them share, or a bucket: s3://BUCKET/DIR, gs://BUCKET/DIR",
+    )
+    dry_run: bool = Field(
+        False, description="print the trials, what they take and about how long, and stop"
+    )
+    resume: bool = Field(False, description="run only what OUT/<sweep name> does not hold yet")
+    take_over: bool = Field(
+        False, description="go on in a bucket that a driver which is gone was writing to"
+    )
+    reuse: list[Path] = Field(
+        [],
+        description="take trials that have finished in another sweep's folder from there; may be "
+        "repeated",
+    )
+    panel: str | None = Field(None, description="run one panel of the figure only")
+    seeds: int | None = Field(None, ge=1, description="replicates of every point")
+    samples: int | None = Field(None, ge=1, description="draws from the distributions")
+    sampling_seed: int | None = Field(None, ge=0, description="seed of those draws")
+    cpus_per_trial: int = Field(1, ge=1, description="cores a trial takes")
+    gpus_per_trial: (
+        Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_share)] | Literal["auto"]
+    ) = Field(
+        "auto",
+        description="fraction of a GPU a trial takes; auto: as many share one as its memory and "
+        "the CPUs allow, measured on the largest trial; no GPU where there is none",
+    )
+    checkpoint_every: float = Field(
+        60.0,
+        ge=0.1,
+        allow_inf_nan=False,
+        description="seconds between a trial's checkpoints, from which it goes on when its "
+        "process, its machine or this program is lost",
+    )
+    retries: int = Field(
+        3,
+        ge=0,
+        description="how often in a row a lost or failing trial is tried again without getting "
+        "further than before",
+    )
+    wandb_requests: float = Field(
+        120.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="requests a minute in which all trials together send W&B their new points, or "
+        "two of each trial if that is more; fewer means later, never fewer points",
+    )
+    fields: CliUnknownArgs
+    """The fields of a trial as they were given."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_others: PydanticBaseSettingsSource,
+        **_more: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Not the environment: a variable OUT is nobody's answer to --out."""
+        del settings_cls
+        return (init_settings,)
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """``seeds``, ``samples``, ``sampling_seed`` where given."""
+        return self.model_dump(include={"seeds", "samples", "sampling_seed"}, exclude_none=True)
+
+    @cached_property
+    def overrides(self) -> dict[str, Any]:
+        """Fields by dotted path.
+
+        Raises:
+            UserError: no such field, or a value that cannot be read.
+        """
+        found: dict[str, Any] = {}
+        words = iter(self.fields)
+        for word in words:
+            name, equals, text = word.partition("=")
+            path = name.removeprefix("--")
+            if not name.startswith("--") or path not in field_paths():
+                raise UserError(_unknown(word))
+            given = text if equals else next(words, None)
+            if given is None:
+                raise UserError(f"{name}: expected one argument; --help lists every option")
+            found[path] = parse_values(path, given)
+        return found
 
 
-def _option(help: str, **how: Any) -> dict[str, Any]:
-    return {"help": help, **how}
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Without a default that goes without saying."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return re.sub(r" \(default: (None|False|\[\])\)$", "", action.help or "")
 
 
-_OPTIONS = {
-    "--scale": _option(
-        "laptop: bundled data, minutes on 2 cores; paper: the paper's data and grid; "
-        "auto (default): paper when the Ray cluster has a GPU",
-        choices=("auto", "laptop", "paper"),
-        default="auto",
-    ),
-    "--out": _option(
-        "results go to DIR/<sweep name> (default: results); with trials on several machines "
-        "a folder that all of them share, or a bucket: s3://BUCKET/DIR, gs://BUCKET/DIR",
-        default="results",
-        metavar="DIR",
-    ),
-    "--dry-run": _option(
-        "print the trials, what they take and about how long, and stop", action="store_true"
-    ),
-    "--resume": _option("run only what DIR/<sweep name> does not hold yet", action="store_true"),
-    "--take-over": _option(
-        "go on in a bucket that a driver which is gone was writing to", action="store_true"
-    ),
-    "--reuse": _option(
-        "take trials that have finished in another sweep's folder from there; may be repeated",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-    ),
-    "--panel": _option("run one panel of the figure only", metavar="NAME"),
-    "--seeds": _option("replicates of every point", type=int, metavar="N"),
-    "--samples": _option("draws from the distributions", type=int, metavar="N"),
-    "--sampling-seed": _option("seed of those draws", type=int, metavar="N"),
-    "--cpus-per-trial": _option(
-        "cores a trial takes (default 1)", type=int, default=1, metavar="N"
-    ),
-    "--gpus-per-trial": _option(
-        "fraction of a GPU a trial takes, or auto (default): as many share one as its memory "
-        "and the CPUs allow, measured on the largest trial; no GPU where there is none",
-        type=_share,
-        default="auto",
-        metavar="F",
-    ),
-    "--checkpoint-every": _option(
-        "seconds between a trial's checkpoints, from which it goes on when its process, its "
-        "machine or this program is lost (default 60)",
-        type=_finite,
-        default=60.0,
-        metavar="S",
-    ),
-    "--retries": _option(
-        "how often in a row a lost or failing trial is tried again without getting further "
-        "than before (default 3)",
-        type=int,
-        default=3,
-        metavar="N",
-    ),
-    "--wandb-requests": _option(
-        "requests a minute in which all trials together send W&B their new points (default "
-        "120, or two of each trial if that is more); fewer means later, never fewer points",
-        type=_finite,
-        default=120.0,
-        metavar="N",
-    ),
-}
+def parse(
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str,
+    varied: Mapping[str, Any] | None = None,
+) -> Options:
+    """Read the command line.
 
+    ``--help`` prints the launch options and the fields that the sweep varies, ``--help all`` all
+    fields, ``--help scheme`` those of a section.
 
-def parse(argv: Sequence[str] | None, *, prog: str, description: str) -> Options:
-    """Read the command line; ``--help`` prints every field with its meaning and default.
+    Args:
+        argv: None takes the process's.
+        prog, description: of the script.
+        varied: fields that the sweep varies, with their values.
 
     Raises:
         UserError: an unknown option, or a value that its option cannot take.
+        SystemExit: help was asked for.
     """
-    parser = _Parser(
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
         prog=prog,
         usage="%(prog)s [options] [--FIELD V ...]",
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
-        epilog="A field takes a value (0.1), a grid (0.1,0.2) or a distribution (uniform(0,1),\n"
-        "log_uniform(1e-4,1e-1), choice(32,64)); a list is one value of a field that takes lists\n"
-        "(10,20), and its grid is written in JSON ([[10], [10, 20]]).",
+        exit_on_error=False,
+        add_help=False,
     )
-    for option, how in _OPTIONS.items():
-        parser.add_argument(option, **how)
-    group = parser.add_argument_group("fields of a trial")
+    source = CliSettingsSource[Any](Options, root_parser=parser)
+    if asked := [i for i, word in enumerate(words) if word in ("-h", "--help")]:
+        _show_help(parser, varied or {}, about=words[asked[0] + 1 :])
+        raise SystemExit(0)
+    try:
+        return CliApp.run(Options, cli_args=words, cli_settings_source=source)
+    except SettingsError as fault:
+        message = str(fault).removeprefix("error parsing CLI: ").removeprefix("argument ")
+        raise UserError(f"{message}; --help lists every option") from None
+    except ValidationError as fault:
+        raise UserError("; ".join(map(_fault, _of_each_option(fault)))) from None
+
+
+def _show_help(
+    parser: argparse.ArgumentParser, varied: Mapping[str, Any], *, about: Sequence[str]
+) -> None:
+    """Print what help was asked for.
+
+    Args:
+        parser: has the launch options.
+        varied: as for :func:`parse`.
+        about: "all", or a section of a trial; or nothing, or another option.
+
+    Raises:
+        UserError: no such section.
+    """
+    sections = list(dict.fromkeys(path.partition(".")[0] for path in field_paths()))
+    topic = about[0] if about and not about[0].startswith("-") else None
+    if topic not in (None, "all", *sections):
+        raise UserError(f"--help {topic}: there is help about all, {', '.join(sections)}")
+    fields = argparse.ArgumentParser(prog=parser.prog, usage=argparse.SUPPRESS, add_help=False)
+    title = "fields of a trial" if topic else "fields of a trial that this sweep varies"
+    group = fields.add_argument_group(title)
     for path, owners in field_paths().items():
-        group.add_argument(f"--{path}", metavar="V", help=_help(path, owners))
-    known, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
-    given = vars(known)
-    if unknown:
-        raise UserError(_unknown(unknown[0], options=given))
-    settings = {k: given[k] for k in ("seeds", "samples", "sampling_seed") if given[k] is not None}
-    return Options(
-        **{each.name: given[each.name] for each in fields(Options) if each.name in given},
-        settings=settings,
-        overrides={
-            path: parse_values(path, given[path])
-            for path in field_paths()
-            if given[path] is not None
-        },
+        if topic == "all" or path.partition(".")[0] == topic or (not topic and path in varied):
+            here = f"; here {_shown(varied[path])}" if path in varied else ""
+            group.add_argument(f"--{path}", metavar="V", help=_help(path, owners) + here)
+    if topic in (None, "all"):
+        parser.print_help()
+        print()
+    print(fields.format_help())
+    print(
+        "A field takes a value (0.1), a grid (0.1,0.2) or a distribution (uniform(0,1),\n"
+        "log_uniform(1e-4,1e-1), choice(32,64)); a list is one value of a field that takes lists\n"
+        "(10,20), and its grid is written in JSON ([[10], [10, 20]])."
     )
+    if topic is None:
+        print(EXAMPLES.format(prog=parser.prog))
+        print(f"--help all lists every field, --help SECTION those of {', '.join(sections)}.")
+
+
+def _shown(values: Any) -> str:
+    """What a sweep has for a field, as it would be typed."""
+    text = ",".join(map(str, values)) if isinstance(values, list | range) else str(values)
+    return text.replace("%", "%%")
 
 
 def parse_values(path: str, text: str) -> Any:
@@ -281,25 +350,26 @@ def _names(section: str, fields: Mapping[str, Any]) -> list[str]:
     return [str(name) for name in chosen] if isinstance(chosen, list | tuple) else [str(chosen)]
 
 
-def _joined(argv: Sequence[str]) -> list[str]:
-    """``--field -1e-3`` as ``--field=-1e-3``: argparse would take the value for an option."""
-    joined: list[str] = []
-    for token in argv:
-        after_option = bool(joined) and joined[-1].startswith("--") and "=" not in joined[-1]
-        if after_option and _NEGATIVE.match(token):
-            joined[-1] += f"={token}"
-        else:
-            joined.append(token)
-    return joined
+def _of_each_option(fault: ValidationError) -> Iterable[Any]:
+    """One finding for each option: of a union every member has one, the first says most."""
+    return {finding["loc"][0]: finding for finding in reversed(fault.errors())}.values()
 
 
-def _unknown(token: str, *, options: Iterable[str]) -> str:
+def _fault(finding: Any) -> str:
+    name = str(finding["loc"][0])
+    message = finding["msg"].removeprefix("Value error, ")
+    auto = ", or auto" if Options.model_fields[name].default == "auto" and name != "scale" else ""
+    option = f"--{name.replace('_', '-')}"
+    return f"{option} = {finding['input']}: {message[0].lower()}{message[1:]}{auto}"
+
+
+def _unknown(word: str) -> str:
     """What to say of a word that is no option: the nearest one, or how a grid is written."""
-    if not token.startswith("-"):
-        return f"{token!r} belongs to no option; a grid is one word, as in 0.1,0.2"
-    name = token.partition("=")[0]
-    known = [f"--{o if o in field_paths() else o.replace('_', '-')}" for o in options]
-    close = difflib.get_close_matches(name, known, n=1)
+    if not word.startswith("-"):
+        return f"{word!r} belongs to no option; a grid is one word, as in 0.1,0.2"
+    name = word.partition("=")[0]
+    options = [f"--{option.replace('_', '-')}" for option in Options.model_fields]
+    close = difflib.get_close_matches(name, [*options, *(f"--{p}" for p in field_paths())], n=1)
     hint = f"did you mean {close[0]}?" if close else "--help lists every option"
     return f"{name} is not an option; {hint}"
 

@@ -37,12 +37,11 @@ from gisgd_ray.runner.cluster import abandon, machines, most_cpus, num_nodes, re
 from gisgd_ray.runner.cluster_watch import ClusterLostError, ClusterWatch
 from gisgd_ray.runner.handover import Handover, account, handed_over
 from gisgd_ray.runner.location import Location
-from gisgd_ray.runner.memory import give_back_freed
 from gisgd_ray.runner.plan import Left, Plan
 from gisgd_ray.runner.private_folder import make_private_folder, remove_private_folder
 from gisgd_ray.runner.progress import Progress
 from gisgd_ray.runner.recorder import Recorder
-from gisgd_ray.runner.resources import Chosen, Resources, at_once
+from gisgd_ray.runner.resources import Chosen, Resources, at_once, give_back_freed
 from gisgd_ray.runner.settings import RunSettings
 from gisgd_ray.tracking import launch as wandb_launch
 from gisgd_ray.tracking.access import WandbStatus

@@ -13,7 +13,6 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.numbers import counted
 from gisgd_ray.results.tables import finished_ids, reusable
 from gisgd_ray.runner import cli
-from gisgd_ray.runner.location import Location
 from gisgd_ray.runner.progress import setting_label
 
 SHOWN = 40
@@ -100,9 +99,7 @@ def _schemes_apart(trials: Iterable[TrialConfig]) -> list[str]:
     return (["scheme.name"] if len(names) > 1 else []) + within
 
 
-def plan_lines(
-    plan: Plan, waiting: Sequence[TrialConfig], location: Location, item: str
-) -> list[str]:
+def plan_lines(plan: Plan, waiting: Sequence[TrialConfig], where: str, item: str) -> list[str]:
     """The trials, which of them are still to run, and where they go."""
     to_run = {config.trial_id for config in waiting}
     shown = list(plan.labels.items())
@@ -115,6 +112,6 @@ def plan_lines(
     if hidden > 0:
         lines.insert(SHOWN // 2, f"... {hidden} more ...")
     lines.append(
-        f"{item}: {counted(len(plan.trials), 'trial')}, {len(to_run)} to run, results in {location}"
+        f"{item}: {counted(len(plan.trials), 'trial')}, {len(to_run)} to run, results in {where}"
     )
     return lines

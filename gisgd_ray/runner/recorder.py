@@ -14,8 +14,8 @@ from gisgd_ray.results.storage import Storage
 from gisgd_ray.results.tables import row_of, write_steps, write_tables
 from gisgd_ray.runner.checkpoints import Checkpoints, step_of
 from gisgd_ray.runner.location import Location
-from gisgd_ray.runner.memory import give_back_freed
 from gisgd_ray.runner.progress import Progress
+from gisgd_ray.runner.resources import give_back_freed
 
 TABLES_EVERY_S = 30.0
 """The tables are rebuilt at most this often while trials run; the journals are always current."""

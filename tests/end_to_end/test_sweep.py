@@ -12,7 +12,7 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import DataError, UserError
 from gisgd_ray.results.journal import Journal
 from gisgd_ray.results.tables import row_of
-from gisgd_ray.runner import cli
+from gisgd_ray.runner import cli, steps
 from gisgd_ray.runner import main as sweep
 from gisgd_ray.runner.cluster import Connection
 from gisgd_ray.runner.plan import make_plan
@@ -29,9 +29,9 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not start_local, "Ray was asked for"
         return Connection(False, "no Ray cluster is running")
 
-    monkeypatch.setattr(sweep, "connect", connect)
-    monkeypatch.setattr(sweep, "largest_memory", lambda: 2**40)
-    monkeypatch.setattr(sweep, "sweep_cost", lambda *_, **__: None)
+    monkeypatch.setattr(steps, "connect", connect)
+    monkeypatch.setattr(steps, "largest_memory", lambda: 2**40)
+    monkeypatch.setattr(steps, "sweep_cost", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_dry_run_lists_the_trials(dry_run: Any, tmp_path: Path) -> None:
     folder = tmp_path / "lr_batch"
     assert (status, err) == (0, "")
     assert said == "Scale laptop: asked for with --scale; no Ray cluster is running."
-    assert cost == sweep.NO_GPU_YET
+    assert cost == steps.NO_GPU_YET
     assert total == f"Figure 6: 16 trials, 16 to run, results in {folder}"
     assert len(lines) == len({line.split()[0] for line in lines}) == 16
     assert lines[0].endswith("  to run    learning_rate=0.05 batch_size=20 seed=0")
@@ -91,7 +91,7 @@ def test_dry_run_without_data_cannot_tell_the_time(
     def missing(*_: Any, **__: Any) -> Any:
         raise DataError("cifar10 is not there; put it into data")
 
-    monkeypatch.setattr(sweep, "sweep_cost", missing)
+    monkeypatch.setattr(steps, "sweep_cost", missing)
     status, out, _ = dry_run("--seeds", "1")
     assert status == 0
     assert out.splitlines()[-1] == (
@@ -114,9 +114,10 @@ BAD_INPUT = {
     "got a number with a fractional part",
     f"--{BATCH} 5000": f"{BATCH} = 5000 exceeds the 4000 training samples of data.dataset = "
     "'mnist5k' at data.train_fraction = 1; choose at most 4000",
-    "--seeds 0": "seeds = 0: input should be greater than or equal to 1",
-    "--seeds -1": "seeds = -1: input should be greater than or equal to 1",
-    "--seeds two": "--seeds: invalid int value: 'two'; --help lists every option",
+    "--seeds 0": "--seeds = 0: input should be greater than or equal to 1",
+    "--seeds -1": "--seeds = -1: input should be greater than or equal to 1",
+    "--seeds two": "--seeds = two: input should be a valid integer, "
+    "unable to parse string as an integer",
     "--seed x --seeds 2": "seed = 'x': input should be a valid integer, "
     "unable to parse string as an integer",
     "--samples 3": "samples = 3 needs a field with a distribution",
@@ -125,19 +126,25 @@ BAD_INPUT = {
     "--learning_rate=1": f"--learning_rate is not an option; did you mean --{RATE}?",
     "--cpu-per-trial 2": "--cpu-per-trial is not an option; did you mean --cpus-per-trial?",
     "--xyz": "--xyz is not an option; --help lists every option",
-    "--checkpoint-every 0": "--checkpoint-every = 0 must be at least 0.1 seconds; a trial does "
-    "little else when it saves itself at every step",
-    "--retries -1": "--retries = -1 must be at least 0",
+    "--checkpoint-every 0": "--checkpoint-every = 0: input should be greater than or equal to 0.1",
+    "--retries -1": "--retries = -1: input should be greater than or equal to 0",
     "--reuse nowhere": "--reuse nowhere holds no results (there is no nowhere/journal); name the "
     "folder of a sweep on this machine, as in results/lr_batch",
-    "--gpus-per-trial inf": "--gpus-per-trial: 'inf' is not a finite number, nor is it auto; "
-    "--help lists every option",
-    "--gpus-per-trial half": "--gpus-per-trial: 'half' is not a finite number, nor is it auto; "
-    "--help lists every option",
-    "--cpus-per-trial 0": "--cpus-per-trial = 0 must be at least 1",
+    "--gpus-per-trial inf": "--gpus-per-trial = inf: input should be a finite number, or auto",
+    "--gpus-per-trial half": "--gpus-per-trial = half: input should be a valid number, "
+    "unable to parse string as a number, or auto",
+    "--cpus-per-trial 0": "--cpus-per-trial = 0: input should be greater than or equal to 1",
     "--panel x": "--panel x: at scale laptop this sweep has mlp_mnist5k",
     "--model.name alexnet --model.width 3": "--model.width: at scale laptop model.name is alexnet, "
     "which has no field width",
+    "--gpus-per-trial 1.5": "--gpus-per-trial = 1.5: input should be 0, a fraction up to 1 or a "
+    "whole number, or auto",
+    "--gpus-per-trial -0.5": "--gpus-per-trial = -0.5: input should be greater than or equal to 0, "
+    "or auto",
+    "--wandb-requests 0": "--wandb-requests = 0: input should be greater than 0",
+    "--sampling-seed -1": "--sampling-seed = -1: input should be greater than or equal to 0",
+    "--help tests": "--help tests: there is help about all, data, model, scheme, training, "
+    "measurement, seed, replicas",
 }
 
 
@@ -171,7 +178,7 @@ def test_a_trial_that_does_not_suit_the_figure(
 def test_a_scale_that_does_not_exist(dry_run: Any) -> None:
     status, out, err = dry_run(scale="huge")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("error: --scale: invalid choice: 'huge' (choose from")
+    assert err == "error: --scale = huge: input should be 'auto', 'laptop' or 'paper'\n"
 
 
 def test_an_output_folder_that_cannot_be_written(
@@ -198,8 +205,8 @@ def test_with_scale_auto_a_fault_at_one_scale_matters_at_that_scale(
     dry_run: Any, monkeypatch: pytest.MonkeyPatch, gpus: int, status: int
 ) -> None:
     n = 10_000  # sound for MNIST and CIFAR-10, not for the laptop's 4,000 digits
-    monkeypatch.setattr(sweep, "connect", lambda **_: Connection(True, "joined Ray"))
-    monkeypatch.setattr(sweep, "cluster_gpus", lambda: gpus)
+    monkeypatch.setattr(steps, "connect", lambda **_: Connection(True, "joined Ray"))
+    monkeypatch.setattr(steps, "cluster_gpus", lambda: gpus)
     found, _, err = dry_run(f"--{BATCH}", str(n), scale="auto")
     assert found == status
     if status:
@@ -220,8 +227,8 @@ def test_auto_is_paper_on_a_cluster_with_a_gpu(
 ) -> None:
     asked: list[dict[str, Any]] = []
     found = Connection(bool(connection), connection or "no Ray cluster is running")
-    monkeypatch.setattr(sweep, "connect", lambda **given: asked.append(given) or found)
-    monkeypatch.setattr(sweep, "cluster_gpus", lambda: gpus)
+    monkeypatch.setattr(steps, "connect", lambda **given: asked.append(given) or found)
+    monkeypatch.setattr(steps, "cluster_gpus", lambda: gpus)
     status, out, _ = dry_run(scale="auto")
     assert status == 0
     assert asked == [{"start_local": False}]

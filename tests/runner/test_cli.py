@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import shlex
 from typing import Any
 
 import pytest
@@ -22,29 +23,60 @@ def options(*argv: str) -> cli.Options:
 # ---------------------------------------------------------------- the options and their help
 
 
-def shown_help(capsys: pytest.CaptureFixture[str]) -> str:
+def shown_help(capsys: pytest.CaptureFixture[str], *about: str) -> str:
     with pytest.raises(SystemExit) as caught:
-        options("--help")
+        cli.parse(
+            ["--help", *about], prog="sweep", description="A sweep.", varied={BATCH: [20, 40]}
+        )
     assert caught.value.code == 0
     return capsys.readouterr().out
+
+
+def named(text: str) -> list[str]:
+    return re.findall(r"^  --(\S+) V\b", text, flags=re.MULTILINE)
 
 
 def test_every_field_of_a_trial_is_an_option(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    named = re.findall(r"^  --(\S+) V\b", shown_help(capsys), flags=re.MULTILINE)
-    assert named == list(field_paths())
-    assert named[-1] == "replicas"
+    listed = named(shown_help(capsys, "all"))
+    assert listed == list(field_paths())
+    assert listed[-1] == "replicas"
     # There is no second list: a field that is added is an option by itself.
-    assert not any(path in inspect.getsource(cli) for path in field_paths() if "." in path)
+    source = inspect.getsource(cli).replace(cli.EXAMPLES, "")
+    assert not any(path in source for path in field_paths() if "." in path)
     more = field_paths() | {"data.new_one": field_paths()["data.dataset"]}
     monkeypatch.setattr(cli, "field_paths", lambda: more)
     monkeypatch.setattr(cli, "takes_lists", lambda path: False)  # noqa: ARG005
     assert options("--data.new_one", "3").overrides == {"data.new_one": 3}
 
 
-def test_help_shows_descriptions_bounds_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_of_what_the_sweep_varies_unless_asked_for_more(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     text = shown_help(capsys)
+    assert named(text) == [BATCH]
+    assert "here 20,40" in re.sub(r"\s+", " ", text)
+    assert text.startswith("usage: sweep [options] [--FIELD V ...]\n")
+    assert named(shown_help(capsys, "scheme"))[0] == "scheme.name"
+    assert "--scale" not in shown_help(capsys, "scheme")
+    for shown in (text, shown_help(capsys, "all")):
+        for option in cli.Options.model_fields.keys() - {"fields"}:
+            assert f"--{option.replace('_', '-')}" in shown
+        assert "None" not in shown
+
+
+def test_the_examples_of_help_are_sound() -> None:
+    """Each is a command line of its own, here of a sweep that varies a field it names."""
+    lines = [shlex.split(line) for line in cli.EXAMPLES.splitlines() if line.startswith("  ")]
+    assert len(lines) == 3
+    for program, *argv in lines:
+        assert program == "{prog}"
+        assert cli.apply({"a": SearchSpace()}, options(*argv), scale="laptop")["a"].trials()
+
+
+def test_help_shows_descriptions_bounds_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown_help(capsys, "all")
     unwrapped = re.sub(r"\s+", "", text)
     for path, owners in field_paths().items():
         assert re.sub(r"\s+", "", str(owners[0][1].description)) in unwrapped, path
@@ -70,18 +102,20 @@ def test_help_shows_descriptions_bounds_and_defaults(capsys: pytest.CaptureFixtu
         "null: the deterministic setting, one run [default null]",
     ):
         assert re.sub(r"\s+", "", part) in unwrapped, part
-    assert text.startswith("usage: sweep [options] [--FIELD V ...]\n")
-    assert all(
-        option in text for option in ("--scale", "--out", "--dry-run", "--resume", "--seeds")
-    )
 
 
 def test_nothing_given() -> None:
     plain = options()
     assert (plain.scale, plain.out, plain.panel) == ("auto", "results", None)
     assert (plain.dry_run, plain.resume) == (False, False)
-    assert (plain.cpus_per_trial, plain.gpus_per_trial) == (1, None)
+    assert (plain.cpus_per_trial, plain.gpus_per_trial) == (1, "auto")
     assert (plain.settings, plain.overrides) == ({}, {})
+
+
+def test_the_environment_answers_no_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OUT", "SEEDS", "RESUME", "PANEL"):
+        monkeypatch.setenv(name, "1")
+    assert options() == cli.Options(fields=[])
 
 
 def test_settings() -> None:
@@ -160,7 +194,7 @@ MEANS_NOTHING = {
 @pytest.mark.parametrize("text", MEANS_NOTHING)
 def test_text_that_means_nothing(text: str) -> None:
     with pytest.raises(UserError) as caught:
-        options(f"--{RATE}", text)
+        options(f"--{RATE}", text).overrides  # noqa: B018
     assert str(caught.value) == f"--{RATE} {text}: {MEANS_NOTHING[text]}"
 
 

@@ -5,7 +5,7 @@ import pytest
 from gisgd_ray.config.catalogue import DATASETS
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.runner.memory import (
+from gisgd_ray.runner.resources import (
     count_parameters,
     draws_bytes,
     machine_memory,

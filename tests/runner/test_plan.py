@@ -39,7 +39,7 @@ def note(folder: Path, config: TrialConfig, status: str) -> None:
 
 
 def lines_of(plan: Plan, location: Location, item: str) -> list[str]:
-    return plan_lines(plan, plan.left(location.folder).waiting, location, item)
+    return plan_lines(plan, plan.left(location.folder).waiting, str(location), item)
 
 
 # ---------------------------------------------------------------- the trials and their labels

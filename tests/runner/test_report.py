@@ -18,6 +18,7 @@ from gisgd_ray.report import sweep_report
 from gisgd_ray.results.launch_record import FILE, keep, last_record
 from gisgd_ray.results.tables import ResultTables, row_of
 from gisgd_ray.runner import main as sweeps
+from gisgd_ray.runner import steps
 from gisgd_ray.runner.cluster import Connection
 from gisgd_ray.runner.launch import Job, Outcome
 from gisgd_ray.runner.report import _declared, main
@@ -54,12 +55,12 @@ def _no_ray() -> Iterator[None]:
         return Outcome(ResultTables(location.folder), reused=0, interrupted=False)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeps, "connect", lambda **_: Connection(True, "a Ray of none"))
-        patch.setattr(sweeps, "largest_memory", lambda: 2**40)
-        patch.setattr(sweeps, "require_room", lambda **_: None)
-        patch.setattr(sweeps, "chosen_resources", lambda *_: Chosen(Resources()))
-        patch.setattr(sweeps, "require_startable", lambda _: None)
-        patch.setattr(sweeps, "launch", launch)
+        patch.setattr(steps, "connect", lambda **_: Connection(True, "a Ray of none"))
+        patch.setattr(steps, "largest_memory", lambda: 2**40)
+        patch.setattr(steps, "require_room", lambda **_: None)
+        patch.setattr(steps, "chosen_resources", lambda *_: Chosen(Resources()))
+        patch.setattr(steps, "require_startable", lambda _: None)
+        patch.setattr(steps, "launch", launch)
         # Plotly's four megabytes are of no interest here.
         patch.setattr("gisgd_ray.report.page.get_plotlyjs", lambda: "")
         yield

@@ -10,11 +10,13 @@ from gisgd_ray.config.frozen import unflatten
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.device import GPU
 from gisgd_ray.errors import UserError
-from gisgd_ray.runner.memory import WEIGHT, count_parameters
+from gisgd_ray.runner import cli
 from gisgd_ray.runner.resources import (
     MARGIN,
     PROBED,
+    WEIGHT,
     Resources,
+    count_parameters,
     gpu_share,
     largest_trials,
     peak_bytes,
@@ -37,25 +39,10 @@ def trial(**fields: Any) -> TrialConfig:
 # ---------------------------------------------------------------- what a trial takes
 
 
-@pytest.mark.parametrize("cpus", [0, -1])
-def test_a_trial_takes_at_least_one_cpu(cpus: int) -> None:
-    with pytest.raises(UserError) as caught:
-        Resources(cpus=cpus)
-    assert str(caught.value) == f"--cpus-per-trial = {cpus} must be at least 1"
-
-
-@pytest.mark.parametrize("gpus", [-0.5, 1.5, 2.25])
-def test_a_share_of_gpus_that_no_trial_can_have(gpus: float) -> None:
-    with pytest.raises(UserError) as caught:
-        Resources(gpus=gpus)
-    assert str(caught.value) == (
-        f"--gpus-per-trial = {gpus} must be auto, 0, a fraction up to 1 or a whole number"
-    )
-
-
 @pytest.mark.parametrize("gpus", [0, 0.0001, 0.5, 1, 2, 8.0])
 def test_the_shares_of_gpus_that_a_trial_can_have(gpus: float) -> None:
-    assert Resources(gpus=gpus).gpus == gpus
+    given = cli.parse([f"--gpus-per-trial={gpus}"], prog="", description="")
+    assert given.gpus_per_trial == gpus
 
 
 def test_a_trial_on_a_part_of_a_gpu_is_given_twice_as_much_up_to_all_of_it() -> None:
