@@ -290,8 +290,9 @@ def torchvision_splits(name: str, folder: Path, *, download: bool = False) -> It
     source = torchvision_class(name)
     # CIFAR's names of classes are in a file more, which nothing here needs.
     source = type(source.__name__, (source,), {"_load_meta": lambda _: None})
+    by_name = hasattr(source, "split_list")
     for split in _SPLITS:
-        which = {"split": split} if name == "svhn" else {"train": split == "train"}
+        which = {"split": split} if by_name else {"train": split == "train"}
         yield source(folder, download=download, **which)
 
 
@@ -304,14 +305,14 @@ def torchvision_class(name: str) -> Any:
 
 def _addresses(name: str) -> list[str]:
     source = torchvision_class(name)
-    if name == "svhn":
+    if hasattr(source, "split_list"):
         return [source.split_list[split][0] for split in _SPLITS]
     return list(source.mirrors) if files_of(name).gzipped else [source.url]
 
 
 def md5_sums(name: str) -> list[str]:
-    """Of the files of CIFAR or SVHN, in their order."""
+    """Of the files of a dataset, in their order."""
     source = torchvision_class(name)
-    if name == "svhn":
+    if hasattr(source, "split_list"):
         return [source.split_list[split][2] for split in _SPLITS]
     return [md5 for _, md5 in source.train_list + source.test_list]

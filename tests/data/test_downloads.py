@@ -302,7 +302,8 @@ def half_way(name: str, folder: Path, server: ondisk.Server) -> tuple[BaseProces
 
 def start_fetching(name: str, folder: Path) -> BaseProcess:
     """``ensure_files`` in a process of its own, a copy of this one with the server's MD5 sums."""
-    process = multiprocessing.get_context("fork").Process(target=ensure_files, args=(name, folder))
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=ensure_files, args=(name, folder), daemon=True)
     process.start()
     return process
 
