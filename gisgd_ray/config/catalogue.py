@@ -62,7 +62,7 @@ class Files:
     """Which files make up a dataset.
 
     Attributes:
-        torchvision_class: its name in ``torchvision.datasets``, which knows addresses and MD5 sums.
+        torchvision_class: its name in ``torchvision.datasets``, which fetches it.
         paths: below the data folder, training files before test files.
         gzipped: each file may also be there as ``NAME.gz``.
         megabytes: of the download.
@@ -199,7 +199,7 @@ DATASETS = Catalogue(
         DatasetRecord(
             "cifar10",
             "CIFAR-10",
-            "stored:read_cifar",
+            "stored:read_by_torchvision",
             shape=(3, 32, 32),
             classes=10,
             train=50_000,
@@ -221,7 +221,7 @@ DATASETS = Catalogue(
         DatasetRecord(
             "cifar100",
             "CIFAR-100",
-            "stored:read_cifar",
+            "stored:read_by_torchvision",
             shape=(3, 32, 32),
             classes=100,
             train=50_000,
@@ -236,7 +236,7 @@ DATASETS = Catalogue(
         DatasetRecord(
             "svhn",
             "SVHN",
-            "stored:read_svhn",
+            "stored:read_by_torchvision",
             shape=(3, 32, 32),
             classes=10,
             train=73_257,

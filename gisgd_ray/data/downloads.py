@@ -1,21 +1,19 @@
 """Where the files of a dataset lie, and how missing ones are fetched.
 
-The files lie in torchvision's layout, so that a folder filled by torchvision serves as it is.
-Addresses and MD5 sums are torchvision's too, asked for only when needed: importing torchvision
-costs a process about a second and 170 MB.
+The files lie in torchvision's layout, so that a folder filled by torchvision serves as it is, and
+torchvision fetches them. It is imported only when needed: that costs a process about a second and
+160 MB.
 """
 
-import hashlib
-import http.client
-import logging
 import os
 import re
 import shutil
-import tarfile
+import tempfile
 import threading
-import urllib.request
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +21,13 @@ from gisgd_ray.config.catalogue import DATASETS, Files
 from gisgd_ray.errors import DataError
 from gisgd_ray.file_locks import file_lock
 
-_log = logging.getLogger(__name__)
-
 ANSWER_SECONDS = 15.0
-"""A server that has not answered by then is out of reach (name, every address, redirects)."""
+"""A server that has sent no byte by then is out of reach (name, every address, redirects)."""
 
 STALL_SECONDS = 30.0
-"""A download that brings no byte for so long has failed."""
+"""A download that goes on for so long without a byte more has failed."""
+
+_SPLITS = ("train", "test")
 
 LOOKED_AT = 20_000
 """Names among which misplaced files are looked for."""
@@ -73,20 +71,24 @@ def ensure_files(name: str, folder: Path) -> None:
             if left := _missing(name, folder):  # not fetched by another process meanwhile
                 _fetch(name, folder, left)
     except OSError as fault:
+        archive = _archive(name, folder)
+        what = (
+            f"{archive} cannot be unpacked"
+            if archive
+            else f"{missing[0]} is missing and cannot be fetched"
+        )
         raise DataError(
-            f"{missing[0]} is missing and cannot be fetched, as the folder {folder} cannot be "
-            f"written ({fault}); {remedy(name, folder)}"
+            f"{what}, as the folder {folder} cannot be written ({fault}); {remedy(name, folder)}"
         ) from fault
 
 
 def not_here(name: str, folder: Path) -> str:
     """What is said where files of a dataset are missing and must not be fetched; "" if none is."""
-    files = DATASETS[name].files
-    archive = files is not None and files.archive and os.path.isfile(folder / files.archive)
-    if files is None or archive or not _missing(name, folder):
+    if not _missing(name, folder) or _archive(name, folder):
         return ""
+    size = files_of(name).megabytes
     return (
-        f"{name} is not in {folder} ({files.megabytes} MB, which the sweep itself will download)"
+        f"{name} is not in {folder} ({size} MB, which the sweep itself will download)"
         f"{_misplaced(name, folder)}"
     )
 
@@ -151,9 +153,9 @@ def _files_below(folder: Path) -> Iterator[Path]:
     """The files in a folder and three levels of those in it, at most so many."""
     left = LOOKED_AT
     for above, folders, files in os.walk(folder):
-        if len(Path(above).relative_to(folder).parts) >= 3 or left <= 0:
-            folders.clear()
-        folders.sort()
+        deep = len(Path(above).relative_to(folder).parts) >= 3 or left <= 0
+        # What begins with a dot is half a download.
+        folders[:] = () if deep else sorted(f for f in folders if not f.startswith("."))
         left -= len(folders) + len(files)
         yield from (Path(above, file) for file in sorted(files))
 
@@ -173,17 +175,17 @@ def files_of(name: str) -> Files:
     return files
 
 
-def torchvision_class(name: str) -> Any:
-    """The torchvision class of a dataset, for its addresses and MD5 sums."""
-    from torchvision import datasets
+def require_sum(name: str, folder: Path, path: Path, md5: str) -> None:
+    """Raises DataError if the MD5 sum of a file is not as it should be."""
+    from torchvision.datasets.utils import calculate_md5
 
-    return getattr(datasets, files_of(name).torchvision_class)
-
-
-def md5_of(path: Path) -> str:
-    """Hexadecimal MD5 sum of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    try:
+        found = calculate_md5(path)
+    except OSError as fault:
+        raise damaged(name, folder, path, expected="a readable file", found=str(fault)) from fault
+    if found != md5:
+        found = f"{found} ({path.stat().st_size} bytes)"
+        raise damaged(name, folder, path, expected=f"MD5 {md5}", found=found)
 
 
 def gzipped(path: Path) -> Path:
@@ -202,118 +204,115 @@ def _missing(name: str, folder: Path) -> list[Path]:
     ]
 
 
+def _archive(name: str, folder: Path) -> Path | None:
+    """The archive, if it is there, that stands for all files of a dataset."""
+    archive = files_of(name).archive
+    return folder / archive if archive and os.path.isfile(folder / archive) else None
+
+
 def _fetch(name: str, folder: Path, missing: Sequence[Path]) -> None:
     """Put the missing files into place; the caller holds the lock.
 
     Everything is downloaded and unpacked in a folder of its own and moved only when checked, so
-    a file in its place is complete even if the process is killed at any moment.
+    a file in its place is complete even if the process is killed at any moment. No other attempt
+    has that folder: one that was given up may still write into its own.
     """
-    partial = folder / f".{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
-    partial.mkdir()
+    for left in folder.glob(f".{name}.partial-*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}.partial-"))
     try:
-        if files_of(name).archive:
-            ready = _from_archive(name, folder, missing, partial)
+        if archive := _archive(name, folder):
+            _unpack(name, folder, archive, partial)
         else:
-            ready = _downloaded_files(name, folder, missing, partial)
-        for source, target in ready:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source.replace(target)
+            _download(name, folder, missing, partial)
+        for path in missing:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (partial / path.relative_to(folder)).replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _downloaded_files(
-    name: str, folder: Path, missing: Sequence[Path], partial: Path
-) -> list[tuple[Path, Path]]:
-    """Download each missing file; pairs of where it is and where it belongs."""
-    source = torchvision_class(name)
-    if files_of(name).gzipped:
-        wanted = [
-            ([mirror + file for mirror in source.mirrors], file, md5)
-            for file, md5 in source.resources
-        ]
-        targets = {gzipped(path).name: gzipped(path) for path in missing}
-    else:
-        wanted = [([url], file, md5) for url, file, md5 in source.split_list.values()]
-        targets = {path.name: path for path in missing}
-    ready = []
-    for urls, file, md5 in wanted:
-        if file in targets:
-            _download(name, folder, urls, partial / file, md5, target=targets[file])
-            ready.append((partial / file, targets[file]))
-    return ready
+def _unpack(name: str, folder: Path, archive: Path, partial: Path) -> None:
+    from torchvision.datasets.utils import extract_archive
+
+    require_sum(name, folder, archive, torchvision_class(name).tgz_md5)
+    extract_archive(archive, partial)
 
 
-def _from_archive(
-    name: str, folder: Path, missing: Sequence[Path], partial: Path
-) -> list[tuple[Path, Path]]:
-    """Unpack the missing files from the archive, downloaded if it is not in the data folder."""
-    source = torchvision_class(name)
-    archive = folder / source.filename
-    if not archive.is_file():
-        archive = partial / source.filename
-        _download(name, folder, [source.url], archive, source.tgz_md5, target=missing[0])
-    elif (found := md5_of(archive)) != source.tgz_md5:
-        raise damaged(
-            name,
-            folder,
-            archive,
-            expected=f"MD5 {source.tgz_md5}",
-            found=f"{found} ({archive.stat().st_size} bytes)",
-        )
-    ready = []
-    with tarfile.open(archive) as tar:
-        for target in missing:
-            member = tar.extractfile(target.relative_to(folder).as_posix())
-            assert member is not None, "the MD5 sum vouches for the archive's content"
-            with member, (partial / target.name).open("wb") as file:
-                shutil.copyfileobj(member, file)
-            ready.append((partial / target.name, target))
-    return ready
+def _download(name: str, folder: Path, missing: Sequence[Path], partial: Path) -> None:
+    """Have torchvision fetch the dataset into an empty folder, in a thread that may be left."""
+    servers = ", ".join(_addresses(name))
+    done: Future[None] = Future()
 
-
-def _download(
-    name: str, folder: Path, urls: Sequence[str], path: Path, md5: str, *, target: Path
-) -> None:
-    """Download one file from the first address that gives it with the right MD5 sum."""
-    faults = []
-    for url in urls:
-        _log.info("downloading %s", url)
+    def fetch() -> None:
         try:
-            with _answer(url) as response, path.open("wb") as file:
-                shutil.copyfileobj(response, file, 1 << 20)
-        except (OSError, http.client.HTTPException, ValueError) as fault:
-            faults.append(f"{url}: {fault}")
-            continue
-        if (found := md5_of(path)) == md5:
-            return
-        faults.append(f"{url}: expected MD5 {md5}, found {found} ({path.stat().st_size} bytes)")
-    raise DataError(
-        f"{target} is missing and could not be downloaded ({'; '.join(faults)}); "
-        f"{remedy(name, folder)}"
-    )
+            for _ in torchvision_splits(name, partial, download=True):
+                pass
+            done.set_result(None)
+        except Exception as fault:  # raised again where it is waited for
+            done.set_exception(fault)
 
-
-def _answer(url: str) -> Any:
-    """The opened response, or OSError within ANSWER_SECONDS.
-
-    The timeout of ``urlopen`` holds for each address of a host and not at all for looking up its
-    name: behind a firewall that drops packets, it alone would let a trial wait for minutes.
-    """
-    answer: Future[Any] = Future()
-
-    def ask() -> None:
-        request = urllib.request.Request(url, headers={"User-Agent": "gisgd_ray"})
-        try:
-            answer.set_result(urllib.request.urlopen(request, timeout=STALL_SECONDS))
-        except (OSError, http.client.HTTPException, ValueError) as fault:
-            answer.set_exception(fault)
-
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=fetch, daemon=True).start()
     try:
-        return answer.result(timeout=ANSWER_SECONDS)
-    except TimeoutError:
-        if answer.done():
-            raise
-        raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s") from None
+        _wait_while_growing(done, partial)
+    except (OSError, RuntimeError, HTTPException, ValueError) as fault:
+        found = " ".join(str(fault).split())  # of several lines
+        raise DataError(
+            f"{missing[0]} is missing and could not be downloaded from {servers} ({found}); "
+            f"{remedy(name, folder)}"
+        ) from fault
+
+
+def _wait_while_growing(done: Future[None], partial: Path) -> None:
+    """Wait for a download as long as bytes come.
+
+    torchvision sets no timeout. One for sockets would hold for all of the process, for each address
+    of a host anew, and not for looking up its name: behind a firewall that drops packets a trial
+    would still wait for minutes.
+
+    Raises:
+        TimeoutError: no more bytes came.
+        Exception: what the download raised.
+    """
+    size, since = 0, time.monotonic()
+    while not wait([done], timeout=0.1).done:
+        before, size = size, sum(p.stat().st_size for p in partial.rglob("*") if p.is_file())
+        limit = STALL_SECONDS if size else ANSWER_SECONDS
+        if size != before:
+            since = time.monotonic()
+        elif time.monotonic() - since > limit:
+            raise TimeoutError(f"no byte came within {limit:g} s")
+    done.result()
+
+
+def torchvision_splits(name: str, folder: Path, *, download: bool = False) -> Iterator[Any]:
+    """torchvision's training split, then its test split."""
+    source = torchvision_class(name)
+    # CIFAR's names of classes are in a file more, which nothing here needs.
+    source = type(source.__name__, (source,), {"_load_meta": lambda _: None})
+    by_name = hasattr(source, "split_list")
+    for split in _SPLITS:
+        which = {"split": split} if by_name else {"train": split == "train"}
+        yield source(folder, download=download, **which)
+
+
+def torchvision_class(name: str) -> Any:
+    """The torchvision class of a dataset, with its addresses and MD5 sums."""
+    from torchvision import datasets
+
+    return getattr(datasets, files_of(name).torchvision_class)
+
+
+def _addresses(name: str) -> list[str]:
+    source = torchvision_class(name)
+    if hasattr(source, "split_list"):
+        return [source.split_list[split][0] for split in _SPLITS]
+    return list(source.mirrors) if files_of(name).gzipped else [source.url]
+
+
+def md5_sums(name: str) -> list[str]:
+    """Of the files of a dataset, in their order."""
+    source = torchvision_class(name)
+    if hasattr(source, "split_list"):
+        return [source.split_list[split][2] for split in _SPLITS]
+    return [md5 for _, md5 in source.train_list + source.test_list]

@@ -1,15 +1,12 @@
 """The datasets as stored: images and labels, every file checked and named if damaged.
 
-The files are read here, and not by torchvision, whose readers want the IDX files unpacked, take
-a truncated one for an ``AssertionError`` and cost every process the import; the tests compare the
-two.
+CIFAR and SVHN are read by torchvision. The IDX files are not: it wants them unpacked, takes a
+truncated one for an ``AssertionError``, and its import would cost every process more memory than
+the whole of MNIST takes; the tests compare the two.
 """
 
 import gzip
-import hashlib
-import io
 import math
-import pickle
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +21,10 @@ from gisgd_ray.data.downloads import (
     ensure_files,
     files_of,
     gzipped,
+    md5_sums,
     remedy,
-    torchvision_class,
+    require_sum,
+    torchvision_splits,
 )
 from gisgd_ray.errors import DataError
 
@@ -150,8 +149,10 @@ def _read_idx(name: str, folder: Path, path: Path, shape: tuple[int, ...]) -> ND
             # One byte more than there should be: it shows excess, and has gzip check its sum.
             content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as fault:
-        expected = f"an IDX file of {sizes} bytes"
-        raise damaged(name, folder, path, expected=expected, found=f"{fault}") from fault
+        expected, found = f"an IDX file of {sizes} bytes", str(fault)
+        if isinstance(fault, gzip.BadGzipFile) and path.read_bytes().startswith(header):
+            expected, found = "a gzipped file", f"an unpacked one (rename it to {path.stem})"
+        raise damaged(name, folder, path, expected=expected, found=found) from fault
     if found_header != header:
         expected = f"the IDX header {header.hex(' ', -4)} for {sizes} bytes"
         found = found_header.hex(" ", -4) or "an empty file"
@@ -169,23 +170,24 @@ def _read_idx(name: str, folder: Path, path: Path, shape: tuple[int, ...]) -> ND
     return values
 
 
-def read_cifar(name: str, folder: Path) -> RawDataset:
-    """CIFAR-10 or CIFAR-100 (fine labels), "python version".
+def read_by_torchvision(name: str, folder: Path) -> RawDataset:
+    """CIFAR-10, CIFAR-100 (fine labels), or SVHN's cropped digits without the extra split.
 
-    Source: https://www.cs.toronto.edu/~kriz/cifar.html; a row holds the 1024 red bytes of an image
-    row by row, then the green and the blue ones.
+    Sources: https://www.cs.toronto.edu/~kriz/cifar.html, "python version";
+    http://ufldl.stanford.edu/housenumbers, whose label 10 is the digit 0.
     """
-    source = torchvision_class(name)
     splits: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []
-    for files in (source.train_list, source.test_list):
-        images, labels = [], []
-        for file, md5 in files:
-            content = _verified(name, folder, folder / source.base_folder / file, md5)
-            # Unpickling runs what the file says: only content with the known sum comes this far.
-            batch = pickle.loads(content, encoding="latin1")
-            images.append(batch["data"].reshape(-1, 3, 32, 32))
-            labels.append(batch["labels" if name == "cifar10" else "fine_labels"])
-        splits.append((np.concatenate(images), np.concatenate(labels).astype(np.int64)))
+    try:
+        for split in torchvision_splits(name, folder):
+            if name == "svhn":
+                splits.append((split.data, split.labels))
+            else:
+                labels = np.array(split.targets, dtype=np.int64)
+                splits.append((split.data.transpose(0, 3, 1, 2), labels))
+    except (OSError, RuntimeError):  # which does not name the file
+        for file, md5 in zip(files_of(name).paths, md5_sums(name), strict=True):
+            require_sum(name, folder, folder / file, md5)
+        raise
     (train_images, train_labels), (test_images, test_labels) = splits
     return RawDataset(
         train_images=train_images,
@@ -194,40 +196,3 @@ def read_cifar(name: str, folder: Path) -> RawDataset:
         test_labels=test_labels,
         num_classes=DATASETS[name].outputs,
     )
-
-
-def read_svhn(name: str, folder: Path) -> RawDataset:
-    """SVHN, cropped digits, without the extra split: http://ufldl.stanford.edu/housenumbers.
-
-    An image is stored as ``X[row, column, channel, sample]``, the digit 0 as the label 10.
-    """
-    from scipy.io import loadmat
-
-    splits: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []
-    for split in ("train", "test"):
-        _, file, md5 = torchvision_class(name).split_list[split]
-        content = loadmat(io.BytesIO(_verified(name, folder, folder / file, md5)))
-        splits.append(
-            (content["X"].transpose(3, 2, 0, 1), content["y"].ravel().astype(np.int64) % 10)
-        )
-    (train_images, train_labels), (test_images, test_labels) = splits
-    return RawDataset(
-        train_images=train_images,
-        train_labels=train_labels,
-        test_images=test_images,
-        test_labels=test_labels,
-        num_classes=10,
-    )
-
-
-def _verified(name: str, folder: Path, path: Path, md5: str) -> bytes:
-    """Content of a file whose MD5 sum is as it should be."""
-    try:
-        content = path.read_bytes()
-    except OSError as fault:
-        raise damaged(name, folder, path, expected="a readable file", found=str(fault)) from fault
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
-        found = f"{found} ({len(content)} bytes)"
-        raise damaged(name, folder, path, expected=f"MD5 {md5}", found=found)
-    return content

@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 
 from gisgd_ray.config.catalogue import DATASETS
 from gisgd_ray.config.data import DataConfig
 from gisgd_ray.data.dataset import load_dataset
-from gisgd_ray.data.downloads import files_of
+from gisgd_ray.data.downloads import files_of, torchvision_splits
 from gisgd_ray.data.stored import RawDataset, load_raw
 from gisgd_ray.errors import DataError
 from tests.support import ondisk
 
 IDX_NAMES = ("mnist", "fashion_mnist")
+UNREADABLE = Path("/proc/self/mem")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -77,30 +77,15 @@ class TestFormats:
         path.unlink()
         assert_holds(load_raw("mnist", tmp_path), written)
 
-    @pytest.mark.parametrize("name", ondisk.REAL_NAMES)
-    def test_torchvision_reads_the_same(self, name, put, tmp_path, monkeypatch):
-        """The writers here and the readers there know the formats independently."""
+    @pytest.mark.parametrize("name", IDX_NAMES)
+    def test_torchvision_reads_the_same(self, name, put, tmp_path):
+        """The IDX files, which are read here; the others torchvision reads."""
         put(name)
-        source = getattr(torchvision.datasets, files_of(name).torchvision_class)
-        if name.startswith("cifar"):  # it wants the class names besides
-            monkeypatch.setattr(source, "_load_meta", lambda _: None)
         raw = load_raw(name, tmp_path)
-        for split, images, labels in (
-            ("train", raw.train_images, raw.train_labels),
-            ("test", raw.test_images, raw.test_labels),
-        ):
-            if name == "svhn":
-                theirs = source(tmp_path, split=split)
-                their_images, their_labels = theirs.data, theirs.labels
-            else:
-                theirs = source(tmp_path, train=split == "train")
-                their_images, their_labels = np.asarray(theirs.data), np.asarray(theirs.targets)
-                if name.startswith("cifar"):
-                    their_images = their_images.transpose(0, 3, 1, 2)
-                else:
-                    their_images = their_images[:, None]
-            np.testing.assert_array_equal(images, their_images)
-            np.testing.assert_array_equal(labels, their_labels)
+        ours = [(raw.train_images, raw.train_labels), (raw.test_images, raw.test_labels)]
+        for (images, labels), theirs in zip(ours, torchvision_splits(name, tmp_path), strict=True):
+            np.testing.assert_array_equal(images, theirs.data[:, None])
+            np.testing.assert_array_equal(labels, theirs.targets)
 
     @pytest.mark.parametrize("name", ondisk.REAL_NAMES)
     def test_through_to_the_tensors(self, name, put, tmp_path, monkeypatch):
@@ -224,6 +209,16 @@ class TestDamagedIdx:
         )
         assert found in message
 
+    def test_an_unpacked_file_named_as_a_gzipped_one(self, put, tmp_path):
+        """As some browsers leave it."""
+        _, files = put("mnist", gz=True)
+        path = tmp_path / f"{self.IMAGES}.gz"
+        path.write_bytes(files[self.IMAGES])
+        assert sentence("mnist", tmp_path).startswith(
+            f"{path} is damaged: expected a gzipped file, found an unpacked one (rename it to "
+            "train-images-idx3-ubyte); "
+        )
+
     def test_another_dataset_of_the_format(self, put, tmp_path, monkeypatch):
         """Sound files with another number of samples, as a cut-down MNIST would have."""
         put("mnist")
@@ -269,14 +264,14 @@ class TestDamagedBinary:
         assert f"expected 12345 {split} samples, found {true};" in sentence(name, tmp_path)
 
 
-def test_unreadable_file(put, tmp_path, monkeypatch):
-    put("svhn")
-
-    def refuse(path: Path) -> bytes:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    message = sentence("svhn", tmp_path)
+@pytest.mark.skipif(not UNREADABLE.exists(), reason="needs a file that not even root may read")
+@pytest.mark.parametrize("name", ["mnist", "svhn"])
+def test_unreadable_file(put, tmp_path, name):
+    put(name)
+    path = tmp_path / files_of(name).paths[0]
+    path.unlink()
+    path.symlink_to(UNREADABLE)
+    message = sentence(name, tmp_path)
     assert re.search(
-        r"train_32x32.mat is damaged: expected a readable file, found .*Permission", message
+        rf"{path.name} is damaged: expected .* found \[Errno 5\] Input/output", message
     )
