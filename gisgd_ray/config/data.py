@@ -73,4 +73,7 @@ class DataConfig(Frozen):
                 f"data.normalization = {value!r} must be auto, authors, or as many means as stds "
                 "above 0, as in 0.1307/0.3081 or 0.49:0.48:0.45/0.25:0.24:0.26"
             )
-        return value
+        # Equal numbers are written alike: the trial's name is made of it.
+        return "/".join(
+            ":".join(repr(v + 0.0).removesuffix(".0") for v in part) for part in (means, stds)
+        )

@@ -1,21 +1,25 @@
-"""Configurations of the training schemes (PAPER section 4); defaults are the paper's settings."""
+"""Sections of the training schemes (PAPER section 4), each with its record; defaults are the
+paper's settings."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from gisgd_ray.config.frozen import Frozen
+from gisgd_ray.config.records import SchemeRecord
 
 
 class SGDConfig(Frozen):
     """Empirical risk minimisation: the gradient of the mean batch loss."""
 
+    record: ClassVar = SchemeRecord("sgd", "ERM", "sgd:build", gradient="plain")
     name: Literal["sgd"] = Field("sgd", description="training scheme")
 
 
 class FloodingConfig(Frozen):
     """Flooding (Ishida et al. 2020): descend on |L - level| + level, so ascend below the level."""
 
+    record: ClassVar = SchemeRecord("flooding", "Flooding", "flooding:build", gradient="multiple")
     name: Literal["flooding"] = Field("flooding", description="training scheme")
     level: float = Field(0.02, ge=0, description="loss (nats) below which the batch step ascends")
 
@@ -23,6 +27,9 @@ class FloodingConfig(Frozen):
 class ClippingConfig(Frozen):
     """Dynamic gradient clipping (Wang & Mao, section 5 and Algorithm 1)."""
 
+    record: ClassVar = SchemeRecord(
+        "clipping", "Dynamic clipping", "clipping:build", gradient="multiple"
+    )
     name: Literal["clipping"] = Field("clipping", description="training scheme")
     variant: Literal["running_minimum", "lag"] = Field(
         "running_minimum",
@@ -50,6 +57,7 @@ class ClippingConfig(Frozen):
 class GMPConfig(Frozen):
     """Gaussian model perturbation (Wang & Mao, section 6 and Algorithm 2)."""
 
+    record: ClassVar = SchemeRecord("gmp", "GMP", "gmp:build", keeps_weights=True)
     name: Literal["gmp"] = Field("gmp", description="training scheme")
     draws: int = Field(
         3, ge=1, description="k: draws of the perturbation per batch (estimator weights)"
@@ -95,6 +103,7 @@ class GMPConfig(Frozen):
 class AMPConfig(Frozen):
     """Adversarial model perturbation (Zheng et al. 2021): one ascent step, a ball per tensor."""
 
+    record: ClassVar = SchemeRecord("amp", "AMP", "ascent:build_amp", keeps_weights=True)
     name: Literal["amp"] = Field("amp", description="training scheme")
     radius: float = Field(
         0.5,
@@ -110,6 +119,7 @@ class AMPConfig(Frozen):
 class SAMConfig(Frozen):
     """Sharpness-aware minimisation (Foret et al. 2021): one ascent step, one ball for all."""
 
+    record: ClassVar = SchemeRecord("sam", "SAM", "ascent:build_sam", keeps_weights=True)
     name: Literal["sam"] = Field("sam", description="training scheme")
     radius: float = Field(0.05, ge=0, description="L2 radius of the ball around all the weights")
 
@@ -117,6 +127,7 @@ class SAMConfig(Frozen):
 class DropoutConfig(Frozen):
     """Dropout (Srivastava et al. 2014) at the input of every layer but the first."""
 
+    record: ClassVar = SchemeRecord("dropout", "Dropout", "dropout:build", needs="layers")
     name: Literal["dropout"] = Field("dropout", description="training scheme")
     rate: float = Field(0.1, ge=0, lt=1, description="fraction of units set to zero")
 
@@ -124,6 +135,9 @@ class DropoutConfig(Frozen):
 class LabelSmoothingConfig(Frozen):
     """Label smoothing (Szegedy et al. 2016)."""
 
+    record: ClassVar = SchemeRecord(
+        "label_smoothing", "Label smoothing", "label_smoothing:build", needs="classes"
+    )
     name: Literal["label_smoothing"] = Field("label_smoothing", description="training scheme")
     smoothing: float = Field(
         0.2, ge=0, lt=1, description="share of the target spread evenly over all K classes"
@@ -133,6 +147,7 @@ class LabelSmoothingConfig(Frozen):
 class MixUpConfig(Frozen):
     """MixUp (Zhang et al. 2018): inputs and losses of pairs mixed with lambda ~ Beta."""
 
+    record: ClassVar = SchemeRecord("mixup", "MixUp", "mixup:build")
     name: Literal["mixup"] = Field("mixup", description="training scheme")
     alpha: float = Field(1.0, gt=0, description="lambda ~ Beta(alpha, alpha), one a batch")
 
@@ -140,6 +155,9 @@ class MixUpConfig(Frozen):
 class AdversarialConfig(Frozen):
     """One-step adversarial training (Goodfellow et al. 2015)."""
 
+    record: ClassVar = SchemeRecord(
+        "adversarial", "Adv. training", "adversarial:build", needs="images"
+    )
     name: Literal["adversarial"] = Field("adversarial", description="training scheme")
     pixels: float = Field(
         1.0, ge=0, le=255, description="perturbation of every pixel, in raw values (1/255)"

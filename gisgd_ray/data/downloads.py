@@ -17,7 +17,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from gisgd_ray.config.catalogue import DATASETS, Files
+from gisgd_ray.config.catalogue import DATASETS
+from gisgd_ray.config.records import Files
 from gisgd_ray.errors import DataError
 from gisgd_ray.file_locks import file_lock
 

@@ -182,7 +182,9 @@ def _tables(journal: Journal, asked: Sequence[TrialConfig]) -> tuple[pyarrow.Tab
         record = journal.read(trial_id, with_steps=False)
         if record.row is not None:
             require_own(record.row, trial_id, journal.path(trial_id))
-            rows.add(record.row)
+            # A field that is newer than the row had its default then.
+            config = config_of(record.row)
+            rows.add({**(config.flat() if config else {}), **record.row})
         elif trial_id not in known:
             continue  # broken off, and not asked for any more
         for point in record.points:

@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from gisgd_ray.config.catalogue import DATASETS, MODELS, SCHEMES
+from gisgd_ray.config.data import DataConfig
 from gisgd_ray.config.frozen import Schedule, changes, flatten, unflatten
 from gisgd_ray.config.measurement import MeasurementConfig
 from gisgd_ray.config.model import (
@@ -388,6 +389,16 @@ def test_numbers_of_numpy_have_the_names_of_python_s() -> None:
     plain = trial({"training.learning_rate": 0.5, "model.width": 64})
     same = trial({"training.learning_rate": np.float32(0.5), "model.width": np.int64(64)})
     assert plain.trial_id == same.trial_id
+
+
+def test_equal_moments_have_one_name() -> None:
+    def named(*texts: str) -> set[str]:
+        return {TrialConfig(data=DataConfig(normalization=t)).trial_id for t in texts}
+
+    assert len(named("0/1", "0/1.0", "0.0/1", "-0.0/1", " 0 / 1e0")) == 1
+    assert len(named("0.1307/0.3081", ".1307/.3081", "0.13070/3081e-4")) == 1
+    assert len(named("0.1307/0.3081", "0.1307/0.30810000000000004")) == 2
+    assert DataConfig(normalization="0.1307:0/0.3081:1").normalization == "0.1307:0/0.3081:1"
 
 
 def test_equal_configs_have_equal_ids() -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from gisgd_ray.config.catalogue import DATASETS, MODELS, SCHEMES, DatasetName, DatasetRecord
+from gisgd_ray.config.catalogue import DATASETS, MODELS, SCHEMES, DatasetName
 from gisgd_ray.config.model import ModelConfig
+from gisgd_ray.config.records import DatasetRecord
 from gisgd_ray.config.scheme import SchemeConfig
 from gisgd_ray.config.space import make_space
 from gisgd_ray.data.dataset import normalized
@@ -38,21 +39,12 @@ EDITS = {
             '        DatasetRecord("rows", "Rows", "mine:read", shape=(5,), classes=3,\n'
             "            train=60, test=20),\n",
         ),
-        (
-            "MODELS = Catalogue(\n    [\n",
-            "MODELS = Catalogue(\n    [\n"
-            '        ModelRecord("deep", "deep network", "deep:deep"),\n',
-        ),
-        (
-            "SCHEMES = Catalogue(\n    [\n",
-            "SCHEMES = Catalogue(\n    [\n"
-            '        SchemeRecord("half", "Half", "half:build", gradient="multiple"),\n',
-        ),
     ],
     "config/model.py": [
         (
             "ModelConfig = Annotated[\n    MLPConfig\n",
             "class DeepConfig(Frozen):\n"
+            '    record: ClassVar = ModelRecord("deep", "deep network", "deep:deep")\n'
             '    name: Literal["deep"] = Field("deep", description="model family")\n'
             '    width: int = Field(8, ge=1, description="hidden units")\n\n\n'
             "ModelConfig = Annotated[\n    MLPConfig\n    | DeepConfig\n",
@@ -62,6 +54,8 @@ EDITS = {
         (
             "SchemeConfig = Annotated[\n    SGDConfig\n",
             "class HalfConfig(Frozen):\n"
+            '    record: ClassVar = SchemeRecord("half", "Half", "half:build",\n'
+            '        gradient="multiple")\n'
             '    name: Literal["half"] = Field("half", description="training scheme")\n'
             '    factor: float = Field(0.5, gt=0, description="of the gradient")\n\n\n'
             "SchemeConfig = Annotated[\n    SGDConfig\n    | HalfConfig\n",
@@ -222,14 +216,15 @@ def test_a_step_that_was_left_out(
         monkeypatch.setitem(catalogue, name, replace(record, made_by=made_by))
         said = (
             f"{path} = {name!r} needs a function {left_out} in gisgd_ray/{record.package}/"
-            f"{made_by.split(':')[0]}.py, which its record in gisgd_ray/config/catalogue.py names"
+            f"{made_by.split(':')[0]}.py, which its record in gisgd_ray/config/"
+            f"{record.declared_in} names"
         )
         with pytest.raises(UserError, match=said):
             make_plan({"one": space}, options(), "laptop")
     kept = dict(catalogue)
     try:
         del catalogue[name]
-        with pytest.raises(UserError, match=f"{name!r} has no record in gisgd_ray/config/cata"):
+        with pytest.raises(UserError, match=f"{name!r} has no record; CONTRIBUTING.md says"):
             make_plan({"one": space}, options(), "laptop")
     finally:
         catalogue.clear()

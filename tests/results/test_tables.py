@@ -12,7 +12,13 @@ from gisgd_ray.errors import UserError
 from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.results import tables as results
 from gisgd_ray.results.journal import Journal
-from gisgd_ray.results.tables import ResultTables, results_folder, row_of, write_tables
+from gisgd_ray.results.tables import (
+    ResultTables,
+    results_folder,
+    row_of,
+    varying_fields,
+    write_tables,
+)
 from tests.results.test_journal import no_space
 from tests.support.journals import add_point, add_steps, series
 from tests.support.runs import config
@@ -63,6 +69,20 @@ def test_tables_of_a_sweep(tmp_path: Path) -> None:
     others = write_tables(tmp_path, [trials[1], trials[0]])  # asked for now; the rest was earlier
     assert others.trials["seed"].tolist() == [1, 0, 2]
     assert set(others.history["trial_id"]) == {t.trial_id for t in trials[:3]}
+
+
+def test_a_field_newer_than_a_row_had_its_default_there(tmp_path: Path) -> None:
+    """Else one configuration would be two panels, and its seeds apart."""
+    old, new = TrialConfig(seed=0), TrialConfig(seed=1)
+    assert old.training.momentum == 0
+    written = row_of(old, METRICS)
+    del written["training.momentum"]
+    journal = Journal(tmp_path)
+    journal.add_row(old.trial_id, written)
+    journal.add_row(new.trial_id, row_of(new, METRICS))
+    trials = write_tables(tmp_path, [old, new]).trials
+    assert trials["training.momentum"].tolist() == [0, 0]
+    assert varying_fields(trials, besides=["seed"]) == []
 
 
 @pytest.mark.parametrize("line", [0, 1, -1])
