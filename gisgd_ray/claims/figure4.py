@@ -34,7 +34,7 @@ from gisgd_ray.claims.claim import Claim, corrected_together
 from gisgd_ray.claims.points import TEST, TRAIN, finished, numbers, points_after_start, reading
 from gisgd_ray.claims.statistics import PValues, all_of
 from gisgd_ray.claims.valley import running_median
-from gisgd_ray.results.panels import Title, panels, told_apart
+from gisgd_ray.results.panels import Title, distinct_labels, panels
 from gisgd_ray.results.tables import ResultTables
 
 FACTOR = "measure/gradient_factor"
@@ -80,7 +80,7 @@ def figure_panels(trials: pd.DataFrame) -> dict[Title, list[Variant]]:
 def variants(panel: pd.DataFrame) -> list[Variant]:
     """The schemes of one panel, those without clipping first, each under a label of its own."""
     schemes = [column for column in panel.columns if column.startswith("scheme.")]
-    labels = told_apart(panel, panel.apply(_label, axis=1), schemes)
+    labels = distinct_labels(panel, panel.apply(_label, axis=1), schemes)
     found = [Variant(str(label), group) for label, group in panel.groupby(labels, sort=False)]
     return sorted(found, key=lambda variant: variant.clips)
 

@@ -31,7 +31,7 @@ from gisgd_ray.claims.statistics import (
     tested,
 )
 from gisgd_ray.config.catalogue import SCHEMES
-from gisgd_ray.results.panels import Title, panels, told_apart
+from gisgd_ray.results.panels import Title, distinct_labels, panels
 from gisgd_ray.results.tables import ResultTables, records
 
 ERM, GMP3, ABSOLUTE = SCHEMES["sgd"].printed, "GMP3", "GMP3 absolute"
@@ -68,7 +68,7 @@ def by_panel(trials: pd.DataFrame) -> dict[Title, pd.DataFrame]:
         step_time=_training_time(trials) / trials["steps"].astype(float),
     )
     return {
-        title: panel.assign(scheme=told_apart(panel, panel["scheme"], axes))
+        title: panel.assign(scheme=distinct_labels(panel, panel["scheme"], axes))
         for title, panel in panels(prepared, [*axes, "scheme"]).items()
     }
 

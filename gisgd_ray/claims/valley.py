@@ -112,14 +112,14 @@ def local_scatter(logs: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Curves:
+class MedianCurves:
     """Curves of log V as running medians, and the squares of their errors; ``(..., n)`` both."""
 
     smooth: Array
     variances: Array
 
     @classmethod
-    def of(cls, logs: Array) -> "Curves":
+    def of(cls, logs: Array) -> "MedianCurves":
         widths = 2 * np.array(_halves(logs.shape[-1])) + 1
         return cls(running_median(logs), local_scatter(logs) ** 2 / widths)
 
@@ -158,7 +158,7 @@ def _null_changes(n: int) -> NullChanges:
 
 
 def _quantiles(flat: Array, rng: np.random.Generator) -> NullChanges:
-    curve, n = Curves.of(flat), flat.shape[-1]
+    curve, n = MedianCurves.of(flat), flat.shape[-1]
     largest = np.full(len(flat), -math.inf)
     for i in range(n - 1):
         largest = np.maximum(largest, curve.t([i], slice(i + 1, n)).max(axis=-1))
@@ -267,7 +267,7 @@ def excluded(dispersion: Iterable[float]) -> Excluded:
 
 def _known(
     epochs: Iterable[float] | None, dispersion: Iterable[float]
-) -> tuple[Array, Curves | None]:
+) -> tuple[Array, MedianCurves | None]:
     v = np.asarray(list(dispersion), dtype=np.float64)
     x = (
         np.arange(len(v), dtype=np.float64)
@@ -275,7 +275,7 @@ def _known(
         else np.asarray(list(epochs), dtype=np.float64)
     )
     known = np.isfinite(v) & (v > 0)
-    return x[known], Curves.of(np.log(v[known])) if known.sum() >= WINDOW else None
+    return x[known], MedianCurves.of(np.log(v[known])) if known.sum() >= WINDOW else None
 
 
 def middle_of_equals(values: Array, first: int) -> int:

@@ -4,7 +4,7 @@ import difflib
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
@@ -272,7 +272,10 @@ def _is_grid(path: str, values: Any) -> bool:
 
 def takes_lists(path: str) -> bool:
     """Whether one value of the field is a list."""
-    return any("tuple" in str(info.annotation) for _, info in field_paths()[path])
+    kinds = [
+        t for _, info in field_paths()[path] for t in (info.annotation, *get_args(info.annotation))
+    ]
+    return any(get_origin(kind) is tuple for kind in kinds)
 
 
 def has_distribution(fields: Mapping[str, Any]) -> bool:

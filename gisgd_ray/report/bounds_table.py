@@ -26,7 +26,7 @@ from gisgd_ray.numbers import (
 from gisgd_ray.report.premises import (
     AT_OPTIMUM,
     EXCEEDED,
-    exceeded_told,
+    exceeded_sentence,
     is_exceeded,
     times_exceeded,
 )
@@ -56,7 +56,7 @@ STOP_REASONS = {
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """One measured column."""
 
     name: str
@@ -130,7 +130,7 @@ class SeedRow:
     cells: list[Cell]
 
 
-def table_columns(trials: pd.DataFrame) -> list[Column]:
+def table_columns(trials: pd.DataFrame) -> list[TableColumn]:
     """The columns that a table shows, in its order; a bound of the user's own by its raw name.
 
     Those at a noise std are left to the comparison, V and V~ to where replicas part them, and what
@@ -141,12 +141,12 @@ def table_columns(trials: pd.DataFrame) -> list[Column]:
     if "replicas" not in names:
         names = [name for name in names if name not in DISPERSIONS]
     columns = [
-        Column(q.name, q.group, q.symbol, q.detail)
+        TableColumn(q.name, q.group, q.symbol, q.detail)
         for q in QUANTITIES.values()
         if q.group is not None and q.name in names
     ]
     columns += [
-        Column(name, Group.BOUND, name.removeprefix("bound/"), "")
+        TableColumn(name, Group.BOUND, name.removeprefix("bound/"), "")
         for name in sorted(names)
         if name.startswith("bound/") and quantity(name) is None
     ]
@@ -207,7 +207,7 @@ def trial_label(row: Mapping[str, Any], paths: Sequence[str]) -> str:
 
 
 def trial_rows(
-    trials: pd.DataFrame, columns: Sequence[Column], paths: Sequence[str]
+    trials: pd.DataFrame, columns: Sequence[TableColumn], paths: Sequence[str]
 ) -> list[TrialRow]:
     """Every trial that ended, however it ended."""
     return [
@@ -243,7 +243,7 @@ INAPPLICABLE = ("test/accuracy", "bound/theorem3", "bound/theorem4")
 """Columns that a regression, or another network, does not have: their dash needs no reason."""
 
 
-def _lacks(columns: Sequence[Column], cells: Sequence[Cell]) -> bool:
+def _lacks(columns: Sequence[TableColumn], cells: Sequence[Cell]) -> bool:
     """Whether a value is missing that the trial should have."""
     pairs = zip(columns, cells, strict=True)
     return any(cell.value is None and column.name not in INAPPLICABLE for column, cell in pairs)
@@ -259,7 +259,7 @@ def row_reason(row: Mapping[str, Any]) -> str:
 
 
 def seed_rows(
-    trials: pd.DataFrame, columns: Sequence[Column], paths: Sequence[str]
+    trials: pd.DataFrame, columns: Sequence[TableColumn], paths: Sequence[str]
 ) -> list[SeedRow]:
     """Mean and sample std (n - 1) over the finished seeds of every swept combination.
 
@@ -278,7 +278,7 @@ def seed_rows(
     return rows
 
 
-def _mean_std(column: Column, rows: Sequence[Mapping[str, Any]]) -> Cell:
+def _mean_std(column: TableColumn, rows: Sequence[Mapping[str, Any]]) -> Cell:
     numbers = pd.Series([column.number(row) for row in rows], dtype="float64").dropna()
     if numbers.empty:
         return Cell(DASH, None)
@@ -292,7 +292,7 @@ def _mean_std(column: Column, rows: Sequence[Mapping[str, Any]]) -> Cell:
 def exceeded(trials: pd.DataFrame) -> str:
     """What the mark of a bound without a noise std means; "" where none has one."""
     done = [row for row in records(trials) if row["status"] == "finished"]
-    return exceeded_told([], times_exceeded(done, AT_OPTIMUM))
+    return exceeded_sentence([], times_exceeded(done, AT_OPTIMUM))
 
 
 def coverage(trials: pd.DataFrame) -> str:

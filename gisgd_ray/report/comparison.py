@@ -37,9 +37,9 @@ from gisgd_ray.report.premises import (
     excess,
     gap_may_be_zero,
     is_exceeded,
-    marks_told,
+    marks_sentences,
     mean_half_width,
-    premises_told,
+    premises_sentences,
 )
 from gisgd_ray.results.tables import records
 from gisgd_ray.theory.quantities import NBSP, NEU, OURS, QUANTITIES, Group, symbol
@@ -163,7 +163,7 @@ WITHOUT_NOISE_STD = (
 
 
 @dataclass(frozen=True)
-class Line:
+class SigmaRow:
     """One noise std of a block."""
 
     noise_std: Cell
@@ -182,7 +182,7 @@ class Block:
     flags: list[str]
     facts: list[tuple[str, str]]
     """The true gap and the bounds without a noise std: name and value."""
-    lines: list[Line]
+    lines: list[SigmaRow]
     reason: str
     """Why ours holds a dash in a trial that finished, as far as its row says."""
 
@@ -252,8 +252,8 @@ def compare(
         lower_bounds=any(neu.at_least for _, neu in pairs),
         decided=all(ours < neu.number for ours, neu in pairs if neu.at_least),
         one_draw=one_draw,
-        premises=premises_told(done, list(noise_stds)),
-        notes=marks_told(done, list(noise_stds), over_seeds=over_seeds),
+        premises=premises_sentences(done, list(noise_stds)),
+        notes=marks_sentences(done, list(noise_stds), over_seeds=over_seeds),
     )
 
 
@@ -283,9 +283,9 @@ def _block(
     for at, noise_std in noise_stds.items():
         cells = [_cell(column, done, at) for column in columns]
         if any(cell.value is not None for cell in cells):  # else a std that only other trials have
-            lines.append(Line(noise_std, cells))
+            lines.append(SigmaRow(noise_std, cells))
     nothing = Cell(DASH, None)
-    lines = lines or [Line(nothing, [nothing] * len(columns))]
+    lines = lines or [SigmaRow(nothing, [nothing] * len(columns))]
     if over_seeds:
         of = "" if len(done) == len(rows) else f"{len(done)} of "
         status = f"{of}{len(rows)} seed{'s' if len(rows) > 1 else ''}"

@@ -59,7 +59,7 @@ def mean_half_width(rows: Sequence[Mapping[str, Any]], at: str) -> float | None:
     return math.hypot(math.hypot(*draws), sum(samples)) / len(rows)
 
 
-def exceeded_told(at_stds: Sequence[float], at_optimum: Sequence[float]) -> str:
+def exceeded_sentence(at_stds: Sequence[float], at_optimum: Sequence[float]) -> str:
     """What the mark of a bound means; "" where none has it.
 
     Args:
@@ -89,7 +89,7 @@ def times_exceeded(rows: Iterable[Mapping[str, Any]], at: str) -> list[float]:
     return [ratio for row in rows if (ratio := excess(row, at)) and ratio > 1]
 
 
-def premises_told(rows: Sequence[Mapping[str, Any]], noise_stds: Sequence[str]) -> str:
+def premises_sentences(rows: Sequence[Mapping[str, Any]], noise_stds: Sequence[str]) -> str:
     """In how many comparisons R is exceeded, and in how many the flatness gap may be zero.
 
     Empty where neither was looked at.
@@ -109,14 +109,14 @@ def premises_told(rows: Sequence[Mapping[str, Any]], noise_stds: Sequence[str]) 
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
-def marks_told(
+def marks_sentences(
     rows: Sequence[Mapping[str, Any]], noise_stds: Sequence[str], *, over_seeds: bool
 ) -> list[str]:
     """What the marks and the ± of the comparison mean, as far as these trials have any."""
     lines = [(row, at) for row in rows for at in noise_stds]
     notes = []
     ratios = [ratio for at in noise_stds for ratio in times_exceeded(rows, at)]
-    if note := exceeded_told(ratios, times_exceeded(rows, AT_OPTIMUM)):
+    if note := exceeded_sentence(ratios, times_exceeded(rows, AT_OPTIMUM)):
         notes.append(note)
     if any(mean_half_width([row], at) for row, at in lines):
         notes.append(

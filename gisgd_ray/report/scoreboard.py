@@ -110,22 +110,22 @@ ITEMS = (
 
 
 @dataclass(frozen=True)
-class Line:
+class PaperItem:
     """One figure or table of the paper on the scoreboard."""
 
     item: str
     title: str
     sweep: str
-    done: Sequence["Sweep"]
+    done: Sequence["SweepFolder"]
     """The folders that reproduce it; none where it was not run."""
-    others: Sequence["Sweep"]
+    others: Sequence["SweepFolder"]
     """Of a table: the folders that have it of other networks or data."""
     has_results: bool
     """Whether a trial of it has finished."""
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepFolder:
     """One folder's results, as text."""
 
     name: str
@@ -139,7 +139,7 @@ class Sweep:
     scale: str
     ran: str
     """Networks and data, which at laptop scale are not the paper's: "mlp on mnist5k"."""
-    told: Sequence[tuple[str, str]]
+    counts: Sequence[tuple[str, str]]
     """Verdicts that there are, and how many claims have it: ("holds", "2 hold")."""
     verdicts: dict[Verdict, int]
     claims: Sequence[Claim]
@@ -172,7 +172,7 @@ def write_scoreboard(
         run = [sweeps[key] for key, trials in its.items() if len(trials) or not sweeps[key].tried]
         done = any((trials["status"] == "finished").any() for trials in its.values())
         others = [sweeps[key] for key in its if item.is_table and sweeps[key] not in run]
-        lines.append(Line(item.name, item.title, item.sweep, run, others, has_results=done))
+        lines.append(PaperItem(item.name, item.title, item.sweep, run, others, has_results=done))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -203,9 +203,9 @@ def _ran(trials: pd.DataFrame) -> str:
     return ", ".join(f"{model} on {data}" for model, data in pairs)
 
 
-def _sweep(report: Report, above: Path) -> Sweep:
+def _sweep(report: Report, above: Path) -> SweepFolder:
     verdicts = {v: sum(c.verdict == v for c in report.claims) for v in VERDICTS}
-    return Sweep(
+    return SweepFolder(
         name=report.sweep.name,
         item=report.sweep.item,
         folder=_below(report.results.folder, above),
@@ -214,7 +214,7 @@ def _sweep(report: Report, above: Path) -> Sweep:
         status=status_line(report.trials, report.planned),
         scale=report.facts.get("scale", "not recorded"),
         ran=_ran(report.trials),
-        told=[(v, _counted(verdicts, v)) for v in VERDICTS if verdicts[v]],
+        counts=[(v, _counted(verdicts, v)) for v in VERDICTS if verdicts[v]],
         verdicts=verdicts,
         claims=report.claims,
         figures=[
@@ -235,7 +235,7 @@ def _counted(verdicts: Mapping[Verdict, int], verdict: Verdict) -> str:
     return f"{count:,} {verdict if count == 1 else VERDICTS[verdict][0]}"
 
 
-def _summary(lines: Iterable[Line], sweeps: Iterable[Sweep]) -> str:
+def _summary(lines: Iterable[PaperItem], sweeps: Iterable[SweepFolder]) -> str:
     """As in "9 of 12 figures and tables have results; of 3 claims tested: 1 holds, 2 undecided".
 
     A claim that several folders have tested counts once, and apart where they do not agree.
@@ -247,10 +247,10 @@ def _summary(lines: Iterable[Line], sweeps: Iterable[Sweep]) -> str:
         for claim in sweep.claims:
             found.setdefault((sweep.name, claim.text), set()).add(claim.verdict)
     counts = {v: sum(verdicts == {v} for verdicts in found.values()) for v in VERDICTS}
-    told = ", ".join(_counted(counts, v) for v in VERDICTS)
+    tested = ", ".join(_counted(counts, v) for v in VERDICTS)
     if apart := len(found) - sum(counts.values()):
-        told += f", {apart} not the same in every folder"
+        tested += f", {apart} not the same in every folder"
     return (
         f"{done} of {len(lines)} figures and tables have results; of "
-        f"{counted(len(found), 'claim')} tested: {told}"
+        f"{counted(len(found), 'claim')} tested: {tested}"
     )

@@ -52,7 +52,7 @@ def write_report(
         swept,
         len(planned | ended),
         facts=_facts(record) | _time_facts(trials),
-        versions=versions_told(record),
+        versions=versions_shown(record),
     )
     report, drawn = _drawn(report)
     save_tables(report.tables, tables.folder / "tables.md")
@@ -97,7 +97,7 @@ def _lacking(sweep: Sweep, tables: ResultTables, column: object) -> UserError:
     )
 
 
-def versions_told(record: LaunchRecord | None) -> dict[str, str]:
+def versions_shown(record: LaunchRecord | None) -> dict[str, str]:
     """Those that made the numbers, where that is known."""
     if record is None or not record.versions:
         why = "no launch left a record" if record is None else "no launch here ran a trial"

@@ -1,9 +1,11 @@
 """Which columns the tables of a sweep have, in which order, and of which type.
 
-The same for every sweep: what it sweeps, trains and measures decides which of them are empty, and
-at which noise stds there are columns. So tables of different sweeps stand below one another in
-pandas, pyarrow, polars and DuckDB. The order: the trial, its settings, then what was measured, as
-the catalogue (:mod:`gisgd_ray.theory.quantities`) has it; what it does not have comes last.
+``trials`` has the same for every sweep of the same noise stds: what it sweeps, trains and measures
+decides which of them are empty. ``history``, of millions of points maybe, has those that one of
+its points has. Every column is of one type everywhere, so that tables of different sweeps stand
+below one another by name in pandas, pyarrow, polars and DuckDB. The order: the trial, its settings,
+then what was measured, as the catalogue (:mod:`gisgd_ray.theory.quantities`) has it; what it does
+not have comes last.
 """
 
 import types

@@ -82,7 +82,7 @@ def setting_text(path: str, value: Any, *, spaced: bool = False) -> str:
     return f"{name} = {format_setting(value)}"
 
 
-def told_apart(
+def distinct_labels(
     trials: pd.DataFrame, labels: "pd.Series[str]", fields: Sequence[str]
 ) -> "pd.Series[str]":
     """The label of every trial, with those of these fields that tell trials of one label apart.

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
@@ -410,8 +410,8 @@ def _meaning(info: Any) -> str:
     """What a field is, its bounds, default and options."""
     shown = info.default if isinstance(info.default, str) else json.dumps(info.default)
     text = f"{info.description or ''} [{', '.join([*_bounds(info), f'default {shown}'])}]"
-    if "Literal" in str(info.annotation):
-        options = ", ".join(str(o) for o in getattr(info.annotation, "__args__", ()))
+    if get_origin(info.annotation) is Literal:
+        options = ", ".join(map(str, get_args(info.annotation)))
         text += f" ({options})"
     return text
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import combinations, repeat
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from gisgd_ray.data.downloads import data_folder, not_here
 from gisgd_ray.device import Device
 from gisgd_ray.errors import DataError
 from gisgd_ray.training import loop as training
+from gisgd_ray.training.measured import MEASURES
 
 TRIED = 6
 """So many trials are tried out."""
@@ -218,9 +219,20 @@ def steps_range(
 
 
 def num_points(config: TrialConfig, steps: float) -> float:
-    """Measuring points of a run of so many steps."""
-    schedule, epoch = config.training.evaluation, planned_epoch_steps(config)
-    return 1 + schedule.count(steps, epoch)
+    """Measuring points of a run of so many steps: where the evaluation is due, or any measure.
+
+    Where points that are log-spaced fall on others, they count twice.
+    """
+    epoch = planned_epoch_steps(config)
+    due = {config.training.evaluation}
+    due |= {s for each in MEASURES if each.is_on(config) for s in each.schedules(config)}
+    periods = {s.period(epoch) for s in due if s.unit != "log"}
+    found = 1 + sum(s.count(steps, epoch) for s in due if s.unit == "log")
+    # Multiples of one period or another, by inclusion and exclusion.
+    for size in range(1, len(periods) + 1):
+        for some in combinations(periods, size):
+            found -= (-1) ** size * (steps / math.lcm(*some))
+    return found
 
 
 def duration(seconds: float) -> str:

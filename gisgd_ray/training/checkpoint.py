@@ -2,7 +2,8 @@
 
 No random stream needs saving: every draw is a function of (seed, purpose, counter). What a run has
 measured, its points and their steps, grows with it: a checkpoint can leave that out, for a caller
-that keeps it in pieces (:func:`dump_measured`), and is then of one size at every step.
+that keeps it in pieces (:func:`dump_measured`), and is then of one size at every step, but for the
+steps since the last measuring point and the rates since the last of Psi.
 """
 
 import hashlib

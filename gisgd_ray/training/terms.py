@@ -66,7 +66,8 @@ _RUN = {"subgaussian_constant", "num_samples", "learning_rates"}
 _NOISY = {*_RUN, "num_parameters", "noise_stds"}
 _OF_A_STEP = {"dispersions", "squared_gradient_norms"}
 CLOSED = _formulas("bound/", taking={*_RUN, *_OF_A_STEP, "hessian_trace"})
-"""Whole bounds, of sums over the steps and Tr H at W_T."""
+"""Whole bounds that take the run by T sum_t lambda_t^2 x_t Tr H alone, x_t = V_t or ||g_t||^2, so
+that all steps may stand in one (:meth:`TrajectoryTerms.closed_forms`)."""
 ADDITIVE = _formulas("term/", taking={*_NOISY, *_OF_A_STEP, "conditional_dispersions"})
 """Trajectory terms that are the root of a sum over t, of what is known of step t."""
 LINEAR = _formulas("term/", taking={*_RUN, "noise_stds", "dispersions", "sensitivities"})

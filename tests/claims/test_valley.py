@@ -17,8 +17,8 @@ from gisgd_ray.claims.valley import (
     FACTOR,
     NEIGHBOURS,
     WINDOW,
-    Curves,
     Excluded,
+    MedianCurves,
     correlated_scatter,
     excluded,
     find_valley,
@@ -148,7 +148,7 @@ def test_scatter_and_standard_errors_by_hand() -> None:
     logs = np.random.default_rng(0).normal(size=30).cumsum()
     n = len(logs)
     bends = {i: abs(logs[i] - (logs[i - 1] + logs[i + 1]) / 2) for i in range(1, n - 1)}
-    curve = Curves.of(logs)
+    curve = MedianCurves.of(logs)
     for i in range(n):
         nearest = sorted(bends, key=lambda k: (abs(k - min(max(i, 1), n - 2)), k))
         middle = nearest[:NEIGHBOURS]
@@ -272,7 +272,7 @@ def test_the_false_alarms_come_to_five_percent_where_nothing_else_stands_in_the_
     """The largest change of flat curves, which is what the quantile is of: neither far below."""
     enough = null_changes(40).largest
     drawn = correlated_scatter(np.random.default_rng(4), 400, 40, 0.3)
-    curve = Curves.of(drawn)
+    curve = MedianCurves.of(drawn)
     largest = np.max([curve.t([i], slice(i + 1, 40)).max(axis=-1) for i in range(39)], axis=0)
     assert 2 <= (largest > enough).sum() <= 36  # of 400; even scatter has fewer than 20
 

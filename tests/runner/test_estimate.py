@@ -148,9 +148,9 @@ def test_few_steps_tell_nothing() -> None:
 # ---------------------------------------------------------------- how many points
 
 
-def counted(given: TrialConfig, steps: int) -> int:
-    schedule, epoch = given.training.evaluation, planned_epoch_steps(given)
-    return sum(schedule.is_due(step, epoch) for step in range(steps + 1))
+def counted(given: TrialConfig, steps: int, *more: Schedule) -> int:
+    schedules, epoch = (given.training.evaluation, *more), planned_epoch_steps(given)
+    return sum(any(s.is_due(step, epoch) for s in schedules) for step in range(steps + 1))
 
 
 @pytest.mark.parametrize("every", [1, 3])
@@ -167,6 +167,23 @@ def test_points_on_a_regular_schedule(every: int, unit: str, steps: int) -> None
 def test_points_that_are_log_spaced(every: int, steps: int) -> None:
     given = config({"training.evaluation.every": every, "training.evaluation.unit": "log"})
     assert num_points(given, steps) == pytest.approx(counted(given, steps), abs=3)
+
+
+@pytest.mark.parametrize("sensitivity", [False, True])
+@pytest.mark.parametrize("trace", [(1, "step"), (6, "step"), (5, "epoch"), (4, "step"), None])
+def test_the_points_of_measures_count(trace: tuple[int, str] | None, sensitivity: bool) -> None:
+    """Where schedules meet there is one point."""
+    path, changes = "measurement.hessian_schedule", {"measurement.sensitivity": sensitivity}
+    changes |= {"measurement.sensitivity_schedule.every": 9}
+    changes |= {"measurement.sensitivity_schedule.unit": "step"}
+    if trace is not None:
+        changes |= {f"{path}.every": trace[0], f"{path}.unit": trace[1]}
+    given = config(changes)
+    m = given.measurement
+    due = [m.hessian_schedule] if m.hessian_schedule is not None else []
+    due += [m.sensitivity_schedule] if sensitivity else []
+    # Of a whole number of all periods: four steps are an epoch.
+    assert num_points(given, 1800) == pytest.approx(counted(given, 1800, *due), rel=1e-12)
 
 
 # ---------------------------------------------------------------- the sum

@@ -10,6 +10,7 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.measures.hessian import HessianOperator, HessianTrace
 from gisgd_ray.networks.models import num_parameters
 from gisgd_ray.training import loop as training
+from gisgd_ray.training.terms import ADDITIVE, CLOSED, LINEAR, THEOREM1, TRAJECTORIES
 from tests.support import reference
 from tests.support.runs import Finished, config, run
 
@@ -49,24 +50,25 @@ NAMES = [
     *("term/trajectory_factor", "term/flatness_factor"),
     *("term/trajectory_at_optimum", "term/flatness_at_optimum", "term/optimal_noise_std"),
     "term/theorem2_trajectory_at_optimum",
-    *("bound/theorem2_closed_form", "bound/lemma7", "bound/undefined_reason"),
-    "bound/remark",
+    *(*CLOSED, "bound/undefined_reason", "bound/remark"),
     *("time/training_s", "time/training_cpu_s", "time/measuring_s"),
 ]
 EMPTY = ("outside_theorem", "bound/undefined_reason", "bound/remark")
 """Said in words, or not at all."""
+OF_ONE_RUN = [name for name in ADDITIVE if name != THEOREM1]
 NAMES_AT_STD = [
     *NAMES_OF_FLATNESS,
-    *("term/theorem2_trajectory", "term/lemma2_without_sensitivity", "term/corollary2_flatness"),
-    *("bound/theorem2", "bound/theorem2_perturbed_r", "bound/corollary2"),
+    *(*OF_ONE_RUN, "term/lemma2_without_sensitivity", "term/corollary2_flatness"),
+    *(bound for bound, term in TRAJECTORIES.items() if term in OF_ONE_RUN),
+    *("bound/theorem2_perturbed_r", "bound/corollary2"),
 ]
 NAMES_OF_SENSITIVITY = [
     "measure/local_gradient_sensitivity",
     "measure/local_gradient_sensitivity_stderr",
     *("sum/sensitivity", "sum/lr2_sensitivity"),
-    *("term/lemma2_trajectory", "term/corollary1_trajectory"),
-    *("bound/lemma2_neu", "bound/lemma2_neu_perturbed_r"),
-    "bound/corollary1",
+    *LINEAR,
+    *(bound for bound, term in TRAJECTORIES.items() if term in LINEAR),
+    "bound/lemma2_neu_perturbed_r",
     *("term/lemma2_population_trajectory", "bound/lemma2_neu_population"),
 ]
 NAMES_OF_REPLICAS = ["term/theorem1_trajectory", "bound/theorem1"]
@@ -307,11 +309,11 @@ class TestOutsideTheTheorem:
 
 
 class TestUndefined:
-    CLOSED = ("bound/theorem2_closed_form", "bound/lemma7", "term/optimal_noise_std")
+    NEED_TRACE = (*CLOSED, "term/optimal_noise_std")
 
     def test_without_dispersion(self):
         row = run({"measurement.dispersion": False}).row
-        assert all(math.isnan(row[name]) for name in self.CLOSED)
+        assert all(math.isnan(row[name]) for name in self.NEED_TRACE)
         assert math.isnan(row["measure/gradient_dispersion"])
         assert math.isnan(row["sum/lr2_dispersion"])
         assert "dispersion was not measured" in row["bound/undefined_reason"]
@@ -321,7 +323,7 @@ class TestUndefined:
 
     def test_without_a_trace(self):
         row = run({"measurement.hessian_trace": "off"}).row
-        assert all(math.isnan(row[name]) for name in self.CLOSED)
+        assert all(math.isnan(row[name]) for name in self.NEED_TRACE)
         assert "hessian_trace is off" in row["bound/undefined_reason"]
         assert row["term/trajectory_factor"] == run().row["term/trajectory_factor"]
 
@@ -335,13 +337,13 @@ class TestUndefined:
             training.advance(state)
         row = training.summary(state)
         assert row["measure/hessian_trace"] == pytest.approx(trace, nan_ok=True)
-        assert all(math.isnan(row[name]) for name in self.CLOSED)
+        assert all(math.isnan(row[name]) for name in self.NEED_TRACE)
         assert f"{trace:.4g}" in row["bound/undefined_reason"]
 
     def test_before_the_first_step(self):
         row = run({"training.stop_loss": 10.0}).row
         assert (row["status"], row["stop_reason"], row["steps"]) == ("finished", "stop_loss", 0)
-        assert all(math.isnan(row[name]) for name in self.CLOSED)
+        assert all(math.isnan(row[name]) for name in self.NEED_TRACE)
         assert all(
             math.isnan(row[name]) for name in at_stds(["bound/theorem2", "bound/corollary2"])
         )

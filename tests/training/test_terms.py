@@ -9,7 +9,14 @@ from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.theory import bounds
 from gisgd_ray.theory.quantities import at
 from gisgd_ray.training.measured.flatness import condition_remark
-from gisgd_ray.training.terms import CLOSED_FORMS, THEOREM2, StepSums, TrajectoryTerms
+from gisgd_ray.training.terms import (
+    CLOSED,
+    CLOSED_FORMS,
+    THEOREM2,
+    StepSums,
+    TrajectoryTerms,
+    arguments,
+)
 
 STDS = (0.05, 1e-6)
 
@@ -96,14 +103,18 @@ def test_every_bound_equals_its_formula_on_the_whole_series(cuts: list[int], tra
             num_parameters=1234,
             noise_stds=[best] * 60,
         )
-    norms = whole.squared_gradient_norm
+    all_of = {**run, **energies, "squared_gradient_norms": whole.squared_gradient_norm}
     expected = {
         "term/flatness_factor": trace,
         **dict(zip(CLOSED_FORMS[1:3], bounds.terms_at_optimum(**run, **energies), strict=True)),
         "term/optimal_noise_std": best,
         "term/theorem2_trajectory_at_optimum": at_best,
-        "bound/theorem2_closed_form": bounds.theorem2_closed_form(**run, **energies),
-        "bound/lemma7": bounds.lemma7(**run, squared_gradient_norms=norms),
+        **{
+            name: formula(
+                **{key: value for key, value in all_of.items() if key in arguments(formula)}
+            )
+            for name, formula in CLOSED.items()
+        },
     }
     found = running.closed_forms(trace, whole)
     assert list(found) == list(expected) == list(CLOSED_FORMS)
