@@ -26,9 +26,10 @@ sweep: setup  ## run the learning-rate x batch-size sweep (Figure 6); ARGS='--sc
 	$(BIN)/python sweeps/lr_batch.py $(ARGS)
 
 test: setup  ## run the tests; ARGS='tests/theory/test_bounds.py -k lemma7'
-	@# Sweeps take both cores by themselves and come last. 5: ARGS name none of this half.
+	@# Three at once, as some wait. Sweeps take both cores by themselves and come last. 5: ARGS name
+	@# none of this half.
 	@begun=$$(date +%s); \
-	  $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not ray and not cluster' $(ARGS) || test $$? -eq 5 || exit 1; \
+	  $(BIN)/python -m pytest -n 3 --dist worksteal -m 'not ray and not cluster' $(ARGS) || test $$? -eq 5 || exit 1; \
 	  $(BIN)/python -m pytest -m ray $(ARGS) || test $$? -eq 5 || exit 1; \
 	  echo "make test took $$(($$(date +%s) - begun)) s"
 
