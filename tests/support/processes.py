@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 from gisgd_ray.runner.notice import trial_processes
@@ -41,13 +42,16 @@ def own(driver: int, name: str) -> int | None:
     return None
 
 
-def private_folder_of(process: int) -> Path:
-    """Where the own Ray keeps what it needs, from one of its open files."""
-    for link in Path(f"/proc/{process}/fd").iterdir():
-        parts = Path(os.readlink(link)).parts
-        for i, part in enumerate(parts):
-            if part == f"gisgd-{os.geteuid()}":
-                return Path(*parts[: i + 2])
+def private_folder_of(process: int, *, seconds: float = 60) -> Path:
+    """Where the own Ray keeps what it needs, from one of its open files, once it has any."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for link in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                parts = Path(os.readlink(link)).parts
+                if (ours := f"gisgd-{os.geteuid()}") in parts:
+                    return Path(*parts[: parts.index(ours) + 2])
+        time.sleep(0.1)
     raise AssertionError("no file of it is in a private folder")
 
 
