@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from gisgd_ray.errors import UserError
+from gisgd_ray.runner.cluster_watch import own_halted
 from gisgd_ray.runner.cpus import usable_cpus
 from gisgd_ray.runner.private_folder import TOKEN, make_private_folder, remove_private_folder
 from gisgd_ray.runner.running_cluster import CannotJoinError, ask, no_answer
@@ -172,7 +173,10 @@ def _kill_orphans(folder: Path) -> None:
 
 
 def leave(status: int) -> None:
-    """End the process, if it has abandoned a cluster: Ray would hold it for another minute."""
+    """End the process, if it has abandoned a cluster, or its own is halted: Ray would hold it for a
+    minute, or for as long."""
+    if not _abandoned and own_halted():
+        abandon()
     if _abandoned:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -6,6 +6,7 @@ been halted, when the cluster has given this machine up, or when nobody answers 
 itself, or slept with its machine, asks again.
 """
 
+import sys
 import threading
 import time
 from typing import Any
@@ -78,6 +79,16 @@ class ClusterWatch:
             self._silent_s += EVERY_S + min(time.monotonic() - begun, ASK_TIMEOUT_S)
             if self._silent_s >= SILENT_S:
                 self.lost = f"it has not answered for {SILENT_S:g} s"
+
+
+def own_halted() -> bool:
+    """Whether a process of the Ray that this process has started, if any, is halted."""
+    if "ray" not in sys.modules:
+        return False
+    from ray._private import worker
+
+    node = worker._global_node
+    return node is not None and any(_is_halted(p.pid) for p in _own_processes(node).values())
 
 
 def _own_processes(node: Any) -> dict[str, Any]:

@@ -35,10 +35,21 @@ print("written down", flush=True)
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
+HALTED = """
+import os, signal, time
+from gisgd_ray.runner import cluster
+
+cluster.connect(address="local")
+from ray._private import worker
+os.kill(worker._global_node.all_processes["raylet"][0].process.pid, signal.SIGSTOP)
+time.sleep(1)
+cluster.leave(3)
+"""
+
+
+@pytest.fixture(scope="module")
 def outliving() -> Iterator[subprocess.Popen[str]]:
-    """A driver that has lost its cluster, and has more to do than a minute's work; while it is at
-    that the other test runs."""
+    """A driver that has lost its cluster, and has more to do than a minute's work."""
     with subprocess.Popen(
         [sys.executable, "-c", OUTLIVING],
         stdout=subprocess.PIPE,
@@ -52,10 +63,11 @@ def outliving() -> Iterator[subprocess.Popen[str]]:
 
 
 def test_lost_clusters_end_their_sweeps_which_are_resumed(
-    undisturbed: Path, tmp_path: Path
+    undisturbed: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     lose(Launch(tmp_path, TWO), signal.SIGKILL, "its raylet has ended")
     lose(Launch(tmp_path, TWO, "--resume"), signal.SIGSTOP, "its raylet has been halted for 15 s")
+    request.getfixturevalue("outliving")  # which is at work from here on
     status, _, err = Launch(tmp_path, TWO, "--resume").end()
     assert status == 0, err
     assert_undisturbed(tmp_path / "lr_batch", undisturbed, trials=2)
@@ -89,3 +101,8 @@ def lose(running: Launch, number: int, said: str) -> None:
 def test_a_driver_goes_on_without_its_cluster(outliving: subprocess.Popen[str]) -> None:
     out, err = outliving.communicate(timeout=120)
     assert (outliving.returncode, out.splitlines()) == (0, ["left", "written down"]), err
+
+
+def test_a_driver_is_not_held_by_a_ray_that_was_halted_at_its_end() -> None:
+    done = subprocess.run([sys.executable, "-c", HALTED], env=environment(), cwd=ROOT, timeout=60)
+    assert done.returncode == 3
