@@ -146,14 +146,14 @@ class Options(BaseSettings):
             UserError: no such field, or a value that cannot be read.
         """
         found: dict[str, Any] = {}
-        words = iter(self.fields)
+        known, words = field_paths(), iter(self.fields)
         for word in words:
             name, equals, text = word.partition("=")
             path = name.removeprefix("--")
-            if not name.startswith("--") or path not in field_paths():
+            if not name.startswith("--") or path not in known:
                 raise UserError(_unknown(word))
-            given = text if equals else next(words, None)
-            if given is None:
+            given = text if equals else next(words, "--")
+            if not equals and given.startswith("--"):
                 raise UserError(f"{name}: expected one argument; --help lists every option")
             found[path] = parse_values(path, given)
         return found
@@ -173,7 +173,7 @@ def parse(
     description: str,
     varied: Mapping[str, Any] | None = None,
 ) -> Options:
-    """Read the command line.
+    """Read the launch options; fields of a trial are read by :attr:`Options.overrides`.
 
     ``--help`` prints the launch options and the fields that the sweep varies, ``--help all`` all
     fields, ``--help scheme`` those of a section.
@@ -184,7 +184,7 @@ def parse(
         varied: fields that the sweep varies, with their values.
 
     Raises:
-        UserError: an unknown option, or a value that its option cannot take.
+        UserError: an option without a value, or with one that it cannot take.
         SystemExit: help was asked for.
     """
     words = list(sys.argv[1:] if argv is None else argv)

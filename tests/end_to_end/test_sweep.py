@@ -122,6 +122,7 @@ BAD_INPUT = {
     "unable to parse string as an integer",
     "--samples 3": "samples = 3 needs a field with a distribution",
     f"--{RATE}": f"--{RATE}: expected one argument; --help lists every option",
+    f"--{RATE} --{BATCH} 20": f"--{RATE}: expected one argument; --help lists every option",
     f"--{RATE} 0.1 0.2": "'0.2' belongs to no option; a grid is one word, as in 0.1,0.2",
     "--learning_rate=1": f"--learning_rate is not an option; did you mean --{RATE}?",
     "--cpu-per-trial 2": "--cpu-per-trial is not an option; did you mean --cpus-per-trial?",
