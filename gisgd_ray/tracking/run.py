@@ -5,7 +5,6 @@ its row says so in ``wandb/status``. The tables are the record; W&B is a copy of
 """
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -15,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import wandb
 
 from gisgd_ray.errors import one_line
 from gisgd_ray.results.journal import Status
+from gisgd_ray.results.tables import steps_parquet
 from gisgd_ray.results.whole_files import replace_file
 from gisgd_ray.theory.quantities import QUANTITIES
 from gisgd_ray.tracking.access import (
@@ -43,8 +42,6 @@ FLUSH_S = 1.0
 """What a process that is killed may not have written of an offline run."""
 LONGEST_NAME, LONGEST_TAG = 128, 64
 """Characters that W&B takes; it refuses a run with more."""
-MAX_ROWS = 200_000
-"""Rows that a table of W&B's may have."""
 
 BEST = {
     q.name: "min" if q.lower_is_better else "max"
@@ -234,7 +231,7 @@ class WandbRun:
         """The row becomes the summary; a trial that failed or diverged is marked so.
 
         Args:
-            steps: columns of numbers, each as long as the run has steps: kept as a table.
+            steps: columns of numbers, each as long as the run has steps: kept as a Parquet file.
         """
         if self._run is None:
             return
@@ -247,7 +244,7 @@ class WandbRun:
                 if row["status"] != Status.FINISHED:
                     self._run.tags = (*(self._run.tags or ()), str(row["status"]))
             if steps:
-                self._run.log_artifact(_table_of(steps, f"steps-{self._id}"))
+                self._run.log_artifact(_steps_artifact(steps, f"steps-{self._id}"))
             closing = self._run
             # An unreachable server would hold finish() for as long as it retries.
             try:
@@ -300,23 +297,15 @@ def add_steps(
     run = wandb.init(
         entity=entity, project=project, id=run_id, resume="must", settings=_slim(LEAST_EVERY_S)
     )
-    run.log_artifact(_table_of(steps, f"steps-{run_id.removesuffix('-offline')}"))
+    run.log_artifact(_steps_artifact(steps, f"steps-{run_id.removesuffix('-offline')}"))
     run.finish(exit_code=int(failed))
 
 
-def _table_of(columns: Mapping[str, Any], name: str) -> wandb.Artifact:
-    """Columns of equal length as an artifact of tables, as many as their length needs."""
+def _steps_artifact(columns: Mapping[str, Any], name: str) -> wandb.Artifact:
+    """Columns of equal length as the Parquet file that the results folder has of them."""
     artifact = wandb.Artifact(name, type="steps")
-    arrays = [np.asarray(column) for column in columns.values()]
-    lists = [[v if math.isfinite(v) else None for v in a.tolist()] for a in arrays]
-    # W&B checks the type of every cell, which would take a tenth of a short trial's time: one row
-    # shows the types, and the file is written here in W&B's form.
-    sample = wandb.Table(columns=list(columns), data=[[a.dtype.type(0).item() for a in arrays]])
-    form = sample.to_json(artifact)
-    for part, first in enumerate(range(0, len(arrays[0]), MAX_ROWS)):
-        rows = list(zip(*(column[first : first + MAX_ROWS] for column in lists), strict=True))
-        with artifact.new_file(f"steps-{part + 1}.table.json") as file:
-            file.write(json.dumps({**form, "data": rows, "nrows": len(rows)}, allow_nan=False))
+    with artifact.new_file("steps.parquet", mode="wb") as file:
+        file.write(steps_parquet(columns))
     return artifact
 
 

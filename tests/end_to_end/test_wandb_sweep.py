@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from pandas.testing import assert_frame_equal
 
 from gisgd_ray.config.frozen import unflatten
 from gisgd_ray.config.trial import TrialConfig
@@ -120,12 +122,8 @@ def test_cuts_and_lost_trials_leave_every_point_once(tmp_path: Path) -> None:
         assert set(steps) == {f"steps-{name}" for name in tables.trials["trial_id"]}
         assert all(artifact.committed for artifact in steps.values())
         for name in tables.trials["trial_id"]:
-            (content,) = steps[f"steps-{name}"].files.values()
-            told, true = json.loads(content), tables.steps(name)
-            for column, values in zip(
-                told["columns"], zip(*told["data"], strict=True), strict=True
-            ):
-                assert equal([math.nan if v is None else v for v in values], true[column]), column
+            sent = BytesIO(steps[f"steps-{name}"].files["steps.parquet"])
+            assert_frame_equal(pd.read_parquet(sent), tables.steps(name))
 
 
 def test_runs_kept_offline_are_uploaded_later_under_the_same_ids(

@@ -1,14 +1,15 @@
 """Uploading runs that were kept offline: what ``make sync`` does."""
 
-import json
-import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from pandas.testing import assert_frame_equal
 
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.results.journal import Journal
@@ -118,13 +119,8 @@ def test_all_that_was_kept_below_a_folder_is_uploaded(server: Server, tmp_path: 
     assert runs[boom].summary["error"] == "Traceback: boom"
     tables = {a.name: a for a in server.artifacts if a.committed}
     assert sorted(tables) == sorted(["steps-d", "steps-f", f"steps-{moved}"])
-    (content,) = tables[f"steps-{moved}"].files.values()
-    told = json.loads(content)
-    steps = ResultTables(after).steps(moved)
-    assert told["columns"] == list(steps)
-    assert told["data"] == [
-        [None if math.isnan(v) else v for v in values] for values in steps.to_numpy().tolist()
-    ]
+    kept = BytesIO(tables[f"steps-{moved}"].files["steps.parquet"])
+    assert_frame_equal(pd.read_parquet(kept), ResultTables(after).steps(moved))
 
     empty.unlink()
     again = sync(server, root)
