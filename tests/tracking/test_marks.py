@@ -14,7 +14,7 @@ from tests.support.wandb_server import Server, run_script
 TRIALS = """
 import math, sys
 from gisgd_ray.tracking.run import WandbRun, WandbSettings
-settings = WandbSettings("online", sys.argv[1], group="g", project="p", every_s=5)
+settings = WandbSettings("online", sys.argv[1], "", group="g", project="p", every_s=5)
 row = {"status": "diverged", "train/loss": math.inf, "gap/loss": math.nan}
 steps = {"step": [1, 2], "loss": [1.0, math.inf]}
 for name, *finished in (

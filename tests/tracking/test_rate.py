@@ -17,7 +17,7 @@ TRIAL = f"""
 import sys, time
 from gisgd_ray.tracking.run import WandbRun, WandbSettings
 every_s, folder = float(sys.argv[1]), sys.argv[2]
-settings = WandbSettings("online", folder, group="g", project="p", every_s=every_s)
+settings = WandbSettings("online", folder, "", group="g", project="p", every_s=every_s)
 run = WandbRun(settings, trial_id="abc", name="abc", config={{}})
 for step in range({SECONDS * 5}):
     run.log({{"step": step, "train/loss": 1.0}})

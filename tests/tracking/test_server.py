@@ -171,7 +171,7 @@ ARTIFACT = """
 import sys, wandb
 from gisgd_ray.tracking import run as wandb_runs
 for name in ("first", "second"):
-    with wandb.init(project="p", id=name, settings=wandb_runs._slim()) as run:
+    with wandb.init(project="p", id=name, settings=wandb_runs._slim(15.0)) as run:
         artifact = wandb.Artifact("rows", type="table", metadata={"trials": 2})
         table = wandb.Table(columns=["trial", "bound"], data=[["a", 0.5], ["b", 1.5]])
         artifact.add(table, "rows")

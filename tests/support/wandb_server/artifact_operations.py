@@ -129,7 +129,16 @@ class ArtifactOperations:
             if (artifact.entity, artifact.project, artifact.name) != (entity, project, name):
                 continue
             if artifact.committed and alias in ("latest", f"v{artifact.version}"):
-                return self._node(artifact)
+                node = self._node(artifact)
+                return {
+                    "__typename": "ArtifactCollectionMembership",
+                    "id": f"{artifact.id}-membership",
+                    "versionIndex": artifact.version,
+                    "createdAt": artifact.created,
+                    "aliases": node["aliases"],
+                    "artifactCollection": node["artifactSequence"],
+                    "artifact": node,
+                }
         return None
 
     def _node(self, artifact: Artifact) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from gisgd_ray.tracking import run as wandb_runs
 
 def settings() -> wandb.Settings:
     """A trial's, but the environment says how often lines are posted."""
-    chosen = wandb_runs._slim()
+    chosen = wandb_runs._slim(15.0)
     interval = os.environ.get("WANDB__FILE_STREAM_TRANSMIT_INTERVAL")
     if interval:
         chosen.x_file_stream_transmit_interval = float(interval)

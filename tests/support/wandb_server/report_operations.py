@@ -66,7 +66,8 @@ class ReportOperations:
             "bucket": run,
             "runs": runs,
             "runCount": lambda **asked: len(runs(**asked)["edges"]),
-            "artifact": artifact,
+            "artifact": lambda name: (artifact(name) or {}).get("artifact"),
+            "artifactCollectionMembership": artifact,
             "allViews": views,
             "artifactType": artifact_type,
         }
