@@ -45,7 +45,7 @@ def run(mode, seed):
         logging += time.perf_counter() - clock
     row = training.summary(state)
     clock = time.perf_counter()
-    wandb.finish(row, steps=state.series.columns())
+    wandb.finish(row, steps=state.series.table())
     closing = time.perf_counter() - clock
     return {"mode": str(wandb.status), "seconds": time.perf_counter() - begun, "opening": opening,
             "logging": logging, "closing": closing, "points": len(state.history)}

@@ -64,7 +64,7 @@ def test_failed_trials_are_marked_whether_their_process_ended_or_was_lost(
 ) -> None:
     tables(tmp_path, a="failed", b="failed", c="failed")
     lost = put(server, "a", tags=["sgd"])
-    ended = put(server, "b", tags=["sgd"], complete=True, exit_code=1)
+    ended = put(server, "b", tags=["sgd"], exit_code=1)
     assert lost.state == "running"
     for _ in range(2):
         assert told(server, tmp_path) == []

@@ -303,7 +303,7 @@ def test_saving_again_updates_the_same_report(tmp_path: Path) -> None:
         assert other.rpartition("--")[2] != first.rpartition("--")[2]
         report, second = server.reports
         assert (report["saves"], second["saves"]) == (2, 1)
-        assert report["display_name"] == "Figure 6b: lr batch, gisgd-ray"
+        assert report["displayName"] == "Figure 6b: lr batch, gisgd-ray"
         (grid,) = of_type(report["spec"], "panel-grid")
         (runs,) = grid["metadata"]["runSets"]
         assert (runs["project"]["entityName"], runs["project"]["name"]) == ("tester", "bounds")
