@@ -58,6 +58,16 @@ def client() -> wandb.Api:
     return wandb.Api(timeout=ASK_TIMEOUT_S)
 
 
+def logged_in() -> bool:
+    """Whether there is a key. Without one the client would ask for it, where there is a terminal.
+
+    Raises:
+        Exception: one of :data:`FAULTS`.
+    """
+    _set_up()
+    return bool(wandb.login(prompt=False, verify=False))
+
+
 def _set_up(**settings: Any) -> None:
     os.environ.pop("WANDB_SERVICE", None)  # of a process that may be gone
     # Silent, since what it says of keys and logins is said in one sentence.
@@ -82,7 +92,7 @@ def access() -> Access:
     if asked == "offline":
         return Access("offline", f"WANDB_MODE is {chosen}", as_asked=True)
     try:
-        if not wandb.login(prompt=False, verify=False):  # the client would ask for a key
+        if not logged_in():
             return Access("offline", "nobody has logged in with wandb login", entity)
         asking = client()
         entity = entity or asking.default_entity

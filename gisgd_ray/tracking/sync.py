@@ -23,7 +23,7 @@ from gisgd_ray.numbers import counted
 from gisgd_ray.results.journal import COMPLETE, Journal, Status, TrialRecord
 from gisgd_ray.results.launch_record import FILE, folder_id, last_record
 from gisgd_ray.results.whole_files import replace_file, require_no_links
-from gisgd_ray.tracking.access import FAULTS, access, client, explained
+from gisgd_ray.tracking.access import FAULTS, client, explained, logged_in
 from gisgd_ray.tracking.environment import account, project, put_on
 from gisgd_ray.tracking.launch import existing_runs, mark_failed
 from gisgd_ray.tracking.run import WandbRun, WandbSettings, run_id
@@ -48,16 +48,17 @@ def sync(root: Path) -> int:
         return 0
     os.environ.pop("WANDB_MODE", None)
     put_on(account())
-    found = access()
-    if found.mode != "online":
-        raise UserError(f"{found.reason}; the runs are kept, try again when that is mended")
-    done, left = 0, list[str]()
-    for folder in folders:
-        try:
-            more, without = _sync_folder(folder, found.entity or "")
-        except FAULTS as fault:
-            raise UserError(explained(fault, f"{found.entity}/{project()}")) from fault
-        done, left = done + more, left + without
+    done, left, entity = 0, list[str](), os.environ.get("WANDB_ENTITY", "")
+    try:
+        if not logged_in():
+            raise UserError("nobody has logged in: wandb login, or set WANDB_API_KEY")
+        entity = entity or client().default_entity or ""
+        for folder in folders:
+            more, without = _sync_folder(folder, entity)
+            done, left = done + more, left + without
+    except FAULTS as fault:
+        why = explained(fault, f"{entity}/{project()}")
+        raise UserError(f"{why}; what is not uploaded is kept") from fault
     if done or left:
         print(f"{counted(done, 'run')} uploaded.")
     else:
@@ -150,7 +151,8 @@ def _sync_folder(folder: Path, entity: str) -> tuple[int, list[str]]:
     for where in sorted({run.where for run in runs}):
         here = [run for run in runs if run.where == where]
         there = existing_runs(where, [run.id for run in here])
-        new = {run.id: run.kept for run in here if run.kept and not _is_begun(there.get(run.id))}
+        begun = {id for id, online in there.items() if online.historyLineCount}
+        new = {run.id: run.kept for run in here if run.kept and run.id not in begun}
         _upload(where, list(new.values()))
         there |= existing_runs(where, list(new))
         for run in here:
@@ -173,11 +175,6 @@ def _sync_folder(folder: Path, entity: str) -> tuple[int, list[str]]:
             if run.kept:
                 replace_file(_marker(run.kept), b"")
     return done, left
-
-
-def _is_begun(online: Any | None) -> bool:
-    """Whether a server has points of a run."""
-    return online is not None and bool(online.historyLineCount)
 
 
 def _marker(record: Path) -> Path:

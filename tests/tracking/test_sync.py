@@ -250,7 +250,7 @@ def test_what_keeps_all_from_being_uploaded_is_told(
     assert done.stderr.startswith(f"error: {server.url} does not answer (")
     done = sync(server, tmp_path / "x", WANDB_API_KEY="", HOME=str(tmp_path), NETRC="/dev/null")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: nobody has logged in with wandb login; the runs are kept")
+    assert done.stderr.startswith("error: nobody has logged in: wandb login, or set WANDB_API_KEY")
     server.wrong_key()
     done = sync(server, tmp_path / "x")
     assert done.returncode == 2
