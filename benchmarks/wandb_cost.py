@@ -33,7 +33,7 @@ def services():
 def run(mode, seed):
     trial = TrialConfig.model_validate(unflatten({"seed": seed, "training.max_steps": 3000,
         "training.stop_loss": None, "training.learning_rate": 0.02, "training.batch_size": 40}))
-    settings = WandbSettings(mode=mode, folder=sys.argv[1], group="g", project="p")
+    settings = WandbSettings(mode, sys.argv[1], "", group="g", project="p")
     state, opening, logging, closing = training.start(trial), 0.0, 0.0, 0.0
     begun = clock = time.perf_counter()
     wandb = WandbRun(settings, trial_id=f"{mode}{seed}", name="x", config=trial.flat())
@@ -45,14 +45,14 @@ def run(mode, seed):
         logging += time.perf_counter() - clock
     row = training.summary(state)
     clock = time.perf_counter()
-    wandb.finish(row, steps=state.series.columns())
+    wandb.finish(row, steps=state.series.table())
     closing = time.perf_counter() - clock
-    return {"mode": wandb.status, "seconds": time.perf_counter() - begun, "opening": opening,
+    return {"mode": str(wandb.status), "seconds": time.perf_counter() - begun, "opening": opening,
             "logging": logging, "closing": closing, "points": len(state.history)}
 
 before = resident(os.getpid())
 from gisgd_ray.tracking.run import WandbRun, WandbSettings
-settings = WandbSettings(mode="online", folder=sys.argv[1], group="g", project="p")
+settings = WandbSettings("online", sys.argv[1], "", group="g", project="p")
 first = WandbRun(settings, trial_id="first", name="x", config={})
 for step in range(100):
     first.log({"step": step, **{f"metric/{k}": 0.1 * k for k in range(40)}})

@@ -2,10 +2,15 @@
 
 With the tables this is all that figures and page are made of: they can be made again at any time,
 on another machine, and still tell the code and the packages that made the numbers.
+
+The record also holds the folder's id, by which W&B's runs and report of it are told from those of
+other folders with the same trials. A copy of a folder is the same folder to them.
 """
 
 import json
 import platform
+import re
+import secrets
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +25,7 @@ from gisgd_ray.results.whole_files import replace_file
 
 FILE = "launches.json"
 FORMAT = 1
+ID_BYTES, ID = 6, "[0-9a-f]{12}"
 PACKAGES = ("torch", "ray", "numpy", "backpack-for-pytorch", "pyhessian")
 
 
@@ -54,14 +60,33 @@ LAUNCHES = TypeAdapter(list[LaunchRecord])
 
 
 def keep(folder: Path, record: LaunchRecord) -> None:
-    """Add a launch to those of the folder, or bring it up to date."""
-    others = [launch for launch in _launches(folder) if launch.begun != record.begun]
+    """Add a launch to those of the folder, or bring it up to date; the first makes the folder's id.
+
+    Only for the one launch that may write to the folder: of two at once each could make an id.
+    """
+    known, launches = _read(folder)
+    others = [launch for launch in launches if launch.begun != record.begun]
     if not (folder / FILE).exists() and any((folder / "journal").glob("*.jsonl")):
         # Trials of a version that kept no record, which must not pass for this one's.
         unrecorded = {"gisgd-ray": "a version that left no record"}
         others = [LaunchRecord(record.sweep, "", "", [], [], {}, versions=unrecorded)]
-    content = {"format": FORMAT, "launches": [_kept(each) for each in (*others, record)]}
+    content = {
+        "format": FORMAT,
+        "id": known or secrets.token_hex(ID_BYTES),
+        "launches": [_kept(each) for each in (*others, record)],
+    }
     replace_file(folder / FILE, json.dumps(content, indent=1).encode())
+
+
+def folder_id(folder: Path) -> str | None:
+    """The id of a results folder, of 12 hexadecimal digits; None before its first launch.
+
+    A folder of an earlier version has none until its next launch.
+
+    Raises:
+        UserError: the record is damaged, or of a later version.
+    """
+    return _read(folder)[0]
 
 
 def keep_versions_of(other: Path, folder: Path, *, sweep: str) -> None:
@@ -70,7 +95,7 @@ def keep_versions_of(other: Path, folder: Path, *, sweep: str) -> None:
     Raises:
         UserError: its record is damaged, or of a later version.
     """
-    ran = {launch.begun: launch.versions for launch in _launches(other) if launch.versions}
+    ran = {launch.begun: launch.versions for launch in _read(other)[1] if launch.versions}
     for begun, made in (ran or {"": {"gisgd-ray": "a version that left no record"}}).items():
         keep(folder, LaunchRecord(sweep, "", begun, [], [], {}, versions=made))
 
@@ -85,7 +110,7 @@ def last_record(folder: Path) -> LaunchRecord | None:
     Raises:
         UserError: the record is damaged, or of a later version.
     """
-    launches = _launches(folder)
+    _, launches = _read(folder)
     if not launches:
         return None
     *earlier, last = launches
@@ -105,7 +130,8 @@ def _others(last: Mapping[str, str], earlier: Iterable[Mapping[str, str]]) -> di
     return {name: others for name, others in found.items() if others}
 
 
-def _launches(folder: Path) -> list[LaunchRecord]:
+def _read(folder: Path) -> tuple[str | None, list[LaunchRecord]]:
+    """The folder's id, if it has one, and its launches."""
     try:
         content = json.loads((folder / FILE).read_bytes())
         if content["format"] > FORMAT:
@@ -113,9 +139,12 @@ def _launches(folder: Path) -> list[LaunchRecord]:
                 f"{folder / FILE} was written by a later version of gisgd-ray (format "
                 f"{content['format']}, known here: {FORMAT}); use that version"
             )
-        return LAUNCHES.validate_json(json.dumps(content["launches"]))
+        known = content.get("id")
+        if known is not None and not re.fullmatch(ID, known):
+            raise ValueError(f"id = {known[:80]!r}")
+        return known, LAUNCHES.validate_json(json.dumps(content["launches"]))
     except FileNotFoundError:
-        return []
+        return None, []
     except ValidationError as fault:
         first = fault.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -4,6 +4,7 @@
 that a crash never leaves half a table. :mod:`gisgd_ray.results.columns` says what is in them.
 """
 
+import io
 import os
 import tempfile
 import zlib
@@ -129,7 +130,7 @@ class ResultTables:
         if damaged.name in (TRIALS, HISTORY):
             table = _tables(journal, [])[damaged.name == HISTORY]
         else:
-            table = _steps_table(journal, damaged.stem)
+            table = _steps_table(journal.read(damaged.stem).steps.table())
         whole: pd.DataFrame = table.to_pandas()
         return whole
 
@@ -324,13 +325,19 @@ def steps_path(folder: Path, trial_id: str) -> Path:
 def write_steps(folder: Path, journal: Journal, trial_id: str) -> None:
     """``steps/<trial_id>.parquet``: every training step of one trial."""
     path, size = steps_path(folder, trial_id), journal.size(trial_id)
-    table = _steps_table(journal, trial_id)
+    table = _steps_table(journal.read(trial_id).steps.table())
     path.parent.mkdir(exist_ok=True)
     _write_parquet(table, path, made_from=size)
 
 
-def _steps_table(journal: Journal, trial_id: str) -> pyarrow.Table:
-    columns = journal.read(trial_id).steps.table()
+def steps_parquet(columns: Mapping[str, Any]) -> bytes:
+    """The columns of a trial's steps as the bytes of such a file, for who has them elsewhere."""
+    file = io.BytesIO()
+    parquet.write_table(_sealed(_steps_table(columns)), file, write_page_checksum=True)
+    return file.getvalue()
+
+
+def _steps_table(columns: Mapping[str, Any]) -> pyarrow.Table:
     return pyarrow.table({k: pyarrow.array(v, from_pandas=True) for k, v in columns.items()})
 
 
@@ -348,11 +355,15 @@ def journal_bytes(path: Path) -> int | None:
 
 def _write_parquet(table: pyarrow.Table, path: Path, made_from: int | None = None) -> None:
     """Replace ``path`` as a whole: readers see the old table or the new one."""
+    sealed = _sealed(table, made_from)
+    replace_by(path, lambda file: parquet.write_table(sealed, file, write_page_checksum=True))
+
+
+def _sealed(table: pyarrow.Table, made_from: int | None = None) -> pyarrow.Table:
     notes = {SEAL: _seal_of(table)}
     if made_from is not None:
         notes[MADE_FROM] = str(made_from).encode()
-    table = table.replace_schema_metadata(notes)
-    replace_by(path, lambda file: parquet.write_table(table, file, write_page_checksum=True))
+    return table.replace_schema_metadata(notes)
 
 
 def _seal_of(table: pyarrow.Table) -> bytes:

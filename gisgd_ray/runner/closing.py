@@ -8,7 +8,7 @@ from gisgd_ray.errors import error_line
 from gisgd_ray.results.journal import Status
 from gisgd_ray.runner.estimate import duration
 from gisgd_ray.runner.launch import Outcome
-from gisgd_ray.tracking.access import Where
+from gisgd_ray.tracking.status import Where
 
 FAILURES_SHOWN = 10
 """The page has all of them."""

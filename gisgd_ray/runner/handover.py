@@ -1,5 +1,4 @@
-"""Secrets that the driver hands to the trials' processes: keys of W&B and of a
-bucket.
+"""Secrets that the driver hands to the trials' processes: keys of W&B and of a bucket.
 
 Ray writes a runtime environment into its logs, and Tune a trial's parameters into its state. What
 is put here stays in the memory of the cluster's head, until it is taken back.
@@ -7,7 +6,6 @@ is put here stays in the memory of the cluster's head, until it is taken back.
 
 import contextlib
 import json
-import os
 import secrets
 import shlex
 import sys
@@ -16,28 +14,6 @@ from typing import NamedTuple
 
 from gisgd_ray.results.storage import without_keys
 
-ACCOUNT = frozenset(
-    f"WANDB_{name}"
-    for name in (
-        "API_KEY",
-        "APP_URL",
-        "BASE_URL",
-        "CACHE_DIR",
-        "CONFIG_DIR",
-        "CREDENTIALS_FILE",
-        "DEBUG",
-        "ENTITY",
-        "HTTP_TIMEOUT",
-        "IDENTITY_TOKEN_FILE",
-        "INIT_TIMEOUT",
-        "INSECURE_DISABLE_SSL",
-        "MODE",
-        "PROJECT",
-        "SILENT",
-    )
-)
-"""Variables of W&B that say whose account it is and how it is reached, and none that says which
-run: those are another process's."""
 _SPACE = b"gisgd_ray"
 TAKE_BACK_TIMEOUT_S = 5
 
@@ -49,11 +25,6 @@ class Handover(NamedTuple):
     """Where checkpoints are kept, with the keys of a bucket."""
     environment: dict[str, str]
     """W&B's variables."""
-
-
-def account() -> dict[str, str]:
-    """The variables of this process's environment that the trials need."""
-    return {name: value for name, value in os.environ.items() if name in ACCOUNT}
 
 
 @contextlib.contextmanager
@@ -93,10 +64,3 @@ def take(name: str) -> Handover:
     if content is None:
         raise ConnectionError("the driver of this trial has ended")
     return Handover(*json.loads(content))
-
-
-def put_on(environment: dict[str, str]) -> None:
-    """Make W&B's variables of this process those, and no others that it was started with."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        del os.environ[name]
-    os.environ.update(environment)

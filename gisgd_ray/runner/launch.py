@@ -35,7 +35,7 @@ from gisgd_ray.runner.checkpoints import clear_all
 from gisgd_ray.runner.cli import Options
 from gisgd_ray.runner.cluster import abandon, machines, most_cpus, num_nodes, require_shared
 from gisgd_ray.runner.cluster_watch import ClusterLostError, ClusterWatch
-from gisgd_ray.runner.handover import Handover, account, handed_over
+from gisgd_ray.runner.handover import Handover, handed_over
 from gisgd_ray.runner.location import Location
 from gisgd_ray.runner.plan import Left, Plan
 from gisgd_ray.runner.private_folder import make_private_folder, remove_private_folder
@@ -44,8 +44,9 @@ from gisgd_ray.runner.recorder import Recorder
 from gisgd_ray.runner.resources import Chosen, Resources, at_once, give_back_freed
 from gisgd_ray.runner.settings import RunSettings
 from gisgd_ray.tracking import launch as wandb_launch
-from gisgd_ray.tracking.access import WandbStatus
+from gisgd_ray.tracking.environment import account
 from gisgd_ray.tracking.run import WandbSettings
+from gisgd_ray.tracking.status import WandbStatus
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,6 @@ def _run(job: Job) -> Ran:
         wandb = wandb_launch.begin(
             job.location.folder,
             job.name,
-            waiting,
             trials_at_once=at_once(machines(), resources),
             requests_per_minute=options.wandb_requests,
             note=progress.note,

@@ -1,5 +1,6 @@
 """The steps of a launch, a function each: cluster, resources, run, tables and report."""
 
+import contextlib
 import shlex
 import sys
 import time
@@ -16,6 +17,7 @@ from gisgd_ray.numbers import counted
 from gisgd_ray.report.sweep_report import write_report
 from gisgd_ray.results.journal import Status
 from gisgd_ray.results.launch_record import (
+    FILE,
     LaunchRecord,
     keep,
     keep_versions_of,
@@ -125,6 +127,10 @@ def _keep_all(job: Job, record: LaunchRecord) -> None:
     for other in job.left.taken_from:
         keep_versions_of(other, job.location.folder, sweep=record.sweep)
     keep(job.location.folder, record)
+    if (mirror := job.location.mirror) is not None:
+        with contextlib.suppress(OSError):  # away for a while: the next push makes up for it
+            # At once: a driver elsewhere that goes on is to find the folder's id.
+            mirror.push_file(job.location.folder / FILE)
 
 
 def _report(sweep: Sweep, job: Job, outcome: Outcome, record: LaunchRecord) -> int:

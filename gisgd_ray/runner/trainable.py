@@ -29,8 +29,9 @@ from gisgd_ray.results.journal import Row, Status
 from gisgd_ray.results.storage import Storage, is_uri
 from gisgd_ray.results.tables import row_of
 from gisgd_ray.runner.checkpoints import Checkpoints
-from gisgd_ray.runner.handover import put_on, take
+from gisgd_ray.runner.handover import take
 from gisgd_ray.runner.settings import RunSettings
+from gisgd_ray.tracking.environment import put_on
 from gisgd_ray.tracking.run import WandbRun
 from gisgd_ray.training import loop as training
 from gisgd_ray.training.state import Point, TrainState
@@ -207,7 +208,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         failed = row["status"] != Status.FINISHED
         self._wandb.finish(row, failed=failed, steps=state.series.table())
         self._keep_wandb()
-        return row | {"wandb/status": str(self._wandb.status)}
+        return row | {"wandb/status": str(self._wandb.status), "wandb/run": self._wandb.path}
 
     def _keep_wandb(self) -> None:
         """Bring an offline run to the bucket, if results go to one: this machine may not last."""
@@ -215,7 +216,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
             return
         folder = Path(self._run.wandb.folder)
         try:
-            for path in folder.glob(f"wandb/offline-run-*-{self._trial.trial_id}*/**/*"):
+            for path in folder.glob(f"wandb/offline-run-*-{self._trial.trial_id}/**/*"):
                 if path.is_file() and not path.is_symlink():
                     self._shared.write(path.relative_to(folder).as_posix(), path.read_bytes())
         except OSError:

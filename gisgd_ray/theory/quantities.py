@@ -445,6 +445,7 @@ _LAUNCHED = (
     Quantity("resources/cpus", "CPUs", "CPUs that the trial had", kind="count", tables="t"),
     Quantity("resources/gpus", "GPUs", "GPUs that the trial had, a fraction maybe", tables="t"),
     Quantity("wandb/status", "W&B", "Where the trial's W&B run is", kind="text", tables="t"),
+    Quantity("wandb/run", "W&B run", "Its path, [ENTITY/]PROJECT/ID", kind="text", tables="t"),
 )  # fmt: skip
 
 _OF_A_STEP = (

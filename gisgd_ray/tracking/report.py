@@ -1,29 +1,27 @@
 """A W&B report of a sweep: formulas, ours against Neu et al., the figure's panels, claims.
 
 Panels are drawn by W&B from the runs, so that they also show what runs log later. The results in a
-folder have one report a project; saving it again replaces what it says, at the same address.
+folder have one report a project, which the folder's id ends the description of; saving it again
+replaces what it says, at the same address.
 """
 
 import hashlib
 import io
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from pathlib import Path
 from typing import Any
-
-import wandb
 
 from gisgd_ray.errors import UserError
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.numbers import counted
 from gisgd_ray.report.comparison import compare
 from gisgd_ray.report.contents import Report
-from gisgd_ray.results.whole_files import replace_file
+from gisgd_ray.results.launch_record import folder_id
+from gisgd_ray.results.tables import records
 from gisgd_ray.theory.quantities import NOTATION, quantity
-from gisgd_ray.tracking.access import AWAY, Contained, no_answer, sentence, server
-from gisgd_ray.tracking.existing import existing_runs
+from gisgd_ray.tracking.access import FAULTS, client, explained
+from gisgd_ray.tracking.launch import existing_runs
 from gisgd_ray.tracking.panels import comparison_grid, figure_grids, reports
 from gisgd_ray.tracking.report_text import (
     ALWAYS,
@@ -32,10 +30,8 @@ from gisgd_ray.tracking.report_text import (
     facts_markdown,
     paper_table_markdown,
 )
+from gisgd_ray.tracking.run import run_id
 
-FILE = "wandb_report.json"
-"""In the results' folder: id and url of the report by ENTITY/PROJECT."""
-TIMEOUT_S = 20
 LONGEST_TITLE = 128
 NAME = re.compile(r"[\w.-]+")
 
@@ -70,7 +66,13 @@ def build_report(report: Report, where: str) -> Any:
     entity, project = entity_and_project(where)
     wr = reports()
     item, name, panels = report.sweep.item, report.sweep.name, report.sweep.run_panels
-    trials, points, history = report.trials, report.points, report.results.history
+    # To W&B the runs' ids are what the trials' are to the tables.
+    ids = run_ids(report)
+    trials, history = (
+        table.assign(trial_id=table["trial_id"].map(ids))
+        for table in (report.trials, report.results.history)
+    )
+    points = report.points
     done = trials[trials["status"] == "finished"]
     compared = comparison_grid(done, history, name=name, swept=points)
     drawn = figure_grids(done, history, panels, name=name, swept=points)
@@ -103,7 +105,7 @@ def build_report(report: Report, where: str) -> Any:
         entity=entity,
         project=project,
         title=report_title(name, item),
-        description=f"{report.sweep.description} {marker(name, trials['trial_id'])}",
+        description=f"{report.sweep.description} {marker(report)}",
         blocks=blocks,
         width="fluid",
     )
@@ -115,10 +117,30 @@ def report_title(name: str, item: str) -> str:
     return f"{item}: {name.replace('_', ' ')}, gisgd-ray"[:LONGEST_TITLE]
 
 
-def marker(name: str, trial_ids: Iterable[str]) -> str:
-    """Ends the description of the report of a sweep with these trials, and of no other's."""
-    digest = hashlib.sha256(" ".join(sorted(trial_ids)).encode()).hexdigest()
-    return f"[gisgd-ray sweep {name} {digest[:8]}]"
+def marker(report: Report) -> str:
+    """Ends the description of the report of these results, and of no others'.
+
+    A folder that no launch of this version has seen is known by its sweep's trials.
+    """
+    name, ids = report.sweep.name, sorted(map(str, report.trials["trial_id"]))
+    digest = hashlib.sha256(" ".join(ids).encode()).hexdigest()[:8]
+    return f"[gisgd-ray sweep {name} {folder_id(report.results.folder) or digest}]"
+
+
+def run_ids(report: Report) -> dict[str, str]:
+    """The W&B run of every trial, by the trial's id.
+
+    A trial says itself which one it has, so that those taken from another folder are shown as well.
+    """
+    own, ids = folder_id(report.results.folder) or "", {}
+    for row in records(report.trials):
+        name, path = str(row["trial_id"]), row.get("wandb/run")
+        if isinstance(path, str):
+            ids[name] = path.rpartition("/")[2]
+        else:  # it failed; or an earlier version ran it, and called its run by its id
+            earlier = isinstance(row.get("wandb/status"), str)
+            ids[name] = run_id("" if earlier else own, name)
+    return ids
 
 
 def _counted(trials: Any, planned: int) -> str:
@@ -154,32 +176,25 @@ def _comparison(report: Report, compared: list[Any]) -> list[Any]:
     return [*above, *compared, wr.MarkdownBlock(text=comparison_markdown(found)), *below]
 
 
-def save_report(report: Any, folder: Path) -> str:
+def save_report(report: Any) -> str:
     """Save the report, in place of the one that an earlier call has saved; its address.
 
-    That one is known from :data:`FILE` in ``folder``; without the file, it is the report of the
-    project whose description has the marker of a sweep with the same trials.
+    That one is the latest of the project whose description ends in the same :func:`marker`.
 
     Raises:
-        UserError: W&B cannot be reached or does not take it; the report was deleted there.
+        UserError: W&B cannot be reached or does not take it.
     """
     entity, project = report.entity, report.project
-    where = f"{entity}/{project}"
-    known = _known(folder)
+    where, mark = f"{entity}/{project}", report.description.rpartition(" [")[2]
     with _faults_explained(where):
-        api = _api(where)
-        if project not in {each.name for each in api.projects(entity)}:
-            api.create_project(project, entity)
-        there = {str(each.id).rstrip("="): each for each in api.reports(where)}
-    if where in known:
-        report.id = known[where]["id"]
-        if report.id.rstrip("=") not in there:
-            raise UserError(
-                f"--wandb {where}: the report that {folder / FILE} names, {known[where]['url']}, "
-                "was deleted on W&B; remove that file, and a new one is made"
-            )
-    else:
-        report.id = _found(report, list(there.values()))
+        asking = client()
+        asking.create_project(project, entity)  # or nothing, where it is there
+        there = [
+            each
+            for each in asking.reports(where)
+            if str(each.description or "").endswith(f"[{mark}")
+        ]
+    report.id = str(max(there, key=lambda each: str(each.updated_at or "")).id) if there else ""
     for block in report.blocks:
         for runs in getattr(block, "runsets", []):
             # Said only now: with both, a report asks the server when it is put into words.
@@ -187,48 +202,16 @@ def save_report(report: Any, folder: Path) -> str:
     # The library says the address as well, in other words.
     with _faults_explained(where), redirect_stderr(io.StringIO()):
         report.save()
-        url = str(report.url)
-    known[where] = {"id": str(report.id), "url": url}
-    replace_file(folder / FILE, json.dumps(known, indent=2).encode())
-    return url
-
-
-def _api(where: str) -> wandb.Api:
-    """W&B's client, once the server has shown that it answers.
-
-    Raises:
-        UserError: it does not.
-    """
-    address = server()
-    if why := no_answer(address):
-        raise UserError(f"--wandb {where}: {AWAY} ({address}: {why})")
-    return wandb.Api(timeout=TIMEOUT_S)
-
-
-def _known(folder: Path) -> dict[str, dict[str, str]]:
-    """Ids and urls by ENTITY/PROJECT; none where the file is gone or damaged."""
-    try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return {str(k): {"id": str(v["id"]), "url": str(v["url"])} for k, v in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _found(report: Any, there: Sequence[Any]) -> str:
-    """The id of the report of these trials among the project's, the latest of several; or empty."""
-    mark = report.description.rpartition(" [")[2]
-    marked = [each for each in there if str(each.description or "").endswith(f"[{mark}")]
-    latest = sorted(marked, key=lambda each: str(each.updated_at or ""))
-    return str(latest[-1].id) if latest else ""
+        return str(report.url)
 
 
 @contextmanager
 def _faults_explained(where: str) -> Iterator[None]:
     """W&B's faults as sentences for the user."""
-    with Contained() as caught:
+    try:
         yield
-    if (fault := caught.fault) is not None:
-        raise UserError(f"--wandb {where}: {sentence(fault, where)}") from fault
+    except FAULTS as fault:
+        raise UserError(f"--wandb {where}: {explained(fault, where)}") from fault
 
 
 def report_online(report: Report, where: str) -> str:
@@ -240,16 +223,16 @@ def report_online(report: Report, where: str) -> str:
     Raises:
         UserError: as :func:`save_report`; none of the trials' runs is there.
     """
-    folder, ids = report.results.folder, [str(each) for each in report.trials["trial_id"]]
+    folder, ids = report.results.folder, list(run_ids(report).values())
     with _faults_explained(where):
-        there = len(list(existing_runs(_api(where), where, ids)))
+        there = len(existing_runs(where, ids))
     if not there:
         raise UserError(
             f"--wandb {where}: none of the {len(ids)} runs of {folder} is there, and the report "
             f"would show none; `make sync ARGS={folder}` uploads what was kept offline, to the "
             "project that WANDB_PROJECT named when they ran"
         )
-    url = save_report(build_report(report, where), folder)
+    url = save_report(build_report(report, where))
     if there == len(ids):
         return url
     return f"{url} (with {there} of {counted(len(ids), 'run')}: the others are not in {where})"

@@ -2,35 +2,30 @@
 
 Nothing here may fail or stall a trial: the first fault switches logging off for that trial, and
 its row says so in ``wandb/status``. The tables are the record; W&B is a copy of it.
+
+A run's id is made of the results folder's and the trial's, so that a run of that id is this trial's
+and no other's: a trial that goes on opens it again and sends what it lacks.
 """
 
 import contextlib
-import json
 import math
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import wandb
 
 from gisgd_ray.errors import one_line
 from gisgd_ray.results.journal import Status
-from gisgd_ray.results.whole_files import replace_file
+from gisgd_ray.results.tables import steps_parquet
 from gisgd_ray.theory.quantities import QUANTITIES
-from gisgd_ray.tracking.access import (
-    Contained,
-    Mode,
-    WandbStatus,
-    Where,
-    forget_identity,
-    other_settings,
-    within,
-)
+from gisgd_ray.tracking.access import Mode
+from gisgd_ray.tracking.environment import account, put_on
+from gisgd_ray.tracking.status import WandbStatus, Where
 
 INIT_TIMEOUT_S = 15.0
 RETRY_ONLINE_S = 600.0
@@ -43,8 +38,6 @@ FLUSH_S = 1.0
 """What a process that is killed may not have written of an offline run."""
 LONGEST_NAME, LONGEST_TAG = 128, 64
 """Characters that W&B takes; it refuses a run with more."""
-MAX_ROWS = 200_000
-"""Rows that a table of W&B's may have."""
 
 BEST = {
     q.name: "min" if q.lower_is_better else "max"
@@ -61,14 +54,22 @@ class WandbSettings:
     mode: Mode
     folder: str
     """Absolute; a trial's own working directory is not kept."""
+    folder_id: str
+    """Of the results in it; empty where a run's id is the trial's, as with earlier versions."""
     group: str | None
-    """None: as it is in a run that is there."""
     project: str
     entity: str | None = None
     every_s: float = 15.0
     """Between two requests with a trial's new points; no point is left out."""
-    foreign: Mapping[str, str] = field(default_factory=dict)
-    """Trials whose id a run of somebody else's has, as found before the first one opened."""
+
+
+def run_id(folder_id: str, trial_id: str) -> str:
+    """A trial's run.
+
+    >>> run_id("0123456789ab", "84637dcd552e")
+    '0123456789ab-84637dcd552e'
+    """
+    return f"{folder_id}-{trial_id}" if folder_id else trial_id
 
 
 def seconds_between(trials_at_once: int, requests_per_minute: float) -> float:
@@ -105,7 +106,7 @@ class WandbRun:
     ``earlier`` are the points of a trial that continues from a checkpoint.
 
     ``status`` has a fault where an online run could not be opened and was kept offline instead, and
-    where logging ended.
+    where logging ended. ``path`` is ``[ENTITY/]PROJECT/ID``, or None if no run was opened.
     """
 
     _unreachable_until = 0.0
@@ -121,8 +122,10 @@ class WandbRun:
         earlier: Sequence[Mapping[str, Any]] = (),
     ):
         self.status = WandbStatus(Where(settings.mode))
+        self.path: str | None = None
         self._run: Any = None
-        self._settings, self._id, self._name, self._config = settings, trial_id, name, config
+        self._settings, self._name, self._config = settings, name and named(name, trial_id), config
+        self._id = run_id(settings.folder_id, trial_id)
         self._best: dict[str, float] = {}
         self._seen = 0
         self._sent = 0
@@ -130,11 +133,9 @@ class WandbRun:
         through before them.)"""
         if settings.mode == "disabled":
             return
-        if trial_id in settings.foreign:
-            self.status = WandbStatus(Where.OFF, settings.foreign[trial_id])
-            return
         with self._contained():
             self._run = self._open()
+            self.path = "/".join(filter(None, (settings.entity, settings.project, self._id)))
             if self._run.resumed:
                 self._sent = int(self._run.starting_step)
             self._run.define_metric("step")
@@ -148,48 +149,36 @@ class WandbRun:
 
     def _open(self) -> Any:
         """The run as asked for; where it cannot be had online, kept offline."""
-        forget_identity()
+        put_on(account())
         os.makedirs(self._settings.folder, exist_ok=True)
         # What an artifact is made of waits there, and an offline run needs it until it is synced.
         os.environ["WANDB_DATA_DIR"] = self._settings.folder
         if self._settings.mode != "online":
-            return self._init(self._settings.mode)
+            return self._init("offline")
         reason = "the server did not answer an earlier trial"
         if time.monotonic() >= WandbRun._unreachable_until:
-            with Contained() as caught:
+            try:
                 return self._init("online")
-            if isinstance(caught.fault, OtherSettingsError):
-                raise caught.fault
-            reason = _explained(caught.fault)
+            except Exception as fault:  # as in _contained
+                reason = _explained(fault)
             WandbRun._unreachable_until = time.monotonic() + RETRY_ONLINE_S
+            wandb.teardown()  # the failed attempt holds on to the run's id
         self.status = WandbStatus(Where.OFFLINE, reason)
-        for attempt in range(5):
-            with Contained() as caught:
-                return self._init("offline")
-            # The failed attempt holds on to the run id until its service process has ended.
-            if "in use" not in str(caught.fault):
-                break
-            wandb.teardown()
-            time.sleep(0.2 * attempt)
-        assert caught.fault is not None
-        raise caught.fault
+        return self._init("offline")
 
     def _init(self, mode: Mode) -> Any:
-        settings, config, run_id = self._settings, self._config, self._id
+        settings, config = self._settings, self._config
         tagged = ("scheme.name", "model.name", "data.dataset")
         tags = [str(config[field])[:LONGEST_TAG] for field in tagged if config.get(field)]
-        been_online = Path(settings.folder) / "wandb" / f"online-{self._id}"
         if mode == "offline":
-            # An upload would put its points after those that the server has: a run beside it.
-            run_id += "-offline" if been_online.exists() else ""
             # What a broken-off trial left, which the new run sends again in full.
-            for left in Path(settings.folder).glob(f"wandb/offline-run-*-{self._id}*"):
+            for left in Path(settings.folder).glob(f"wandb/offline-run-*-{self._id}"):
                 shutil.rmtree(left, ignore_errors=True)
         run = wandb.init(
             entity=settings.entity,
             project=settings.project,
-            id=run_id,
-            name=named(self._name, self._id) if self._name else None,
+            id=self._id,
+            name=self._name,
             group=settings.group[:LONGEST_NAME] if settings.group else None,
             job_type=tags[0] if config.get("scheme.name") else None,
             tags=tags or None,
@@ -199,14 +188,6 @@ class WandbRun:
             reinit="create_new",
             settings=_slim(settings.every_s),
         )
-        if run.resumed and (
-            fault := other_settings(dict(run.config), config, where=settings.project, id=self._id)
-        ):
-            run.finish()
-            raise OtherSettingsError(fault)
-        if mode == "online":
-            been_online.parent.mkdir(exist_ok=True)
-            replace_file(been_online, b"")
         run.config.update(dict(config), allow_val_change=True)  # type: ignore[no-untyped-call]
         return run
 
@@ -234,7 +215,7 @@ class WandbRun:
         """The row becomes the summary; a trial that failed or diverged is marked so.
 
         Args:
-            steps: columns of numbers, each as long as the run has steps: kept as a table.
+            steps: columns of numbers, each as long as the run has steps: kept as a Parquet file.
         """
         if self._run is None:
             return
@@ -247,11 +228,12 @@ class WandbRun:
                 if row["status"] != Status.FINISHED:
                     self._run.tags = (*(self._run.tags or ()), str(row["status"]))
             if steps:
-                self._run.log_artifact(_table_of(steps, f"steps-{self._id}"))
-            closing = self._run
-            # An unreachable server would hold finish() for as long as it retries.
+                artifact = wandb.Artifact(f"steps-{self._id}", type="steps")
+                with artifact.new_file("steps.parquet", mode="wb") as file:
+                    file.write(steps_parquet(steps))
+                self._run.log_artifact(artifact)
             try:
-                within(FINISH_TIMEOUT_S, lambda: closing.finish(exit_code=int(failed)))
+                self._run.finish(exit_code=int(failed))
             except TimeoutError:
                 raise TimeoutError(
                     f"W&B did not take the run within {FINISH_TIMEOUT_S:g} s; make sync uploads "
@@ -261,12 +243,16 @@ class WandbRun:
 
     @contextlib.contextmanager
     def _contained(self) -> Iterator[None]:
-        """A fault inside ends the logging of this trial, and its row says so."""
-        with Contained() as caught:
+        """A fault inside ends the logging of this trial, and its row says so.
+
+        W&B's client raises what its libraries do, and other types with every version: here, where
+        a trial must go on, any exception is meant.
+        """
+        try:
             yield
-        if caught.fault is not None:
+        except Exception as fault:
             self._run = None
-            self.status = WandbStatus(Where.OFF, _explained(caught.fault))
+            self.status = WandbStatus(Where.OFF, _explained(fault))
 
 
 def named(name: str, trial_id: str) -> str:
@@ -280,47 +266,11 @@ def named(name: str, trial_id: str) -> str:
     return f"{name[: LONGEST_NAME - len(trial_id) - 1]} {trial_id}"
 
 
-def _explained(fault: BaseException | None) -> str:
+def _explained(fault: Exception) -> str:
     return one_line(f"{type(fault).__name__}: {fault}", 300)
 
 
-class OtherSettingsError(Exception):
-    """The server has a run of this id that is not this trial's."""
-
-
-def add_steps(
-    entity: str, project: str, run_id: str, steps: Mapping[str, Any], *, failed: bool
-) -> None:
-    """Give a run that is there, and has ended, the table of its steps.
-
-    Raises:
-        Exception: whatever W&B's client raises.
-    """
-    forget_identity()
-    run = wandb.init(
-        entity=entity, project=project, id=run_id, resume="must", settings=_slim(LEAST_EVERY_S)
-    )
-    run.log_artifact(_table_of(steps, f"steps-{run_id.removesuffix('-offline')}"))
-    run.finish(exit_code=int(failed))
-
-
-def _table_of(columns: Mapping[str, Any], name: str) -> wandb.Artifact:
-    """Columns of equal length as an artifact of tables, as many as their length needs."""
-    artifact = wandb.Artifact(name, type="steps")
-    arrays = [np.asarray(column) for column in columns.values()]
-    lists = [[v if math.isfinite(v) else None for v in a.tolist()] for a in arrays]
-    # W&B checks the type of every cell, which would take a tenth of a short trial's time: one row
-    # shows the types, and the file is written here in W&B's form.
-    sample = wandb.Table(columns=list(columns), data=[[a.dtype.type(0).item() for a in arrays]])
-    form = sample.to_json(artifact)
-    for part, first in enumerate(range(0, len(arrays[0]), MAX_ROWS)):
-        rows = list(zip(*(column[first : first + MAX_ROWS] for column in lists), strict=True))
-        with artifact.new_file(f"steps-{part + 1}.table.json") as file:
-            file.write(json.dumps({**form, "data": rows, "nrows": len(rows)}, allow_nan=False))
-    return artifact
-
-
-def _slim(every_s: float = 15.0) -> wandb.Settings:
+def _slim(every_s: float) -> wandb.Settings:
     """Settings with which a run costs tens of milliseconds: only what a sweep reads later."""
     return wandb.Settings(
         console="off",
@@ -335,4 +285,7 @@ def _slim(every_s: float = 15.0) -> wandb.Settings:
         x_transaction_log_flush_interval=FLUSH_S,
         silent=True,
         init_timeout=INIT_TIMEOUT_S,
+        # An unreachable server would hold finish() for as long as it retries.
+        finish_timeout=FINISH_TIMEOUT_S,
+        finish_timeout_raises=True,
     )

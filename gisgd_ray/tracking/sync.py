@@ -6,14 +6,13 @@ upload would put all its points behind those that are there.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import wandb
 
@@ -21,63 +20,17 @@ from gisgd_ray import terminal
 from gisgd_ray.config.space import field_paths
 from gisgd_ray.errors import UserError
 from gisgd_ray.numbers import counted
-from gisgd_ray.results.journal import Journal, Status
+from gisgd_ray.results.journal import COMPLETE, Journal, Status, TrialRecord
+from gisgd_ray.results.launch_record import FILE, folder_id, last_record
 from gisgd_ray.results.whole_files import replace_file, require_no_links
-from gisgd_ray.tracking.access import (
-    Contained,
-    Where,
-    chosen_mode,
-    forget_identity,
-    no_answer,
-    sentence,
-    server,
-)
-from gisgd_ray.tracking.existing import (
-    SENT,
-    elsewhere,
-    existing_runs,
-    mark_failed,
-    note_sent,
-    sent_ids,
-    sent_runs,
-)
-from gisgd_ray.tracking.run import LONGEST_NAME, WandbRun, WandbSettings, add_steps
+from gisgd_ray.tracking.access import FAULTS, client, explained, logged_in
+from gisgd_ray.tracking.environment import account, project, put_on
+from gisgd_ray.tracking.launch import existing_runs, mark_failed
+from gisgd_ray.tracking.run import WandbRun, WandbSettings, run_id
+from gisgd_ray.tracking.status import WandbStatus, Where
 
 AT_A_TIME = 100
 """Runs uploaded by one call of ``wandb sync``."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A run that was kept offline."""
-
-    path: Path
-    """Of its record, ``run-ID.wandb``."""
-    id: str = ""
-    project: str = ""
-    entity: str = ""
-    name: str = ""
-    group: str | None = None
-    staged: tuple[Path, ...] = ()
-    """Where the files of its artifacts were when it ran."""
-
-    @property
-    def results(self) -> Path:
-        """The sweep's folder: above ``wandb/offline-run-*/``."""
-        return self.path.parents[2]
-
-    @property
-    def trial_id(self) -> str:
-        return self.id.removesuffix("-offline")
-
-    @property
-    def marker(self) -> Path:
-        """Where ``wandb sync`` notes that it has uploaded the record."""
-        return self.path.with_name(self.path.name + ".synced")
-
-    @property
-    def uploaded(self) -> bool:
-        return self.marker.exists()
 
 
 def sync(root: Path) -> int:
@@ -88,184 +41,157 @@ def sync(root: Path) -> int:
     """
     if not os.path.isdir(root):  # pathlib's raises where a name is too long
         raise UserError(f"there is no folder {root}; name one that holds a sweep's results")
-    offline = [Kept(path) for path in sorted(root.rglob("wandb/offline-run-*/run-*.wandb"))]
-    sent = {path.parents[1] for path in root.rglob(str(SENT))}
-    folders = sorted(sent | {kept.results for kept in offline})
+    kept = {path.parents[2] for path in root.rglob("wandb/offline-run-*/run-*.wandb")}
+    folders = sorted(kept | {path.parent for path in root.rglob(FILE)})
     if not folders:
         print(f"Nothing to upload: {root} has no W&B runs.")
         return 0
     os.environ.pop("WANDB_MODE", None)
-    forget_identity()
-    if why := no_answer(server()):
-        raise UserError(f"{server()} does not answer ({why}); the runs are kept, try again later")
-    chosen = chosen_mode()
-    if chosen.mode != "online":
-        raise UserError(f"{chosen.reason}; log in with wandb login, or set WANDB_API_KEY")
-    new = [kept for kept in offline if not kept.uploaded]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(read, [kept.path for kept in new]))
-    done, left = 0, []
-    for kept in found:
-        if not kept.id:
-            left.append(
-                f"{kept.path} holds nothing that could be read, since its trial was killed; its "
-                "sweep runs it again with --resume, or remove that folder"
-            )
-    with Contained() as caught:
+    put_on(account())
+    done, left, entity = 0, list[str](), os.environ.get("WANDB_ENTITY", "")
+    try:
+        if not logged_in():
+            raise UserError("nobody has logged in: wandb login, or set WANDB_API_KEY")
+        entity = entity or client().default_entity or ""
         for folder in folders:
-            runs_of = [kept for kept in found if kept.id and kept.results == folder]
-            places = {_where(kept) for kept in runs_of} | set(sent_runs(folder))
-            for where in sorted(places):
-                runs = [kept for kept in runs_of if _where(kept) == where]
-                more, without = _sync_folder(folder, where, runs)
-                done, left = done + more, left + without
-    if caught.fault is not None:
-        raise UserError(sentence(caught.fault, f"{os.environ.get('WANDB_ENTITY', '')}/"))
+            more, without = _sync_folder(folder, entity)
+            done, left = done + more, left + without
+    except FAULTS as fault:
+        why = explained(fault, f"{entity}/{project()}")
+        raise UserError(f"{why}; what is not uploaded is kept") from fault
     if done or left:
-        print(f"{counted(done, 'run')} uploaded to {server()}.")
+        print(f"{counted(done, 'run')} uploaded.")
     else:
-        print(f"Nothing to upload: {server()} has all runs of {root}.")
+        print(f"Nothing to upload: W&B has all of {root}.")
     for why in left:
         print(f"left out: {why}", file=sys.stderr)
     return len(left)
 
 
-def _sync_folder(folder: Path, where: str, runs: Sequence[Kept]) -> tuple[int, list[str]]:
-    """Upload one folder's runs to ENTITY/PROJECT; how many, and what was left out and why."""
+@dataclass
+class _Run:
+    """One that this folder has, or may have, on a server."""
+
+    folder: Path
+    id: str
+    where: str
+    """ENTITY/PROJECT."""
+    trial: TrialRecord | None
+    """What the journal holds, without the steps."""
+    kept: Path | None
+    """The record of it that was kept offline, and not uploaded yet."""
+
+    @property
+    def row(self) -> Mapping[str, Any]:
+        return (self.trial and self.trial.row) or {}
+
+    def lacks(self, online: Any | None) -> bool:
+        """Whether the server has less of it than the journal; of a trial that may be running still,
+        and of one that it was never told of, nothing is missed."""
+        if self.trial is None or not self.trial.points or not (self.row or self.kept):
+            return False
+        if online is None:
+            return self.kept is not None
+        if (online.historyLineCount or 0) < len(self.trial.points):
+            return True
+        return self.row.get("status") in COMPLETE and "status" not in online.summary
+
+    def lacks_steps(self, asking: wandb.Api) -> bool:
+        """Whether the steps are not there: their file was not where it was, or came not through."""
+        name = f"{self.where}/steps-{self.id}:latest"
+        return self.row.get("status") in COMPLETE and not asking.artifact_exists(name)
+
+    def complete(self) -> str:
+        """Send what the server lacks, from the journal; what prevented it."""
+        assert self.trial is not None
+        entity, _, name = self.where.partition("/")
+        launch, folder = last_record(self.folder), str(self.folder)
+        group = launch.sweep if launch is not None else None
+        run = WandbRun(
+            WandbSettings("online", folder, "", group=group, project=name, entity=entity),
+            trial_id=self.id,
+            name=None,
+            config={name: value for name, value in self.row.items() if name in field_paths()},
+            earlier=self.trial.points,
+        )
+        ended = self.row.get("status") in COMPLETE
+        steps = Journal(self.folder).read(self.trial.trial_id).steps.table() if ended else None
+        failed = self.row.get("status") != Status.FINISHED
+        run.finish(self.row or None, failed=failed, steps=steps)
+        return "" if run.status.where is Where.ONLINE else str(run.status)
+
+
+def _runs_of(folder: Path, entity: str) -> list[_Run]:
+    """Those that were kept offline, and those of the journal's trials."""
+    journal, own = Journal(folder), folder_id(folder)
+    trials = {name: journal.read(name, with_steps=False) for name in journal.trial_ids()}
+    records = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    kept = {path.stem.removeprefix("run-"): path for path in records if not _marker(path).exists()}
+    # Earlier versions called a trial's run by its id alone, or ID-offline.
+    ids = {id: id.removesuffix("-offline").rpartition("-")[2] for id in kept}
+    ids |= {run_id(own, name): name for name in trials} if own else {}
+    places = {}
+    for id, name in ids.items():
+        path = str(((name in trials and trials[name].row) or {}).get("wandb/run") or "")
+        if path.endswith(f"/{id}"):
+            place = path.rpartition("/")[0]
+            places[id] = place if "/" in place else f"{entity}/{place}"
+    # A trial that was killed, or failed, went where the others of its launch did.
+    others = next(iter(places.values()), f"{entity}/{project()}")
+    return [
+        _Run(folder, id, places.get(id, others), trials.get(name), kept.get(id))
+        for id, name in ids.items()
+    ]
+
+
+def _sync_folder(folder: Path, entity: str) -> tuple[int, list[str]]:
+    """Upload one folder's runs; how many, and what was left out and why."""
     require_no_links(folder)
-    journal = Journal(folder)
-    ours = sent_ids(folder, where)
-    ids = sorted(ours | {kept.trial_id for kept in runs})
-    online = {
-        run.id: int(run.historyLineCount or 0) for run in existing_runs(wandb.Api(), where, ids)
-    }
-    left: list[str] = []
-    new: list[Kept] = []
-    again: dict[str, Kept | None] = {}
-    for kept in runs:
-        beside = kept.id != kept.trial_id and not journal.path(kept.trial_id).exists()
-        if len(kept.name) > LONGEST_NAME and kept.trial_id not in online:
-            again[kept.trial_id] = kept  # W&B would refuse the record as it is
-        elif beside or kept.trial_id not in online:
-            new.append(kept)
-        elif kept.trial_id in ours:
-            again[kept.trial_id] = kept
-        else:
-            left.append(elsewhere(where, kept.trial_id))
-    # One that was sent elsewhere is ours as well, and is not to come here.
-    begun = set(sent_runs(folder).get(where, [])) | set(online)
-    for name in (ours & begun) - {kept.trial_id for kept in runs}:
-        measured = journal.read(name, with_steps=False)
-        if measured.row is not None and online.get(name, -1) < len(measured.points):
-            again[name] = None
-    note_sent(folder, where, [*again, *(kept.trial_id for kept in new)])
-    lost = [kept for kept in new if not all(path.exists() for path in kept.staged)]
-    _upload([kept.path for kept in new])
-    left += [f"{k.path} was not taken; why is said above" for k in new if not k.uploaded]
-    left += _add_tables(where, [kept for kept in lost if kept.uploaded])
-    done = sum(kept.uploaded for kept in new)
-    for name, record in sorted(again.items()):
-        if fault := _complete(folder, where, name, record):
-            left.append(f"the run {where}/{name}: {fault}")
-            continue
-        done += 1
-        if record is not None:
-            replace_file(record.marker, b"")
-    rows = {kept.trial_id: journal.read_row(kept.trial_id) for kept in new}
-    failed = {name: row for name, row in rows.items() if row and row["status"] == Status.FAILED}
-    if fault := mark_failed(where, failed):
-        left.append(f"failed trials in {where} are not marked as failed ({fault})")
+    runs, done, left, asking = _runs_of(folder, entity), 0, list[str](), client()
+    for where in sorted({run.where for run in runs}):
+        here = [run for run in runs if run.where == where]
+        there = existing_runs(where, [run.id for run in here])
+        begun = {id for id, online in there.items() if online.historyLineCount}
+        new = {run.id: run.kept for run in here if run.kept and run.id not in begun}
+        _upload(where, list(new.values()))
+        there |= existing_runs(where, list(new))
+        for run in here:
+            fault, online = "", there.get(run.id)
+            off = WandbStatus.of(run.row.get("wandb/status"))
+            doubtful = run.id in new or (off is not None and off.where is Where.OFF)
+            if run.lacks(online) or (online and doubtful and run.lacks_steps(asking)):
+                fault = run.complete()
+                done += not fault
+            elif run.kept and online is None:
+                fault = f"{run.kept} was not taken, as is said above; its sweep runs the trial "
+                fault += "again with --resume, or remove that folder"
+            elif run.id in new:
+                done += 1
+            if fault:
+                left.append(f"the run {where}/{run.id}: {fault}")
+                continue
+            if run.row.get("status") == Status.FAILED and online and "failed" not in online.tags:
+                mark_failed(online, run.row)
+            if run.kept:
+                replace_file(_marker(run.kept), b"")
     return done, left
 
 
-def _complete(folder: Path, where: str, trial_id: str, kept: Kept | None) -> str:
-    """Send a run what it lacks, from the journal; what prevented it."""
-    record = Journal(folder).read(trial_id)
-    if not record.points:
-        return f"the journal in {folder} has no points of it"
-    entity, _, project = where.partition("/")
-    row, fields = record.row, field_paths()
-    run = WandbRun(
-        WandbSettings(
-            "online",
-            str(folder),
-            group=kept.group if kept else None,
-            project=project,
-            entity=entity,
-        ),
-        trial_id=trial_id,
-        name=kept.name if kept else None,
-        config={name: value for name, value in (row or {}).items() if name in fields},
-        earlier=record.points,
-    )
-    if row is None or row["status"] == Status.FAILED:
-        run.finish(row, failed=True)
-    else:
-        steps = record.steps.table()
-        run.finish(row, failed=row["status"] != Status.FINISHED, steps=steps)
-    return "" if run.status.where is Where.ONLINE else str(run.status)
+def _marker(record: Path) -> Path:
+    """Where ``wandb sync`` notes that it has uploaded a record."""
+    return record.with_name(record.name + ".synced")
 
 
-def read(path: Path) -> Kept:
-    """What a run's record says of it; without an id if it says nothing."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-    shown = subprocess.run(command, capture_output=True, encoding="utf-8")
-    kept, staged = Kept(path), []
-    for line in shown.stdout.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if run := record.get("run"):
-            kept = Kept(
-                path,
-                run["run_id"],
-                run.get("project", ""),
-                run.get("entity", ""),
-                run.get("display_name", ""),
-                run.get("run_group"),
-            )
-        if artifact := record.get("artifact"):
-            contents = artifact.get("manifest", {}).get("contents", [])
-            staged += [Path(each["local_path"]) for each in contents if each.get("local_path")]
-    return replace(kept, staged=tuple(staged))
-
-
-def _where(run: Kept) -> str:
-    entity = run.entity or os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
-    return f"{entity}/{run.project or 'uncategorized'}"
-
-
-def _upload(paths: Sequence[Path]) -> None:
-    """``wandb sync``; where it stops at a run it cannot read, the others one by one."""
-    command = [sys.executable, "-m", "wandb", "sync"]
+def _upload(where: str, paths: Sequence[Path]) -> None:
+    """``wandb sync``, some at a time; where it stops at what it cannot read, one by one."""
+    entity, _, name = where.partition("/")
+    command = [sys.executable, "-m", "wandb", "sync", "--entity", entity, "--project", name]
     for first in range(0, len(paths), AT_A_TIME):
         part = paths[first : first + AT_A_TIME]
         subprocess.run([*command, *map(str, part)])
-        left = [path for path in part if not Kept(path).uploaded]
-        if len(part) > 1:
-            for path in left:
+        for path in part if len(part) > 1 else ():
+            if not _marker(path).exists():
                 subprocess.run([*command, str(path)])
-
-
-def _add_tables(where: str, runs: Iterable[Kept]) -> list[str]:
-    """Tables of steps whose files are not where they were, from the journal."""
-    left = []
-    entity, _, project = where.partition("/")
-    for kept in runs:
-        record = Journal(kept.results).read(kept.trial_id)
-        if record.row is None:
-            left.append(
-                f"the table of steps of {kept.id}: it was at {kept.staged[0]}, and the journal in "
-                f"{kept.results} has no such trial"
-            )
-            continue
-        failed = record.row["status"] != Status.FINISHED
-        with Contained() as caught:
-            add_steps(entity, project, kept.id, record.steps.table(), failed=failed)
-        if caught.fault is not None:
-            left.append(f"the table of steps of {kept.id}: {sentence(caught.fault, where)}")
-    return left
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -346,7 +346,7 @@ def test_ray_is_given_the_trials_as_one_grid() -> None:
     from ray.tune.search.variant_generator import generate_variants
 
     trials = make_space({RATE: [0.1, 0.2], MILESTONES: [[5], []]}, seeds=2).trials()
-    wandb = WandbSettings("online", "f", group="g", project="p", foreign={"a": "b"})
+    wandb = WandbSettings("online", "f", "0123456789ab", group="g", project="p")
     run = RunSettings(Resources(cpus=2), "name", 60.0, wandb)
     space = param_space(trials, run, {trials[1].trial_id: "the second"})
     assert RunSettings.of(space["run"]) == run

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gisgd_ray.errors import UserError
+from gisgd_ray.results.launch_record import folder_id
 from gisgd_ray.runner.location import Location
 from tests.support.bucket_server import BucketServer
 from tests.support.launches import Launch, assert_undisturbed, wait_until
@@ -45,6 +46,7 @@ def test_a_driver_lost_with_its_disk_is_continued_from_the_bucket(
 
     folder = next((tmp_path / "there").rglob("lr_batch"))
     assert_undisturbed(folder, undisturbed)
+    assert folder_id(folder) == folder_id(next((tmp_path / "here").rglob("lr_batch")))
     there = bucket.objects()
     names = {name.removeprefix("prefix/lr_batch/") for name in there}
     assert {"trials.parquet", "report.html", "figures/figure6.pdf"} <= names

@@ -9,15 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from pandas.testing import assert_frame_equal
 
 from gisgd_ray.config.frozen import unflatten
 from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.results.launch_record import folder_id
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.tracking.run import BEST
 from tests.support.launches import ROOT, SCRIPT, SMALL, wait_until
@@ -44,18 +47,21 @@ def equal(found: Any, true: Any) -> bool:
 
 def assert_told_as_in(tables: ResultTables, runs: list[Run]) -> None:
     trials, history = tables.trials, tables.history
-    assert {run.id for run in runs} == set(trials["trial_id"])
+    own = folder_id(tables.folder)
+    assert {run.id for run in runs} == {f"{own}-{name}" for name in trials["trial_id"]}
+    assert set(trials["wandb/run"].str.rpartition("/")[2]) == {run.id for run in runs}
     for run in runs:
-        points = history[history["trial_id"] == run.id].drop(columns="trial_id")
+        name = run.id.rpartition("-")[2]
+        points = history[history["trial_id"] == name].drop(columns="trial_id")
         assert [point["step"] for point in run.history] == points["step"].tolist()
         for told, (_, point) in zip(run.history, points.iterrows(), strict=True):
-            for name, value in point.items():
-                if name in told or not pd.isna(value):
-                    assert equal(told[name], value), (run.id, point["step"], name)
-        row = trials[trials["trial_id"] == run.id].iloc[0]
-        for name, value in row.drop("wandb/status").items():
-            if name in run.summary or not pd.isna(value):
-                assert equal(run.summary[name], value), (run.id, name)
+            for column, value in point.items():
+                if column in told or not pd.isna(value):
+                    assert equal(told[column], value), (run.id, point["step"], column)
+        row = trials[trials["trial_id"] == name].iloc[0]
+        for column, value in row.drop(["wandb/status", "wandb/run"]).items():
+            if column in run.summary or not pd.isna(value):
+                assert equal(run.summary[column], value), (run.id, column)
         measured = {name for name in BEST if name in points and points[name].notna().any()}
         assert {"train/loss", "gap/loss", "bound/lemma7"} <= measured
         for metric in BEST:
@@ -65,7 +71,7 @@ def assert_told_as_in(tables: ResultTables, runs: list[Run]) -> None:
                 assert run.summary[told] == getattr(points[metric], BEST[metric])(), metric
         # The id is a hash of all settings.
         config = TrialConfig.model_validate(unflatten(dict(run.config)))
-        assert config.trial_id == run.id
+        assert config.trial_id == name
         assert run.config == json.loads(json.dumps(config.flat()))
         assert (run.group, run.job_type) == ("lr_batch", "sgd")
         assert run.state == "finished"
@@ -117,15 +123,11 @@ def test_cuts_and_lost_trials_leave_every_point_once(tmp_path: Path) -> None:
         assert "a trial was lost" in out
         assert_told_as_in(tables, server.runs)
         steps = {a.name: a for a in server.artifacts if a.type == "steps"}
-        assert set(steps) == {f"steps-{name}" for name in tables.trials["trial_id"]}
+        assert set(steps) == {f"steps-{run.id}" for run in server.runs}
         assert all(artifact.committed for artifact in steps.values())
         for name in tables.trials["trial_id"]:
-            (content,) = steps[f"steps-{name}"].files.values()
-            told, true = json.loads(content), tables.steps(name)
-            for column, values in zip(
-                told["columns"], zip(*told["data"], strict=True), strict=True
-            ):
-                assert equal([math.nan if v is None else v for v in values], true[column]), column
+            sent = BytesIO(steps[f"steps-{folder_id(folder)}-{name}"].files["steps.parquet"])
+            assert_frame_equal(pd.read_parquet(sent), tables.steps(name))
 
 
 def test_runs_kept_offline_are_uploaded_later_under_the_same_ids(
@@ -149,9 +151,8 @@ def test_runs_kept_offline_are_uploaded_later_under_the_same_ids(
         assert made.returncode == 0, made.stderr
         assert re.search(rf"{server.url}/tester/gisgd-ray/reports/[^ ]+$", made.stdout.strip())
         (report,) = server.reports
-        assert set(ResultTables(folder).trials["trial_id"]) <= set(
-            re.findall(r"[0-9a-f]{8,}", json.dumps(report["spec"]))
-        )
+        text = json.dumps(report["spec"])
+        assert all(run.id in text for run in server.runs)
         del server.state.runs[next(iter(server.state.runs))]
         assert "(with 3 of 4 runs: the others are not in tester/" in report_of(folder, told).stdout
         assert server.unknown == []

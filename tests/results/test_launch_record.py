@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from gisgd_ray.results.launch_record import (
     FILE,
     PACKAGES,
     LaunchRecord,
+    folder_id,
     keep,
     keep_versions_of,
     last_record,
@@ -107,6 +109,33 @@ def test_what_made_trials_taken_from_elsewhere_is_told(tmp_path: Path) -> None:
     assert last.earlier["gisgd-ray"] == ["a version that left no record"]
 
 
+def test_a_folder_gets_an_id_with_its_first_launch_and_keeps_it(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+        assert folder_id(folder) is None
+        keep(folder, FIRST)
+    made = folder_id(one)
+    assert made is not None
+    assert re.fullmatch("[0-9a-f]{12}", made)
+    assert folder_id(other) != made
+    for again in (replace(FIRST, seconds=2.0), later(3)):
+        keep(one, again)
+        keep_versions_of(other, one, sweep="lr_batch")
+        assert folder_id(one) == made
+
+
+def test_a_folder_of_an_earlier_version_gets_its_id_at_the_next_launch(tmp_path: Path) -> None:
+    kept(tmp_path, FIRST)
+    content = json.loads((tmp_path / FILE).read_text())
+    del content["id"]
+    (tmp_path / FILE).write_text(json.dumps(content))
+    assert folder_id(tmp_path) is None
+    assert kept(tmp_path, later(3)).begun == later(3).begun
+    assert folder_id(tmp_path) is not None
+    assert len(json.loads((tmp_path / FILE).read_text())["launches"]) == 2
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -117,6 +146,8 @@ def test_what_made_trials_taken_from_elsewhere_is_told(tmp_path: Path) -> None:
         '{"format": 1}',
         '{"format": "1", "launches": []}',
         '{"format": 1, "launches": 5}',
+        '{"format": 1, "id": "../../elsewhere", "launches": []}',
+        '{"format": 1, "id": 123456789012, "launches": []}',
         '{"format": 1, "launches": ["a"]}',
         '{"format": 1, "launches": [{"begun": "x"}]}',
         "\ud800",

@@ -249,7 +249,7 @@ def test_an_id_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
         ResultTables(tmp_path / "a").steps("../../x")
 
 
-@pytest.mark.parametrize("name", ["wandb/status", "measure/hessian_trace_estimator"])
+@pytest.mark.parametrize("name", ["wandb/status", "wandb/run", "measure/hessian_trace_estimator"])
 def test_what_is_said_in_words_is_a_word(name: str) -> None:
     for value in (None, math.nan, "off"):
         require_numbers({name: value}, "it", Path("journal"))

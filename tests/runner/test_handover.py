@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gisgd_ray.runner.handover import account, put_on
+from gisgd_ray.tracking.environment import account, put_on
 
 
 def test_account_and_settings_cross_and_no_run_of_another_process(

@@ -15,7 +15,7 @@ from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner import progress
 from gisgd_ray.runner.closing import FAILURES_SHOWN, show
 from gisgd_ray.runner.launch import Ended, Outcome, Ran
-from gisgd_ray.tracking.access import WandbStatus, Where
+from gisgd_ray.tracking.status import WandbStatus, Where
 from tests.runner.test_progress import DIVERGED, FINISHED, LABELS, POINT, display, written
 
 PAGE = Path("results/my sweeps/lr_batch/report.html")

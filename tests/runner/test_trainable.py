@@ -19,7 +19,7 @@ from tests.support.runs import config
 
 def trial(folder: Path, error: Exception, fault_before: str | None = None) -> TrialTrainable:
     """A trial that fails in its first step."""
-    wandb = WandbSettings("disabled", str(folder), group=None, project="p")
+    wandb = WandbSettings("disabled", str(folder), "", group=None, project="p")
     run = RunSettings(Resources(), str(folder), 60.0, wandb)
     given = {"config": config().model_dump(mode="json"), "name": "it", "fault_before": fault_before}
 

@@ -161,7 +161,7 @@ def wait_until(condition: Callable[[], object], *, seconds: float = 300) -> None
 def comparable(frame: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     """Everything but the times, which no two runs share, W&B, which not all tests use, the room,
     which a trial may be given more of, and the machine."""
-    others = ("time/", "resources/", "wandb/status", "hostname")
+    others = ("time/", "resources/", "wandb/", "hostname")
     apart = [c for c in frame.columns if c.startswith(others)]
     kept = frame.drop(columns=apart).sort_values(order).reset_index(drop=True)
     # A column without a value has the type of what other trials have there.

@@ -30,7 +30,15 @@ RUNS: dict[str, dict[str, Any]] = {
     "theorem 3": {**TEACHER, "model.name": "linear"},
     "theorem 4": {**TEACHER, "model.name": "two_layer_relu"},
 }
-LAUNCHED = {"error", "wandb/status", "device", "hostname", "resources/cpus", "resources/gpus"}
+LAUNCHED = {
+    "error",
+    "wandb/status",
+    "wandb/run",
+    "device",
+    "hostname",
+    "resources/cpus",
+    "resources/gpus",
+}
 """What a launch adds: tests of launches see to it."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")

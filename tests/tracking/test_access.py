@@ -1,19 +1,14 @@
 """What keeps W&B from being online is said in one sentence, before the first trial."""
 
-import http.client
 import socket
-import ssl
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from gisgd_ray.tracking import access as wandb_access
 from tests.support.launches import ROOT
 from tests.support.wandb_server import Server, environment
 
@@ -27,9 +22,10 @@ def server() -> Iterator[Server]:
 
 
 def told(server: Server, folder: Path, ask: str = ASK, **more: str) -> str:
+    told = {**environment(server, folder), "PYTHONPATH": str(ROOT), **more}
     done = subprocess.run(
         [sys.executable, "-c", ask],
-        env={**environment(server, folder), "PYTHONPATH": str(ROOT), **more},
+        env={k: v for k, v in told.items() if v},
         cwd=folder,
         capture_output=True,
         text=True,
@@ -59,15 +55,15 @@ def test_a_wrong_key(server: Server, tmp_path: Path) -> None:
 def test_a_project_without_rights(server: Server, tmp_path: Path) -> None:
     server.deny("tester", "gisgd-ray")
     assert told(server, tmp_path) == (
-        "W&B: offline, since this key may not write to the project gisgd-ray; choose another with "
-        f"WANDB_PROJECT or WANDB_ENTITY. {KEPT}"
+        "W&B: offline, since this key may not write to tester/gisgd-ray; name another project or "
+        f"entity. {KEPT}"
     )
 
 
 def test_an_unknown_entity(server: Server, tmp_path: Path) -> None:
     assert told(server, tmp_path, WANDB_ENTITY="nobody") == (
-        f"W&B: offline, since there is no entity nobody at {server.url}; set WANDB_ENTITY to your "
-        f"user or team. {KEPT}"
+        f"W&B: offline, since {server.url} has no nobody/gisgd-ray for this key; check the entity "
+        f"for its spelling (entity nobody not found during upsertModel). {KEPT}"
     )
 
 
@@ -75,35 +71,48 @@ def test_no_network(server: Server, tmp_path: Path) -> None:
     begun = time.monotonic()
     with server.away():
         sentence = told(server, tmp_path)
-    assert sentence == (
-        f"W&B: offline, since {server.url} does not answer ([Errno 111] Connection refused). {KEPT}"
-    )
-    assert time.monotonic() - begun < 60  # W&B's own client tries for minutes
+    assert sentence.startswith(f"W&B: offline, since {server.url} does not answer (")
+    assert sentence.endswith(f"connect: connection refused). {KEPT}")
+    assert time.monotonic() - begun < 60  # W&B's own client tries for many minutes
 
 
 def test_a_server_that_only_listens(tmp_path: Path) -> None:
     with Server() as server, socket.create_server(("127.0.0.1", 0)) as deaf:
         where = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         sentence = told(server, tmp_path, WANDB_BASE_URL=where)
-    assert sentence == f"W&B: offline, since {where} does not answer (timed out). {KEPT}"
+    assert sentence.startswith(f"W&B: offline, since {where} does not answer (")
 
 
-def test_a_server_with_a_certificate_unknown_to_python_is_there(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refused(*_: object, **__: object) -> None:
-        raise urllib.error.URLError(ssl.SSLCertVerificationError("self-signed certificate"))
-
-    monkeypatch.setattr(urllib.request, "urlopen", refused)
-    assert wandb_access.no_answer("https://wandb.example.org") == ""
+@pytest.mark.parametrize("status", [429, 500])
+def test_a_server_that_takes_nothing(server: Server, tmp_path: Path, status: int) -> None:
+    server.fail(status, 100)
+    sentence = told(server, tmp_path)
+    assert sentence.startswith(f"W&B: offline, since {server.url} does not answer (")
+    assert f"HTTP {status}" in sentence
 
 
-def test_a_server_that_speaks_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object, **__: object) -> None:
-        raise http.client.BadStatusLine("SSH-2.0")
+@pytest.mark.parametrize("key", ["", "short"])
+def test_without_a_key_that_can_be_one(server: Server, tmp_path: Path, key: str) -> None:
+    nobody = {"WANDB_API_KEY": key, "HOME": str(tmp_path), "NETRC": "/dev/null"}
+    sentence = told(server, tmp_path, **nobody)
+    if key:
+        assert sentence.startswith(
+            "W&B: offline, since AuthenticationError: WANDB_API_KEY invalid: "
+        )
+    else:
+        assert sentence == f"W&B: offline, since nobody has logged in with wandb login. {KEPT}"
+    assert server.requests == []
 
-    monkeypatch.setattr(urllib.request, "urlopen", refused)
-    assert wandb_access.no_answer("http://127.0.0.1:22") == "SSH-2.0"
+
+@pytest.mark.parametrize("mode", ["", "run"])
+def test_who_has_logged_in_is_online(server: Server, tmp_path: Path, mode: str) -> None:
+    assert told(server, tmp_path, WANDB_MODE=mode) == "W&B: online, in tester/gisgd-ray."
+
+
+def test_disabled_is_as_asked(server: Server, tmp_path: Path) -> None:
+    ask = ASK.replace("access())", "access().silent)")
+    assert told(server, tmp_path, ask, WANDB_MODE="disabled") == "True"
+    assert server.requests == []
 
 
 def test_an_address_that_is_none(server: Server, tmp_path: Path) -> None:
@@ -115,9 +124,10 @@ def test_an_address_that_is_none(server: Server, tmp_path: Path) -> None:
 
 
 def test_offline_asks_nobody(server: Server, tmp_path: Path) -> None:
-    assert told(server, tmp_path, WANDB_MODE="offline") == (
-        f"W&B: offline, since WANDB_MODE is offline. {KEPT}"
-    )
+    for mode in ("offline", "dryrun"):
+        assert told(server, tmp_path, WANDB_MODE=mode) == (
+            f"W&B: offline, since WANDB_MODE is {mode}. {KEPT}"
+        )
     assert server.requests == []
 
 

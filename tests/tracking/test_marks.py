@@ -1,10 +1,11 @@
 """What tells one run from another on the server: states, tags, axes, values that are no number."""
 
-import json
 import math
 from collections.abc import Iterator
+from io import BytesIO
 
 import pytest
+from pyarrow import parquet
 
 from gisgd_ray.tracking.run import BEST
 from tests.support.launches import ROOT
@@ -13,7 +14,7 @@ from tests.support.wandb_server import Server, run_script
 TRIALS = """
 import math, sys
 from gisgd_ray.tracking.run import WandbRun, WandbSettings
-settings = WandbSettings("online", sys.argv[1], group="g", project="p", every_s=5)
+settings = WandbSettings("online", sys.argv[1], "", group="g", project="p", every_s=5)
 row = {"status": "diverged", "train/loss": math.inf, "gap/loss": math.nan}
 steps = {"step": [1, 2], "loss": [1.0, math.inf]}
 for name, *finished in (
@@ -62,9 +63,11 @@ def test_what_is_no_number_arrives_and_hides_no_other_value(server: Server) -> N
     assert "gap/loss" not in run.summary  # NaN in the row: undefined, whatever it was on the way
     assert run.summary["min/train/loss"] == 1.0
     assert run.summary["min/test/loss"] == 2.0
-    (table,) = (a for a in server.artifacts if a.type == "steps")
-    (content,) = table.files.values()
-    assert json.loads(content)["data"] == [[1, 1.0], [2, None]]  # JSON has no infinity
+    (steps,) = (a for a in server.artifacts if a.type == "steps")
+    assert parquet.read_table(BytesIO(steps.files["steps.parquet"])).to_pydict() == {
+        "step": [1, 2],
+        "loss": [1.0, math.inf],
+    }
 
 
 def test_step_is_the_axis_and_best_and_last_are_kept(server: Server) -> None:

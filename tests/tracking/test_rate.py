@@ -17,7 +17,7 @@ TRIAL = f"""
 import sys, time
 from gisgd_ray.tracking.run import WandbRun, WandbSettings
 every_s, folder = float(sys.argv[1]), sys.argv[2]
-settings = WandbSettings("online", folder, group="g", project="p", every_s=every_s)
+settings = WandbSettings("online", folder, "", group="g", project="p", every_s=every_s)
 run = WandbRun(settings, trial_id="abc", name="abc", config={{}})
 for step in range({SECONDS * 5}):
     run.log({{"step": step, "train/loss": 1.0}})
@@ -33,7 +33,7 @@ def test_a_run_tells_its_points_as_seldom_as_asked_and_all_of_them(tmp_path: Pat
         trials = [
             subprocess.Popen(
                 [sys.executable, "-c", TRIAL, str(every_s), str(tmp_path / f"{every_s:g}")],
-                env={**environment(server, tmp_path, faster=False), "PYTHONPATH": str(ROOT)},
+                env={**environment(server, tmp_path), "PYTHONPATH": str(ROOT)},
                 cwd=tmp_path,
             )
             for server, every_s in zip(servers, asked, strict=True)

@@ -2,9 +2,6 @@
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +13,16 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.figures.run_panels import RunPanel, expanded, shown_trials
 from gisgd_ray.figures.tables import Row, Table
+from gisgd_ray.results.launch_record import LaunchRecord, folder_id, keep
 from gisgd_ray.sweep import Sweep
 from gisgd_ray.theory.quantities import QUANTITIES, quantity
-from gisgd_ray.tracking.access import sentence
-from gisgd_ray.tracking.report import build_report, entity_and_project, marker
+from gisgd_ray.tracking.report import build_report, entity_and_project, marker, run_ids
 from gisgd_ray.tracking.report_text import ALWAYS, MOST_ROWS, escaped, markdown_table
 from tests.support import sweep_runs
+from tests.support.launches import ROOT
 from tests.support.pages import report_of
 from tests.support.tables import NO_TRIALS, Tables, history, trial
-from tests.support.wandb_server import Server
+from tests.support.wandb_server import Server, run_script
 
 SWEEPS = "lr_batch trajectory bound_verification stochastic double_descent clipping regularizers "
 SWEEPS += "linear_relu"
@@ -185,9 +183,10 @@ def test_the_command_and_the_sweep_are_named() -> None:
     spec = built(sweep, tables, swept)
     (code,) = of_type(spec, "code-block")
     assert code["children"][0]["children"][0]["text"] == "python sweeps/x.py"
-    report = build_report(report_of(tables, description="How.", swept=swept), "e/p")
+    made = report_of(tables, description="How.", swept=swept)
+    report = build_report(made, "e/p")
     assert report.title == "Figure 6: lr batch, gisgd-ray"
-    assert report.description == f"How. {marker('lr_batch', tables.trials['trial_id'])}"
+    assert report.description == f"How. {marker(made)}"
 
 
 def test_what_was_planned_and_has_not_run_is_told() -> None:
@@ -246,92 +245,84 @@ def test_flat_settings_are_what_runs_log() -> None:
     assert "training.learning_rate" in TrialConfig().flat()
 
 
-def test_an_unknown_fault_is_told_as_it_is() -> None:
-    assert sentence(ValueError("odd"), "a/b") == "W&B did not take the report; ValueError: odd"
+def test_the_runs_are_those_that_the_trials_name(tmp_path: Path) -> None:
+    """A trial taken from another folder has that one's; an earlier version's was called like it."""
+    keep(tmp_path, LaunchRecord("lr_batch", "", "1", [], [], {}, {}))
+    own = folder_id(tmp_path)
+    rows = [
+        trial("mine") | {"wandb/status": "online", "wandb/run": f"e/p/{own}-mine"},
+        trial("taken") | {"wandb/status": "offline", "wandb/run": "p/0123456789ab-taken"},
+        trial("old") | {"wandb/status": "online"},
+        trial("boom", status="failed") | {"wandb/status": None},
+    ]
+    for row in rows:
+        row["gap/loss"] = 1.0
+    tables = Tables(pd.DataFrame(rows))
+    tables.folder = tmp_path
+    panel = RunPanel("gap", "bars", ["gap/loss"])
+    report = report_of(tables, sweep_named("lr_batch"), run_panels=[panel])
+    shown = [f"{own}-mine", "0123456789ab-taken", "old"]
+    assert list(run_ids(report).values()) == [*shown, f"{own}-boom"]
+    (grid,) = of_type(spec_of(build_report(report, "team/bounds")), "panel-grid")
+    assert filters_of(grid) == {"name": shown}
+    assert marker(report) == f"[gisgd-ray sweep lr_batch {own}]"
 
 
 SAVE = """
 import sys
-from pathlib import Path
+import pandas as pd
 from gisgd_ray.errors import UserError
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.tracking.report import build_report, save_report
 from tests.support.pages import report_of
 from tests.support.tables import Tables, history, trial
-import pandas as pd
-folder, where, *titles = sys.argv[1:]
-tables = Tables(pd.DataFrame([trial("a")]), history("a", train__loss=[1.0, 0.5]))
-for item in titles:
-    if item == "forget":
-        (Path(folder) / "wandb_report.json").unlink()
-        continue
-    if "/" in item:
-        where = item
-        continue
-    if item == "other trials":
-        tables = Tables(pd.DataFrame([trial("b")]), history("b", train__loss=[1.0, 0.5]))
-        continue
+where, *saved = sys.argv[1:]
+for each in saved:
+    name, _, item = each.partition("=")
+    tables = Tables(pd.DataFrame([trial(name)]), history(name, train__loss=[1.0, 0.5]))
     panels = [RunPanel("loss", "lines", ["train/loss"], x="step")]
-    report = build_report(
-        report_of(tables, item=item, description=item, run_panels=panels), where
-    )
+    report = report_of(tables, item=item, description=item, run_panels=panels)
     try:
-        print(save_report(report, Path(folder)))
+        print(save_report(build_report(report, where)))
     except UserError as error:
         print(f"error: {error}")
 """
 
 
-def save(server: Server, folder: Path, *titles: str, where: str = "tester/bounds") -> list[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    done = subprocess.run(
-        [sys.executable, "-c", SAVE, str(folder), where, *titles],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=clean | server.environment | {"WANDB_DIR": str(folder), "HOME": str(folder)},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+def save(server: Server, folder: Path, *saved: str, where: str = "tester/bounds") -> list[str]:
+    arguments = ["-c", SAVE, where, *saved]
+    return run_script(server, folder, arguments, PYTHONPATH=str(ROOT)).splitlines()
 
 
 def test_saving_again_updates_the_same_report(tmp_path: Path) -> None:
     with Server() as server:
-        titles = ["Figure 6", "Figure 6", "forget", "Figure 6b"]
         # Results of other trials have a report of their own.
-        first, again, found, other = save(
-            server, tmp_path, *titles, "forget", "other trials", "Figure 7"
-        )
-        assert first == again
-        assert first.rpartition("--")[2] == found.rpartition("--")[2]
+        first, found, other = save(server, tmp_path, "a=Figure 6", "a=Figure 6b", "b=Figure 7")
         assert first.startswith(f"{server.url}/tester/bounds/reports/")
+        assert first.rpartition("--")[2] == found.rpartition("--")[2]
         assert other.rpartition("--")[2] != first.rpartition("--")[2]
         report, second = server.reports
-        assert (report["saves"], second["saves"]) == (3, 1)
-        assert report["display_name"] == "Figure 6b: lr batch, gisgd-ray"
-        assert report["description"].endswith(marker("lr_batch", ["a"]))
+        assert (report["saves"], second["saves"]) == (2, 1)
+        assert report["displayName"] == "Figure 6b: lr batch, gisgd-ray"
         (grid,) = of_type(report["spec"], "panel-grid")
         (runs,) = grid["metadata"]["runSets"]
         assert (runs["project"]["entityName"], runs["project"]["name"]) == ("tester", "bounds")
+        server.state.reports.clear()  # deleted there: a new one is made
+        save(server, tmp_path, "b=Figure 7")
+        assert [report["saves"] for report in server.reports] == [1]
         assert server.unknown == []
-        known = json.loads((tmp_path / "wandb_report.json").read_text())
-        assert known == {"tester/bounds": {"id": second["id"], "url": other}}
-        server.state.reports.clear()
-        (told,) = save(server, tmp_path, "other trials", "Figure 7")
-        assert told.startswith("error: --wandb tester/bounds: the report that ")
-        assert "was deleted on W&B; remove that file" in told
 
 
 def test_faults_of_the_server_are_told(tmp_path: Path) -> None:
     with Server() as server:
         server.deny("tester", "closed")
-        unknown, closed = save(server, tmp_path, "F", "tester/closed", "F", where="nobody/bounds")
-        assert unknown.startswith("error: --wandb nobody/bounds: W&B has no user or team 'nobody'")
-        assert closed.startswith("error: --wandb tester/closed: this key's user may not write")
+        (told,) = save(server, tmp_path, "a=F", where="nobody/bounds")
+        assert told.startswith(f"error: --wandb nobody/bounds: {server.url} has no nobody/bounds")
+        (told,) = save(server, tmp_path, "a=F", where="tester/closed")
+        assert told.startswith("error: --wandb tester/closed: this key may not write to tester/clo")
         server.wrong_key()
-        (told,) = save(server, tmp_path, "F")
-        assert told.startswith("error: --wandb tester/bounds: W&B does not know this key")
+        (told,) = save(server, tmp_path, "a=F")
+        assert told.startswith(f"error: --wandb tester/bounds: {server.url} does not take the API")
         with server.away():
-            (told,) = save(server, tmp_path, "F")
-        assert told.startswith("error: --wandb tester/bounds: W&B does not answer")
-        assert not (tmp_path / "wandb_report.json").exists()
+            (told,) = save(server, tmp_path, "a=F")
+        assert told.startswith(f"error: --wandb tester/bounds: {server.url} does not answer (")

@@ -5,23 +5,22 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import wandb
 from wandb.errors import CommError
 
-from gisgd_ray.tracking import run as wandb_runs
-from gisgd_ray.tracking.access import Access, WandbStatus, Where, chosen_mode
 from gisgd_ray.tracking.run import WandbRun, WandbSettings
+from gisgd_ray.tracking.status import WandbStatus, Where
 
+FOLDER = "0123456789ab"
 CONFIG = {"training.learning_rate": 0.1, "scheme.name": "sgd"}
 
 
 def settings(folder: Path, mode: Any = "offline") -> WandbSettings:
-    return WandbSettings(mode=mode, folder=str(folder), group="lr_batch", project="p")
+    return WandbSettings(mode, str(folder), FOLDER, group="lr_batch", project="p")
 
 
 def wait_for(record: Path, content: bytes) -> None:
@@ -43,8 +42,8 @@ def test_offline_run_holds_config_points_and_summary(tmp_path: Path) -> None:
     for step in (0, 10):
         run.log({"step": step, "train/loss": 1.0 / (step + 1)})
     run.finish({"status": "finished", "bound/theorem2_closed_form": 12.5})
-    assert str(run.status) == "offline"
-    (record,) = tmp_path.glob("wandb/offline-run-*-abc123/*.wandb")
+    assert (str(run.status), run.path) == ("offline", f"p/{FOLDER}-abc123")
+    (record,) = tmp_path.glob(f"wandb/offline-run-*-{FOLDER}-abc123/*.wandb")
     wait_for(record, b"12.5")  # finish() returns shortly before its service has written all
     text = record.read_bytes()
     for expected in (b"abc123", b"lr_batch", b"training.learning_rate", b"train/loss"):
@@ -65,7 +64,7 @@ def test_disabled_writes_nothing(tmp_path: Path) -> None:
     run = WandbRun(settings(tmp_path, "disabled"), trial_id="a", name="a", config=CONFIG)
     run.log({"step": 0})
     run.finish({"status": "finished"})
-    assert str(run.status) == "disabled"
+    assert (str(run.status), run.path) == ("disabled", None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,16 +78,7 @@ def test_a_client_that_cannot_start_is_told_and_survived(
     run = WandbRun(settings(tmp_path), trial_id="a", name="a", config=CONFIG)
     run.log({"step": 0})
     run.finish({"status": "finished"})
-    assert str(run.status) == "off: OSError: the service process died"
-
-
-def test_a_run_of_somebody_else_is_not_opened(tmp_path: Path) -> None:
-    foreign = replace(settings(tmp_path, "online"), foreign={"abc": "the run p/abc exists"})
-    run = WandbRun(foreign, trial_id="abc", name="a", config={})
-    run.log({"step": 0})
-    run.finish({"status": "finished"})
-    assert str(run.status) == "off: the run p/abc exists"
-    assert not list(tmp_path.iterdir())
+    assert (str(run.status), run.path) == ("off: OSError: the service process died", None)
 
 
 def test_a_folder_that_cannot_be_made_is_survived(tmp_path: Path) -> None:
@@ -103,7 +93,6 @@ def test_a_folder_that_cannot_be_made_is_survived(tmp_path: Path) -> None:
 UNREACHABLE = """
 import sys
 import wandb
-from gisgd_ray.tracking import access as wandb_access
 from gisgd_ray.tracking import run as wandb_runs
 wandb_runs.INIT_TIMEOUT_S = 2.0
 modes, real = [], wandb.init
@@ -111,9 +100,7 @@ def spied(**arguments):
     modes.append(arguments["mode"])
     return real(**arguments)
 wandb.init = spied
-found = wandb_access.chosen_mode()
-print(found.mode, found.reason, sep="|")
-settings = wandb_runs.WandbSettings(mode="online", folder=sys.argv[1], group="g", project="p")
+settings = wandb_runs.WandbSettings("online", sys.argv[1], "f", group="g", project="p")
 for name in ("first", "second"):
     run = wandb_runs.WandbRun(settings, trial_id=name, name=name, config={})
     run.log({"step": 0, "train/loss": 1.0})
@@ -138,26 +125,18 @@ def in_fresh_process(code: str, *arguments: str, **environment: str) -> list[str
 
 
 def test_an_unreachable_server_means_offline_and_is_asked_once(tmp_path: Path) -> None:
-    login, first, second, modes = in_fresh_process(
+    first, second, modes = in_fresh_process(
         UNREACHABLE,
         str(tmp_path),
         WANDB_BASE_URL="http://127.0.0.1:9",
         WANDB_API_KEY="a" * 40,
     )
-    assert login == "online|this user has logged in"
     assert first.startswith("offline: CommError: ")
     assert second == "offline: the server did not answer an earlier trial"
     assert modes.count("online") == 1
     for name in ("first", "second"):
         (record,) = tmp_path.glob(f"wandb/offline-run-*-{name}*/*.wandb")
         wait_for(record, b"train/loss")
-
-
-def test_a_malformed_key_is_told() -> None:
-    code = "from gisgd_ray.tracking.access import chosen_mode as asked; "
-    code += "print(asked().mode, asked().reason, sep='|')"
-    (line,) = in_fresh_process(code, WANDB_API_KEY="short")
-    assert line.startswith("offline|the login does not work: WANDB_API_KEY invalid")
 
 
 def test_a_fault_while_logging_ends_logging_only(tmp_path: Path) -> None:
@@ -172,30 +151,6 @@ def test_a_fault_while_logging_ends_logging_only(tmp_path: Path) -> None:
     assert str(run.status) == "off: CommError: connection reset"
 
 
-def test_a_finish_that_hangs_is_left_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import threading
-
-    release = threading.Event()
-
-    class Hanging:
-        resumed = False
-        summary: ClassVar[dict[str, Any]] = {}
-
-        def finish(self, **_: int) -> None:
-            release.wait(30)
-
-    monkeypatch.setattr(wandb_runs, "FINISH_TIMEOUT_S", 0.1)
-    run = WandbRun(settings(tmp_path, "disabled"), trial_id="a", name="a", config=CONFIG)
-    run._run = Hanging()
-    run.finish({"status": "finished"})
-    release.set()
-    assert str(run.status) == (
-        "off: TimeoutError: W&B did not take the run within 0.1 s; make sync uploads the rest"
-    )
-
-
 @pytest.mark.parametrize("where", Where)
 @pytest.mark.parametrize("fault", ["", "OSError: no", "offline: online: "])
 def test_a_status_comes_back_from_its_cell(where: Where, fault: str) -> None:
@@ -205,22 +160,3 @@ def test_a_status_comes_back_from_its_cell(where: Where, fault: str) -> None:
 @pytest.mark.parametrize("cell", [None, float("nan"), "", "of another version"])
 def test_a_cell_without_a_status_is_none(cell: object) -> None:
     assert WandbStatus.of(cell) is None
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [("offline", "offline"), ("dryrun", "offline"), ("disabled", "disabled"), ("online", "online")],
-)
-def test_wandb_mode_decides(value: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", value)
-    assert chosen_mode() == Access(expected, f"WANDB_MODE is {value}", as_asked=True)
-
-
-def test_without_login_it_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb, "login", lambda **_: False)
-    assert chosen_mode().mode == "offline"
-
-
-def test_with_login_it_is_online(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb, "login", lambda **_: True)
-    assert chosen_mode().mode == "online"

@@ -3,33 +3,19 @@
 import base64
 import json
 import threading
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 HISTORY = "wandb-history.jsonl"
-EVENTS = "wandb-events.jsonl"
 SUMMARY = "wandb-summary.json"
-OUTPUT = "output.log"
 MANIFEST = "wandb_manifest.json"
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line as a client sent it; the same offset may come more than once."""
-
-    file: str
-    offset: int
-    content: str
-    time: float
+NOW = "2024-01-01T00:00:00Z"
 
 
 @dataclass(frozen=True)
 class Request:
     """One request, in the order of the answers; ``status`` 0 is a connection cut."""
 
-    method: str
     path: str
     kind: str
     """``graphql``, ``file_stream``, ``storage`` or ``other``."""
@@ -37,7 +23,6 @@ class Request:
     """The GraphQL operation's name."""
     status: int
     time: float
-    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -56,35 +41,18 @@ class Run:
     raw_config: dict[str, Any] = field(default_factory=dict)
     """As the client sends it: ``{name: {"value": value}}``."""
     lines: dict[str, dict[int, str]] = field(default_factory=dict)
-    received_lines: list[Line] = field(default_factory=list)
     stored: dict[str, bytes] = field(default_factory=dict)
     exit_code: int | None = None
-    complete: bool = False
-    preempting: bool = False
-    heard: float = field(default_factory=time.monotonic)
-    crash_after: float = 300.0
-    """Seconds without a word after which a run that is not complete counts as crashed."""
+    """None while it runs."""
 
     @property
     def storage_id(self) -> str:
         return node_id("Run", self.number)
 
     @property
-    def files(self) -> dict[str, bytes]:
-        return dict(self.stored)
-
-    @property
-    def project_key(self) -> tuple[str, str]:
-        return self.entity, self.project
-
-    @property
     def config(self) -> dict[str, Any]:
         """The plain configuration, without the client's own entry."""
-        return {
-            name: entry["value"] if isinstance(entry, dict) and "value" in entry else entry
-            for name, entry in self.raw_config.items()
-            if name != "_wandb"
-        }
+        return {k: entry["value"] for k, entry in self.raw_config.items() if k != "_wandb"}
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -96,92 +64,57 @@ class Run:
         return [json.loads(line) for line in self.ordered(HISTORY)]
 
     @property
-    def output(self) -> list[str]:
-        return self.ordered(OUTPUT)
-
-    @property
     def state(self) -> str:
-        if self.complete:
-            return "finished" if self.exit_code == 0 else "failed"
-        return "crashed" if time.monotonic() - self.heard > self.crash_after else "running"
-
-    def hear(self) -> None:
-        """A client has spoken of this run: it is running."""
-        self.heard = time.monotonic()
-        self.complete = False
-        self.exit_code = None
+        return {None: "running", 0: "finished"}.get(self.exit_code, "failed")
 
     def ordered(self, file: str) -> list[str]:
         """A file's lines by offset."""
-        return [line for _, line in sorted(dict(self.lines.get(file, {})).items())]
-
-    def line_count(self, file: str) -> int:
-        return max(self.lines.get(file, {}), default=-1) + 1
-
-    def tail(self, file: str) -> list[str]:
-        return self.ordered(file)[-1:]
+        return [line for _, line in sorted(self.lines.get(file, {}).items())]
 
     def receive(self, file: str, offset: int, content: list[str]) -> None:
         """Lines at their offsets; what lay there is replaced."""
         held = self.lines.setdefault(file, {})
         if file == SUMMARY:
             held.clear()
-        for number, line in enumerate(content, start=offset):
-            held[number] = line
-            self.received_lines.append(Line(file, number, line, time.time()))
+        held |= dict(enumerate(content, start=offset))
 
 
 @dataclass
 class Artifact:
-    """A version of an artifact; ``files`` by their path in it, ``manifest`` as it was sent."""
+    """A version of an artifact, as its creation was asked for, and what was stored of it."""
 
     number: int
+    asked: dict[str, Any]
     entity: str
     project: str
     name: str
-    type: str
-    run: str
     version: int
-    digest: str
-    metadata: dict[str, Any] = field(default_factory=dict)
-    aliases: list[str] = field(default_factory=list)
-    client_id: str = ""
-    description: str | None = None
-    history_step: int | None = None
-    created: str = ""
     stored: dict[str, bytes] = field(default_factory=dict)
-    """The files and the manifest."""
+    """The files by their path in it, and the manifest."""
     committed: bool = False
-    used_by: list[str] = field(default_factory=list)
 
     @property
     def id(self) -> str:
         return node_id("Artifact", self.number)
 
     @property
-    def files(self) -> dict[str, bytes]:
-        return {name: content for name, content in self.stored.items() if name != MANIFEST}
+    def type(self) -> str:
+        return str(self.asked["artifactTypeName"])
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        return dict(json.loads(self.stored.get(MANIFEST, b"{}")))
+    def files(self) -> dict[str, bytes]:
+        return {name: content for name, content in self.stored.items() if name != MANIFEST}
 
 
 @dataclass
 class Report:
-    """A saved view of a project."""
+    """A saved view of a project, as it was sent last."""
 
     number: int
     entity: str
     project: str
-    type: str
-    name: str = ""
-    display_name: str = ""
-    description: str = ""
-    spec: str = "{}"
+    sent: dict[str, Any] = field(default_factory=dict)
     saves: int = 0
-    created: str = ""
-    updated: str = ""
 
     @property
     def id(self) -> str:
@@ -203,7 +136,6 @@ class State:
     uploads: dict[str, tuple[Run | Artifact, str]] = field(default_factory=dict)
     """What lies behind an upload's address: whose file, and its name."""
     lock: threading.RLock = field(default_factory=threading.RLock)
-    crash_after: float = 300.0
 
     def project_number(self, entity: str, project: str) -> int:
         """The project's number; it is made where it does not exist."""
@@ -219,8 +151,3 @@ class State:
 def node_id(kind: str, number: int) -> str:
     """An id as W&B makes them; clients decode an artifact's, so the padding stays."""
     return base64.b64encode(f"{kind}:{number}".encode()).decode()
-
-
-def now() -> str:
-    """This second as W&B writes it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
