@@ -6,8 +6,9 @@
   const drawn = document.getElementById("drawn");
   if (!curves || !list) return;
   const MOST = 6;
-  const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
-  const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x"];
+  const SHAPES = ["circle", "square", "diamond", "triangle-up", "cross"];
+  const DASHES = [[1, 0], [6, 3], [2, 2], [6, 2, 2, 2], [10, 3]];
+  const SHORT = "datum.value < 1e-4 || datum.value >= 1e6 ? format(datum.value, '.0e') : format(datum.value, ',~r')";
   const SPREAD = 30; // above this ratio of the largest to the smallest the axis is logarithmic
   const panels = new Map();
   curves.columns.forEach((column, i) => {
@@ -20,8 +21,6 @@
   }
   const chosen = []; // each {trial, colour}; a trial keeps its colour as long as it is shown
 
-  const escaped = (text) =>
-    text.replace(/[&<>{}]/g, (c) => `&#${c.charCodeAt(0)};`);
   const labelOf = (trial) => buttons.get(trial).textContent;
 
   function points(trial, column) {
@@ -31,53 +30,96 @@
     return Array.isArray(values[0]) ? { x: values[0], y: values[1] } : { x, y: values };
   }
 
-  function figureOf(name, columns) {
-    const data = [];
+  /** Powers of ten, over few of them 1, 2 and 5, and some beyond what is shown at first. */
+  function logTicks(low, high) {
+    const steps = high / low < 1000 ? [1, 2, 5] : [1];
+    const ticks = [];
+    for (let power = Math.floor(Math.log10(low)) - 2; power <= Math.log10(high) + 2; power++) {
+      ticks.push(...steps.map((step) => Number(`${step}e${power}`)));
+    }
+    return ticks;
+  }
+
+  /** One panel: of a single trial a colour for each curve, of several one for each trial. */
+  function specOf(name, columns) {
+    const values = [];
     const percent = name === "accuracy";
     const single = chosen.length === 1;
-    for (const { trial, colour } of chosen) {
-      columns.forEach((column, place) => {
+    for (const { trial } of chosen) {
+      for (const column of columns) {
         const found = points(trial, column);
-        if (!found) return;
         const { label } = curves.columns[column];
-        const own = single ? colours[place % colours.length] : colours[colour];
-        const y = percent ? found.y.map((v) => (v === null ? null : 100 * v)) : found.y;
-        const count = found.x.length;
-        data.push({
-          type: "scatter",
-          x: found.x,
-          y,
-          name: escaped(single ? label : `${labelOf(trial)}: ${label}`),
-          mode: count === 1 ? "markers" : count < 40 ? "lines+markers" : "lines",
-          line: { color: own, width: 1.8, dash: single ? "solid" : DASHES[place] },
-          marker: { color: own, size: count === 1 ? 9 : 4, symbol: SYMBOLS[place] },
-          showlegend: single,
-          hovertemplate: "<b>%{fullData.name}</b><br>step %{x}: %{y}<extra></extra>",
+        found?.x.forEach((x, i) => {
+          const y = percent && found.y[i] !== null ? 100 * found.y[i] : found.y[i];
+          values.push({ x, y, series: label, scheme: labelOf(trial), marked: found.x.length < 40 });
         });
-      });
+      }
     }
-    if (!single && columns.length > 1) {
-      columns.forEach((column, place) => {
-        data.push({
-          type: "scatter", x: [null], y: [null], mode: "lines", hoverinfo: "skip",
-          name: escaped(curves.columns[column].label),
-          line: { color: "#555555", width: 1.8, dash: DASHES[place] },
-        });
-      });
-    }
-    const values = data.flatMap((trace) => trace.y).filter((v) => v !== null);
-    const least = Math.min(...values);
-    const log = least > 0 && Math.max(...values) / least > SPREAD;
-    const yaxis = { type: log ? "log" : "linear", hoverformat: ".6~g", automargin: true };
-    if (percent) yaxis.title = { text: "%" };
-    const decades = log ? Math.log10(Math.max(...values) / least) : 0;
-    if (log) Object.assign(yaxis, { dtick: decades > 2 ? Math.ceil(decades / 6) : "D2" });
-    if (decades > 3) yaxis.exponentformat = "power";
-    const xaxis = { title: { text: "step" }, hoverformat: "d", automargin: true, rangemode: "tozero" };
-    const layout = { xaxis: { zeroline: false, ...xaxis }, yaxis: { zeroline: false, ...yaxis } };
-    layout.hovermode = "closest";
-    layout.showlegend = columns.length > 1;
-    return data.some((trace) => trace.showlegend !== false || !single) ? { data, layout } : null;
+    const known = values.map(({ y }) => y).filter((y) => y !== null);
+    if (!known.length) return null;
+    const least = Math.min(...known);
+    const log = least > 0 && Math.max(...known) / least > SPREAD;
+    const labels = columns.map((column) => curves.columns[column].label);
+    const legend = columns.length > 1 ? { title: null, columns: 2 } : null;
+    const colour = single
+      ? { field: "series", scale: { domain: labels, range: colours.slice(0, labels.length) }, legend }
+      : {
+          field: "scheme",
+          scale: {
+            domain: chosen.map(({ trial }) => labelOf(trial)),
+            range: chosen.map((each) => colours[each.colour]),
+          },
+          legend: null,
+        };
+    const by = (looks) => {
+      return { field: "series", scale: { domain: labels, range: looks.slice(0, labels.length) }, legend };
+    };
+    const shown = { param: "shown", value: 1 };
+    const marks = { condition: { test: { and: [{ param: "shown" }, "datum.marked"] }, value: 1 }, value: 0 };
+    return {
+      data: { values },
+      height: 210,
+      encoding: {
+        x: { field: "x", type: "quantitative", title: "step", scale: { nice: false, padding: 6 } },
+        y: {
+          field: "y",
+          type: "quantitative",
+          title: percent ? "%" : null,
+          scale: { nice: false, padding: 6, ...(log ? { type: "log" } : { zero: false }) },
+          axis: { minExtent: 44, ...(log && { values: logTicks(least, Math.max(...known)), labelExpr: SHORT }) },
+        },
+        tooltip: [
+          { field: "scheme", title: "trial" },
+          { field: "series" },
+          { field: "x", title: "step" },
+          { field: "y", type: "quantitative", format: ".6~g" },
+        ],
+      },
+      layer: [
+        {
+          mark: { type: "line", clip: true },
+          params: [
+            // Nothing but a pinch, or the wheel with Ctrl: the page is to be scrolled.
+            {
+              name: "moved",
+              bind: "scales",
+              select: { type: "interval", zoom: "wheel![event.ctrlKey]" },
+            },
+            { name: "shown", bind: "legend", select: { type: "point", fields: ["series"], toggle: "true" } },
+          ],
+          encoding: {
+            stroke: colour,
+            ...(single ? {} : { strokeDash: by(DASHES) }),
+            detail: [{ field: "series" }, { field: "scheme" }],
+            opacity: { condition: shown, value: 0.05 },
+          },
+        },
+        {
+          mark: { type: "point", filled: true, clip: true, size: 30, strokeWidth: 0 },
+          encoding: { fill: colour, opacity: marks, ...(single ? {} : { shape: by(SHAPES) }) },
+        },
+      ],
+    };
   }
 
   function key() {
@@ -87,9 +129,8 @@
       const item = document.createElement("li");
       if (chosen.length > 1) {
         const swatch = document.createElement("span");
-        swatch.className = "swatch solid";
-        swatch.dataset.colour = colours[colour];
-        swatch.style.color = pageCharts.shade(colours[colour]);
+        swatch.className = "swatch";
+        swatch.style.color = colours[colour];
         item.append(swatch);
       }
       item.append(labelOf(trial));
@@ -118,8 +159,8 @@
     if (!chosen.length) return;
     drawn.append(key());
     for (const [name, columns] of panels) {
-      const figure = figureOf(name, columns);
-      if (!figure) continue;
+      const spec = specOf(name, columns);
+      if (!spec) continue;
       const panel = document.createElement("div");
       panel.className = "panel";
       const title = document.createElement("h4");
@@ -128,7 +169,7 @@
       plot.className = "plot";
       panel.append(title, plot);
       drawn.append(panel);
-      pageCharts.show(plot, figure, 280, name);
+      pageCharts.show(plot, (width) => ({ ...spec, width: width - 80 }), 260, name);
     }
   }
 

@@ -153,7 +153,7 @@ def test_nothing_is_loaded_from_outside(tmp_path: Path) -> None:
     text = write(tmp_path, [finished("a")], figures={"f": svg, "g": svg})
     document = Document(text)
     assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in document.tags}
-    assert "Plotly" not in text  # there is nothing to draw
+    assert "vegaEmbed" not in text  # there is nothing to draw
     for tag, attributes in document.tags:
         for name, value in attributes.items():
             assert not name.startswith("on")
