@@ -25,13 +25,11 @@ from gisgd_ray.figures.charts import (
     BELOW_ZERO,
     Chart,
     Look,
+    Panel,
     below_zero,
-    grid,
-    lettered,
+    figure,
     marked,
     mean_over_seeds,
-    panel,
-    used,
 )
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.figures.theme import COLOURS
@@ -121,23 +119,11 @@ def plot(tables: ResultTables) -> dict[str, Chart]:
     """Figure 2: a panel per model, dataset and swept axis; sizes above, label noise below."""
     found = axis_panels(finished(tables))
     shown = sorted(found, key=lambda panel: panel.axis == "data.label_noise")
-    if not shown:
-        return {}
-    rows = [_curves(each) for each in shown]
-    looks = used(LOOKS, rows)
     drawn = [
-        panel(
-            curves,
-            looks,
-            title=lettered(place, each.printed),
-            x=each.axis.rpartition(".")[2].replace("_", " "),
-            y="loss",
-            log=True,
-            height=175,
-        )
-        for place, (each, curves) in enumerate(zip(shown, rows, strict=True))
+        Panel(_curves(each), each.printed, each.axis.rpartition(".")[2].replace("_", " "), "loss")
+        for each in shown
     ]
-    return {"figure2": grid(drawn)}
+    return {"figure2": figure(drawn, LOOKS, log=True, height=175)} if drawn else {}
 
 
 LOOKS = {

@@ -29,16 +29,7 @@ from gisgd_ray.claims.points import TEST, TRAIN, finished, points_after_start
 from gisgd_ray.config.space import UNMEASURED, SearchSpace
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.figures.charts import (
-    DASHED,
-    Chart,
-    Look,
-    grid,
-    lettered,
-    mean_over_seeds,
-    panel,
-    used,
-)
+from gisgd_ray.figures.charts import DASHED, Chart, Look, Panel, figure, mean_over_seeds
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.figures.theme import COLOURS, GREY
 from gisgd_ray.numbers import format_setting
@@ -179,19 +170,11 @@ def _figure(tables: ResultTables, shown: dict[Title, list[Variant]]) -> Chart:
         above = found["scheme"].map(lambda name: 0.04 + 0.05 * (places[name] % len(COLOURS)))
         rows[place] = pd.concat([rows[place], found.assign(y=low + above * (high - low))])
     drawn = [
-        panel(
-            curves,
-            used(LOOKS, rows),
-            title=lettered(place, title.printed),
-            x="epoch",
-            y="accuracy (%)",
-            domain=(low, high),
-            schemes={name: COLOURS[at % len(COLOURS)] for name, at in places.items()},
-            height=180,
-        )
-        for place, (title, curves) in enumerate(zip(shown, rows, strict=True))
+        Panel(curves, title.printed, "epoch", "accuracy (%)")
+        for title, curves in zip(shown, rows, strict=True)
     ]
-    return grid(drawn, schemes=True)
+    colours = {name: COLOURS[at % len(COLOURS)] for name, at in places.items()}
+    return figure(drawn, LOOKS, domain=(low, high), schemes=colours, height=180)
 
 
 LOOKS = {

@@ -31,12 +31,10 @@ from gisgd_ray.figures.charts import (
     DOTTED,
     Chart,
     Look,
-    grid,
-    lettered,
+    Panel,
+    figure,
     marked,
     mean_over_seeds,
-    panel,
-    used,
 )
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.figures.theme import COLOURS
@@ -143,26 +141,12 @@ def plot(tables: ResultTables) -> dict[str, Chart]:
     ]
     if not shown:
         return {}
-    rows = [(title, *_curves(tables, trials)) for title, trials in shown]
-    looks = used(LOOKS, [curves for _, curves, _ in rows])
-    drawn = [
-        panel(
-            curves,
-            looks,
-            title=lettered(place, title, where),
-            x="epoch",
-            y="accuracy (%)",
-            right="dispersion",
-            domain=(0, 102),
-            height=130,
-        )
-        for place, (title, curves, where) in enumerate(rows)
-    ]
-    return {"figure3": grid(drawn, room=100)}
+    drawn = [_panel(tables, title, trials) for title, trials in shown]
+    return {"figure3": figure(drawn, LOOKS, right="dispersion", domain=(0, 102), height=130)}
 
 
-def _curves(tables: ResultTables, trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The curves and upright lines of a panel, and where those stand, in words."""
+def _panel(tables: ResultTables, title: str, trials: pd.DataFrame) -> Panel:
+    """Curves and upright lines; where those stand is said in words above."""
     history = tables.history
     points = history[history["trial_id"].isin(trials["trial_id"])]
     percent = points.assign(train=100 * points[TRAIN], test=100 * points[TEST])
@@ -179,7 +163,7 @@ def _curves(tables: ResultTables, trials: pd.DataFrame) -> tuple[pd.DataFrame, s
             at = float(np.mean(epochs))
             rows.append(pd.DataFrame({"x": [at], "series": [name]}))
             told.append(f"{name} at {'' if told else 'epoch '}{at:.3g}")
-    return pd.concat(rows), ", ".join(told)
+    return Panel(pd.concat(rows), title, "epoch", "accuracy (%)", [", ".join(told)])
 
 
 SWEEP = Sweep(

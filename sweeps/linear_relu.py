@@ -12,6 +12,7 @@ against the gap, test loss minus training loss. Each seed draws its own samples.
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,12 +26,11 @@ from gisgd_ray.figures.charts import (
     BELOW_ZERO,
     Chart,
     Look,
+    Panel,
     below_zero,
-    grid,
+    figure,
     marked,
     mean_over_seeds,
-    panel,
-    used,
 )
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.figures.theme import COLOURS
@@ -81,23 +81,21 @@ def plot(tables: ResultTables) -> dict[str, Chart]:
         shown = panels(trials[trials["model.name"] == model], [])
         if not shown:
             continue
-        rows = {
-            title: _curves(points_after_start(tables, group), bound, theorem)
-            for title, group in shown.items()
-        }
-        looks = {f"{theorem} (bound)": marked(0)}
-        gaps = {label for curves in rows.values() for label in curves["series"] if "|" in label}
-        looks |= {label: Look(COLOURS[1]) for label in sorted(gaps)}
-        looks = used(
-            {**looks, BELOW_ZERO: Look(COLOURS[1], "circle", drawn="hollow")}, rows.values()
-        )
         drawn = [
-            panel(
-                curves, looks, title=[title.printed], x="iteration", y="loss", log=True, height=215
+            Panel(
+                _curves(points_after_start(tables, group), bound, theorem),
+                title.printed,
+                "iteration",
+                "loss",
             )
-            for title, curves in rows.items()
+            for title, group in shown.items()
         ]
-        figures[name] = grid(drawn, columns=1, width=432, legend_columns=2)
+        gaps = {label for each in drawn for label in each.rows["series"] if "|" in label}
+        looks = {f"{theorem} (bound)": marked(0)}
+        looks |= {label: Look(COLOURS[1]) for label in sorted(gaps)}
+        looks[BELOW_ZERO] = Look(COLOURS[1], "circle", drawn="hollow")
+        placed: dict[str, Any] = {"columns": 1, "width": 432, "legend_columns": 2}
+        figures[name] = figure(drawn, looks, log=True, letters=False, height=215, **placed)
     return figures
 
 

@@ -20,7 +20,7 @@ from gisgd_ray.claims import figure6
 from gisgd_ray.claims.figure6 import BATCH, FLATNESS, RATE, TRAJECTORY
 from gisgd_ray.claims.points import finished
 from gisgd_ray.config.space import SearchSpace
-from gisgd_ray.figures.charts import Chart, Panel, grid, lettered, marked, mean_over_seeds, panel
+from gisgd_ray.figures.charts import Chart, Panel, figure, marked, mean_over_seeds
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.results.panels import panels
 from gisgd_ray.results.tables import ResultTables
@@ -77,26 +77,20 @@ def plot(tables: ResultTables) -> dict[str, Chart]:
     trials = finished(tables)
     rates = {rate: f"lr = {rate:g}" for rate in sorted(trials[RATE].unique())}
     looks = {name: marked(place) for place, name in enumerate(rates.values())}
-    shown: list[Panel] = []
-    for title, group in panels(trials, [RATE, BATCH]).items():
-        for column, name in ((TRAJECTORY, "trajectory factor"), (FLATNESS, "flatness factor")):
-            curves = [
+    shown = [
+        Panel(
+            pd.concat(
                 mean_over_seeds(part, BATCH, column, rates[rate])
                 for rate, part in group.groupby(RATE)
-            ]
-            shown.append(
-                panel(
-                    pd.concat(curves),
-                    looks,
-                    title=lettered(len(shown), title.printed),
-                    x="batch size",
-                    y=name,
-                    log=True,
-                    bars=True,
-                    height=175,
-                )
-            )
-    return {"figure6": grid(shown)} if shown else {}
+            ),
+            title.printed,
+            "batch size",
+            name,
+        )
+        for title, group in panels(trials, [RATE, BATCH]).items()
+        for column, name in ((TRAJECTORY, "trajectory factor"), (FLATNESS, "flatness factor"))
+    ]
+    return {"figure6": figure(shown, looks, log=True, bars=True, height=175)} if shown else {}
 
 
 SWEEP = Sweep(

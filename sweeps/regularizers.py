@@ -22,7 +22,7 @@ from gisgd_ray.claims.points import finished
 from gisgd_ray.claims.tables1_3 import ERM, by_panel, claims, gmp_schemes, relative_time
 from gisgd_ray.config.catalogue import MODELS
 from gisgd_ray.config.space import UNMEASURED, SearchSpace
-from gisgd_ray.figures.charts import DASHED, DIGITS, Chart, Panel, grid, inline, lettered
+from gisgd_ray.figures.charts import DASHED, DIGITS, Chart, grid, inline, lettered
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.figures.tables import Row, Table
 from gisgd_ray.figures.theme import COLOURS
@@ -185,10 +185,10 @@ def plot(tables: ResultTables) -> dict[str, Chart]:
         _dots(rows, lettered(place, title.printed))
         for place, (title, rows) in enumerate(shown.items())
     ]
-    return {"regularizers": grid(drawn, room=108, switched=False)}
+    return {"regularizers": grid(drawn, room=108)}
 
 
-def _dots(rows: pd.DataFrame, title: list[str]) -> Panel:
+def _dots(rows: pd.DataFrame, title: list[str]) -> alt.LayerChart:
     """Trials as dots, means with bars, ERM's mean as a line down the panel."""
     names, ours = list(dict.fromkeys(rows["scheme"])), gmp_schemes(rows)
     rows = rows[["scheme", "accuracy", "seed"]].assign(gmp=rows["scheme"].isin(ours))

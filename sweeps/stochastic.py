@@ -24,16 +24,7 @@ from gisgd_ray.claims.points import NOISE_STDS, finished, noise_stds, points_aft
 from gisgd_ray.config.space import SearchSpace
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.figures.charts import (
-    DASHED,
-    Chart,
-    Look,
-    grid,
-    lettered,
-    marked,
-    mean_over_seeds,
-    panel,
-)
+from gisgd_ray.figures.charts import DASHED, Chart, Look, Panel, figure, marked, mean_over_seeds
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.figures.theme import COLOURS
 from gisgd_ray.numbers import format_noise_std
@@ -103,30 +94,19 @@ def plot(tables: ResultTables) -> dict[str, Chart]:
         stds = noise_stds(group)
         history = points_after_start(tables, group)
         drawn = [
-            panel(
+            Panel(
                 _terms(history, noise_std),
-                LOOKS,
-                title=lettered(i, f"σ = {format_noise_std(noise_std)}"),
-                x="iteration",
-                y="trajectory term",
-                log=True,
+                f"σ = {format_noise_std(noise_std)}",
+                "iteration",
+                "trajectory term",
             )
-            for i, noise_std in enumerate(stds)
+            for noise_std in stds
         ]
-        drawn.append(
-            panel(
-                _dispersions(tables, group),
-                LOOKS,
-                title=lettered(len(stds), "V and Ṽ"),
-                x="iteration",
-                y="gradient dispersion",
-                log=True,
-            )
-        )
+        rows = _dispersions(tables, group)
+        drawn.append(Panel(rows, "V and Ṽ", "iteration", "gradient dispersion"))
         heading = f"{title.printed}, {group['replicas'].iloc[0]:.0f} replicas"
-        figures["figure5" + (f"_{place + 1}" if place else "")] = grid(
-            drawn, title=heading, legend_columns=2
-        )
+        name = "figure5" + (f"_{place + 1}" if place else "")
+        figures[name] = figure(drawn, LOOKS, log=True, title=heading, legend_columns=2)
     return figures
 
 

@@ -25,15 +25,7 @@ from gisgd_ray.claims.statistics import short_number
 from gisgd_ray.config.space import SearchSpace
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.figures.charts import (
-    Chart,
-    Panel,
-    grid,
-    lettered,
-    marked,
-    mean_over_seeds,
-    panel,
-)
+from gisgd_ray.figures.charts import Chart, Panel, figure, marked, mean_over_seeds
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.numbers import format_noise_std
 from gisgd_ray.results.panels import panels
@@ -125,12 +117,12 @@ def plot(tables: ResultTables) -> dict[str, Chart]:
         for title, noise_std, frame in pair:
             ratio = ratio_at_end(frame, noise_std)
             told = [f"at the end Neu et al. {short_number(ratio.center)} × ours"] if ratio.n else []
-            name = lettered(len(drawn), title, _sigma(noise_std), *told)
-            drawn.append(_panel(frame, TERMS, name, "trajectory term"))
+            more = [_sigma(noise_std), *told]
+            drawn.append(Panel(_curves(frame, TERMS), title, "epoch", "trajectory term", more))
         for letter, (_, _, frame) in zip(letters, pair, strict=True):
-            name = lettered(len(drawn), f"what is summed in ({letter})")
-            drawn.append(_panel(frame, PARTS, name, "per step"))
-    return {"figure1": grid(drawn)} if drawn else {}
+            title = f"what is summed in ({letter})"
+            drawn.append(Panel(_curves(frame, PARTS), title, "epoch", "per step"))
+    return {"figure1": figure(drawn, LOOKS, log=True, height=135)} if drawn else {}
 
 
 def _sigma(noise_std: float) -> str:
@@ -146,9 +138,10 @@ PLACES = {"neu": 1, "ours": 0, "psi": 4, "measure/gradient_dispersion": 2}
 LOOKS = {label: marked(PLACES[column]) for column, label in {**TERMS, **PARTS}.items()}
 
 
-def _panel(frame: pd.DataFrame, series: Mapping[str, str], title: list[str], y: str) -> Panel:
-    curves = [mean_over_seeds(frame, "epoch", column, name) for column, name in series.items()]
-    return panel(pd.concat(curves), LOOKS, title=title, x="epoch", y=y, log=True, height=135)
+def _curves(frame: pd.DataFrame, series: Mapping[str, str]) -> pd.DataFrame:
+    return pd.concat(
+        mean_over_seeds(frame, "epoch", column, name) for column, name in series.items()
+    )
 
 
 SWEEP = Sweep(

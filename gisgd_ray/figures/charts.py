@@ -6,7 +6,7 @@ there shows a series alone, further ones add to it. A chart displays itself in a
 
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
@@ -21,7 +21,6 @@ from gisgd_ray.figures import theme
 from gisgd_ray.results.whole_files import replace_file
 
 Chart: TypeAlias = alt.ConcatChart
-Panel: TypeAlias = alt.LayerChart
 
 SOLID, DASHED, DOTTED = (1, 0), (5, 3), (1.5, 2.5)
 MOST_MARKS = 12
@@ -87,119 +86,140 @@ def below_zero(rows: pd.DataFrame) -> pd.DataFrame:
     return below.assign(y=below["y"].abs(), std=np.nan, series=BELOW_ZERO, marked=True)
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One panel of a figure.
+
+    Attributes:
+        rows: ``x``, ``y``, ``series`` and, where there are any, ``std``, ``marked`` and ``run``.
+        title: is wrapped; ``more`` are lines of their own.
+        x: title of that axis; ``y`` likewise.
+    """
+
+    rows: pd.DataFrame
+    title: str
+    x: str
+    y: str
+    more: Sequence[str] = ()
+
+
 def lettered(place: int, title: str, *more: str) -> list[str]:
-    """A panel's title, wrapped, with its letter; ``more`` are lines of their own."""
+    """A panel's title with its letter, wrapped, and lines of their own."""
     return [*textwrap.wrap(f"({ascii_lowercase[place]}) {title}", 46), *more]
+
+
+def figure(
+    panels: Sequence[Panel],
+    looks: Mapping[str, Look],
+    *,
+    log: bool = False,
+    bars: bool = False,
+    right: str = "",
+    domain: tuple[float, float] | None = None,
+    schemes: Mapping[str, str] | None = None,
+    letters: bool = True,
+    height: int = 150,
+    **placed: Any,
+) -> Chart:
+    """Panels of curves, marks and upright lines, each by its series' look.
+
+    Args:
+        panels: at least one.
+        looks: of every series by its name, in the legend's order; it has those that are there.
+        log: whether y is on a logarithmic axis, on which there is nothing at or below zero.
+        bars: deviations as bars, not as bands.
+        right: title of the axis at the right.
+        domain: of y; without it that of a panel's rows.
+        schemes: where the rows' ``scheme`` has the colours: those, by name.
+        letters: whether the titles have them.
+        height: of a panel, in pixels.
+        placed: as of :func:`grid`.
+    """
+    names = {name for each in panels for name in each.rows["series"]}
+    looks = {name: look for name, look in looks.items() if name in names} or looks
+    drawn = []
+    for place, each in enumerate(panels):
+        lines = lettered(place, each.title, *each.more) if letters else [each.title, *each.more]
+        layers = _Layers(each, looks, schemes, bars=bars, log=log)
+        chart = layers.panel(each.y, right, domain)
+        drawn.append(chart.properties(title=alt.Title(lines), height=height))
+    if right:
+        placed = {"room": 100, **placed}
+    switches = [_SERIES, _SCHEME] if schemes else [_SERIES]
+    return grid(drawn, switches=switches, **placed)
 
 
 _SERIES = alt.selection_point(name="shown", fields=["series"], bind="legend", toggle="true")
 _SCHEME = alt.selection_point(name="scheme", fields=["scheme"], bind="legend", toggle="true")
 
 
-def panel(
-    rows: pd.DataFrame,
-    looks: Mapping[str, Look],
-    *,
-    title: Sequence[str],
-    x: str,
-    y: str,
-    right: str = "",
-    log: bool = False,
-    bars: bool = False,
-    domain: tuple[float, float] | None = None,
-    schemes: Mapping[str, str] | None = None,
-    height: int = 150,
-) -> Panel:
-    """One panel: curves, marks and upright lines, each by its series' look.
-
-    Args:
-        rows: ``x``, ``y``, ``series`` and, where there are any, ``std``, ``marked`` and ``run``.
-        looks: of every series of the figure by its name, in the legend's order.
-        title: its lines.
-        x: title of that axis; ``y`` and ``right`` likewise.
-        log: whether y is on a logarithmic axis, on which there is nothing at or below zero.
-        bars: deviations as bars, not as bands.
-        domain: of y; without it that of the rows.
-        schemes: where the rows' ``scheme`` has the colours: those, by name.
-        height: in pixels.
-    """
-    columns = ["x", "y", "std", "series", "scheme", "marked", "run"]
-    rows = rows.reindex(columns=[c for c in columns if c in rows or c in ("y", "std", "marked")])
-    if log:
-        rows["y"] = rows["y"].where(rows["y"] > 0)
-        domain = domain or _log_domain(rows)
-    kinds = {name: _side(look.kind, right=look.right) for name, look in looks.items()}
-    rows["drawn"] = rows["series"].map(kinds)
-    across = alt.X("x:Q", title=x, scale=alt.Scale(zero=False, nice=False, padding=8))
-    ticks = alt.Axis(**(theme.log_ticks(*domain) if log and domain else {}))
-    scale = alt.Scale(type="log") if log else alt.Scale(zero=False)
-    if domain:
-        scale = alt.Scale(type="log" if log else "linear", domain=domain, nice=False)
-    common = _Common(rows, looks, schemes, across, bars=bars, log=log)
-    chart = common.layers(alt.Y("y:Q", title=y, axis=ticks, scale=scale))
-    if right:
-        ticks = alt.Axis(orient="right", grid=False, titleAngle=-90)
-        other = alt.Y("y:Q", title=right, axis=ticks, scale=alt.Scale(domainMin=0))
-        sides = [chart, common.layers(other, right=True)]
-        chart = alt.LayerChart(layer=sides).resolve_scale(y="independent")
-    return chart.properties(data=inline(rows), title=alt.Title(list(title)), height=height)
-
-
-def _log_domain(rows: pd.DataFrame) -> tuple[float, float] | None:
-    """What the rows span with their deviations, and a twentieth more at either side."""
-    std = rows["std"].fillna(0.0)
-    low = float((rows["y"] - std).where(rows["y"] > std, rows["y"]).min())
-    high = float((rows["y"] + std).max())
-    if not 0 < low <= high < np.inf:
-        return None
-    margin = max(high / low, 1.5) ** 0.05
-    return low / margin, high * margin
-
-
-class _Common:
-    """What the layers of a panel share."""
+class _Layers:
+    """The layers of one panel, and what they share."""
 
     def __init__(
         self,
-        rows: pd.DataFrame,
+        panel: Panel,
         looks: Mapping[str, Look],
         schemes: Mapping[str, str] | None,
-        x: alt.X,
         *,
         bars: bool,
         log: bool,
     ):
-        self.looks, self.x, self.bars = looks, x, bars
+        self.looks, self.bars, self.log = looks, bars, log
+        columns = ["x", "y", "std", "series", "scheme", "marked", "run"]
+        always = ("y", "std", "marked")
+        rows = panel.rows.reindex(columns=[c for c in columns if c in panel.rows or c in always])
+        if log:
+            rows["y"] = rows["y"].where(rows["y"] > 0)
+        # Layers go by kinds, not by names: those may be anything, and a filter is an expression.
+        kinds = {name: _side(look.kind, right=look.right) for name, look in looks.items()}
+        self.rows = rows.assign(drawn=rows["series"].map(kinds))
         self.spread, self.runs = bool(rows["std"].notna().any()), "run" in rows
+        self.x = alt.X("x:Q", title=panel.x, scale=alt.Scale(zero=False, nice=False, padding=8))
         self.shown: Any = _SERIES & _SCHEME if schemes else _SERIES
         legend = alt.Legend(title=None, columns=1) if schemes else alt.Legend(title=None)
+
+        def by(channel: Any, field: str, values: Mapping[str, Any]) -> Any:
+            scale = alt.Scale(domain=list(values), range=list(values.values()))
+            return channel(f"{field}:N", scale=scale, legend=legend)
+
         self.of = "scheme" if schemes else "series"
-        colours = schemes or {name: look.colour for name, look in looks.items()}
-        scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-        fills = ["transparent" if v.drawn == "hollow" else v.colour for v in looks.values()]
-        filled = scale if schemes else alt.Scale(domain=list(looks), range=fills)
-        self.fill = alt.Fill(f"{self.of}:N", scale=filled, legend=legend)
-        self.stroke = alt.Stroke(f"{self.of}:N", scale=scale, legend=legend)
-        scale = alt.Scale(domain=list(looks), range=[list(v.dash) for v in looks.values()])
-        self.dash = alt.StrokeDash("series:N", scale=scale, legend=legend)
-        scale = alt.Scale(domain=list(looks), range=[v.shape for v in looks.values()])
-        self.shape = alt.Shape("series:N", scale=scale, legend=legend)
-        low = "datum.y - datum.std"
-        self.low = f"datum.std < datum.y ? {low} : datum.y" if log else low
+        strokes = schemes or {name: look.colour for name, look in looks.items()}
+        hollow = {name: "transparent" for name, look in looks.items() if look.drawn == "hollow"}
+        self.stroke = by(alt.Stroke, self.of, strokes)
+        self.fill = by(alt.Fill, self.of, schemes or {**strokes, **hollow})
+        self.dash = by(alt.StrokeDash, "series", {k: list(v.dash) for k, v in looks.items()})
+        self.shape = by(alt.Shape, "series", {k: v.shape for k, v in looks.items()})
+
+    def panel(self, y: str, right: str, domain: tuple[float, float] | None) -> alt.LayerChart:
+        """All layers, by the axis at the left and the one at the right if there is one."""
+        ticks, scale = alt.Axis(), alt.Scale(zero=False)
+        if self.log:
+            ticks, scale = alt.Axis(), alt.Scale(type="log")
+            domain = domain or _log_domain(self.rows)
+        if domain:
+            scale = alt.Scale(type="log" if self.log else "linear", domain=domain, nice=False)
+            ticks = alt.Axis(**theme.log_ticks(*domain)) if self.log else ticks
+        chart = self.layers(alt.Y("y:Q", title=y, axis=ticks, scale=scale))
+        if right:
+            ticks = alt.Axis(orient="right", grid=False, titleAngle=-90)
+            other = alt.Y("y:Q", title=right, axis=ticks, scale=alt.Scale(domainMin=0))
+            sides = [chart, self.layers(other, right=True)]
+            chart = alt.LayerChart(layer=sides).resolve_scale(y="independent")
+        return chart.properties(data=inline(self.rows))
 
     def if_shown(self, value: float, *, marked: bool = False) -> Any:
         """An opacity where the legend has the series switched on."""
         shown = self.shown & alt.datum.marked if marked else self.shown
         return alt.when(shown).then(alt.value(value)).otherwise(alt.value(0 if marked else 0.05))
 
-    def layers(self, y: alt.Y, *, right: bool = False) -> Panel:
+    def layers(self, y: alt.Y, *, right: bool = False) -> alt.LayerChart:
         """All that goes by this y-axis."""
         present = {look.kind for look in self.looks.values() if look.right == right}
 
         def of(*kinds: str, runs: bool = False) -> alt.Chart | None:
             """Of the rows those of these kinds, where there are any."""
             its = [_side(kind, right=right) for kind in kinds if kind in present]
-            # By kinds, not by names: those may be anything, and this becomes an expression.
             found = alt.Chart().transform_filter(alt.FieldOneOfPredicate("drawn", its))
             found = found.transform_filter(f"isValid(datum.run) == {str(runs).lower()}")
             return found.encode(x=self.x) if its else None
@@ -238,8 +258,10 @@ class _Common:
 
     def _spread(self, lines: alt.Chart, y: alt.Y) -> list[alt.Chart]:
         """Mean and one standard deviation at either side, as a band or as bars."""
+        down = "datum.y - datum.std"
         ends = lines.transform_filter("isValid(datum.std)").transform_calculate(
-            low=self.low, high="datum.y + datum.std"
+            low=f"datum.std < datum.y ? {down} : datum.y" if self.log else down,
+            high="datum.y + datum.std",
         )
         low, high = y.copy(), y.copy()
         low["shorthand"], high["shorthand"] = "low:Q", "high:Q"
@@ -265,44 +287,46 @@ def _unseen(points: alt.Chart) -> alt.Chart:
     return shown
 
 
-def used(looks: Mapping[str, Look], panels: Iterable[pd.DataFrame]) -> dict[str, Look]:
-    """Those of the series that some panel's rows have, for a legend without the others."""
-    names = {name for rows in panels for name in rows["series"]}
-    return {name: look for name, look in looks.items() if name in names}
+def _log_domain(rows: pd.DataFrame) -> tuple[float, float] | None:
+    """What the rows span with their deviations, and a twentieth more at either side."""
+    std = rows["std"].fillna(0.0)
+    low = float((rows["y"] - std).where(rows["y"] > std, rows["y"]).min())
+    high = float((rows["y"] + std).max())
+    if not 0 < low <= high < np.inf:
+        return None
+    margin = max(high / low, 1.5) ** 0.05
+    return low / margin, high * margin
 
 
 def grid(
-    panels: Sequence[Panel],
+    panels: Sequence[alt.LayerChart],
     *,
     columns: int = 2,
     title: str = "",
     room: int = 62,
     width: int = theme.WIDTH,
-    schemes: bool = False,
-    switched: bool = True,
     legend_columns: int = 0,
+    switches: Sequence[alt.Parameter] = (),
 ) -> Chart:
     """The panels side by side in the width of a page.
 
     Args:
-        panels: at least one; ``schemes`` as they have them.
+        panels: at least one.
         columns: that many a row.
         title: above all, if any.
         room: what of a panel's width its axes take, in pixels.
         width: of all.
-        switched: whether the panels have a legend.
         legend_columns: of it; without it a single row.
+        switches: selections that the legend makes.
     """
     inner = (width - theme.SPACING * (columns - 1)) / columns - room
     first, *rest = [each.properties(width=inner) for each in panels]
-    if switched:
-        first = first.add_params(_SERIES, *([_SCHEME] if schemes else []))
+    shown = [first.add_params(*switches), *rest]
     config = theme.config()
     if legend_columns:
         config["legend"]["columns"] = legend_columns
-    chart: Chart = alt.ConcatChart(
-        concat=[first, *rest], columns=columns, config=config, usermeta={"room": room}
-    )
+    # The page takes other widths.
+    chart = alt.ConcatChart(concat=shown, columns=columns, config=config, usermeta={"room": room})
     if title:
         chart.title = title
     return chart

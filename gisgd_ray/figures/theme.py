@@ -107,7 +107,7 @@ def on_page(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _recoloured(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: v if k == "data" else _recoloured(v) for k, v in value.items()}
+        return {k: v if k == "datasets" else _recoloured(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_recoloured(each) for each in value]
     return VARIABLES.get(value, value) if isinstance(value, str) else value

@@ -19,10 +19,10 @@ window.pageCharts = (() => {
   }
 
   let waiting;
-  addEventListener("resize", () => {
+  const resized = new ResizeObserver(() => {
     clearTimeout(waiting);
     waiting = setTimeout(() => {
-      for (const [div, { width }] of charts) if (width && width !== div.clientWidth) draw(div);
+      for (const [div, { width }] of charts) if (width !== div.clientWidth) draw(div);
     }, 200);
   });
 
@@ -70,10 +70,12 @@ window.pageCharts = (() => {
     div.setAttribute("aria-roledescription", "chart");
     div.setAttribute("aria-label", `${title}. Arrow keys read the values, digits switch the series.`);
     keys(div);
+    resized.observe(div);
     return draw(div);
   }
 
   function drop(div) {
+    resized.unobserve(div);
     charts.get(div).view?.finalize();
     charts.delete(div);
   }
@@ -85,7 +87,7 @@ window.pageCharts = (() => {
     const spec = { ...JSON.parse(JSON.stringify(figure), narrow), columns };
     const room = figure.usermeta.room + 18;
     for (const panel of spec.concat) {
-      panel.width = Math.min(560, Math.floor(width / columns) - room);
+      panel.width = Math.max(100, Math.min(560, Math.floor(width / columns) - room));
       panel.height = Math.round(panel.height * 1.25);
     }
     return spec;

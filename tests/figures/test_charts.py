@@ -20,14 +20,13 @@ from gisgd_ray.figures.charts import (
     BELOW_ZERO,
     Chart,
     Look,
+    Panel,
     below_zero,
-    grid,
+    figure,
     lettered,
     marked,
     mean_over_seeds,
-    panel,
     save_charts,
-    used,
 )
 from tests.support.charts import drawn
 
@@ -42,9 +41,10 @@ POINTS = pd.DataFrame(
 
 
 def chart(rows: pd.DataFrame, **changes: Any) -> Chart:
-    given: dict[str, Any] = {"title": ["a", "b"], "x": "step", "y": "loss"}
-    looks = {"bound": marked(0), "gap": Look(theme.COLOURS[1], drawn="hollow")}
-    return grid([panel(rows, looks, **(given | changes))], columns=1)
+    return figure([Panel(rows, "a", "step", "loss")], LOOKS, columns=1, **changes)
+
+
+LOOKS = {"bound": marked(0), "gap": Look(theme.COLOURS[1], "circle", drawn="hollow")}
 
 
 def test_a_curve_is_the_mean_and_sample_deviation_of_what_is_known() -> None:
@@ -71,7 +71,8 @@ def test_what_is_missing_or_infinite_is_left_out_of_a_row() -> None:
         {"x": [1, 2, 3], "y": [1.0, NAN, np.inf], "std": [NAN, 1, 1], "series": "bound"}
     )
     spec = chart(rows).to_dict()
-    assert spec["data"]["values"] == [
+    (records,) = spec["datasets"].values()
+    assert records == [
         {"x": 1, "y": 1.0, "series": "bound", "drawn": "line"},
         {"x": 2, "std": 1.0, "series": "bound", "drawn": "line"},
         {"x": 3, "std": 1.0, "series": "bound", "drawn": "line"},
@@ -116,7 +117,8 @@ def test_a_series_has_its_look_in_every_layer() -> None:
         "gap": Look(theme.COLOURS[1], "circle", drawn="hollow"),
     }
     rows = pd.DataFrame({"x": 1.0, "y": 1.0, "series": list(looks)})
-    made = grid([panel(rows, looks, title=["a"], x="x", y="left", right="right")])
+    more = {"not there": marked(3)}
+    made = figure([Panel(rows, "a", "x", "left")], looks | more, right="right")
     (shown,) = drawn(made)
     for layer in shown.layers:
         for channel, values in (
@@ -136,13 +138,11 @@ def test_a_series_has_its_look_in_every_layer() -> None:
         for name in names:
             of.setdefault(name, set()).add(title)
     assert of == {"bound": {"left"}, "valley": {None}, "V": {"right"}, "gap": {"left"}}
-    assert used(looks, [rows[rows["series"] == "V"]]) == {"V": looks["V"]}
 
 
 def test_the_legend_switches_series_in_all_panels() -> None:
     rows = mean_over_seeds(POINTS, "step", "loss", "bound")
-    one = panel(rows, {"bound": marked(0)}, title=["a"], x="step", y="loss")
-    spec = grid([one, one, one]).to_dict()
+    spec = figure([Panel(rows, "a", "step", "loss")] * 3, LOOKS).to_dict()
     (switch,) = spec["params"]
     assert (switch["name"], switch["bind"]) == ("shown", "legend")
     assert switch["select"] == {"type": "point", "fields": ["series"], "toggle": "true"}
@@ -189,10 +189,10 @@ def test_every_colour_stands_out_from_a_dark_page() -> None:
 
 def test_on_a_page_colours_are_the_style_sheets_and_data_as_they_are() -> None:
     rows = pd.DataFrame({"x": [1.0], "y": [2.0], "series": ["bound"]})
-    made = chart(rows.assign(series=theme.COLOURS[0]))
+    made = chart(rows.assign(scheme=theme.COLOURS[0]))
     spec = theme.on_page(made.to_dict())
     assert "config" not in spec
-    assert spec.pop("data") == made.to_dict()["data"]
+    assert spec.pop("datasets") == made.to_dict()["datasets"]
     assert "var(--series-0)" in str(spec)
     assert not re.findall(r"'#[0-9A-F]{6}'", str(spec))
     for i, (light, dark) in enumerate(theme.ON_DARK.items()):
@@ -219,6 +219,14 @@ def test_files_are_pdf_with_fonts_and_svg_with_what_is_seen_alone(tmp_path: Path
         assert fonts
         assert all("CID" in line and "Type 3" not in line for line in fonts)
         assert all(line.split()[-5] == "yes" for line in fonts)  # embedded
+
+
+def test_a_panel_without_rows_has_its_axes(tmp_path: Path) -> None:
+    for log in (False, True):
+        empty = chart(mean_over_seeds(POINTS[:0], "step", "loss", "bound"), log=log)
+        svg = save_charts({"f": empty}, tmp_path)["f"].read_text(encoding="utf-8")
+        assert ">step<" in svg
+        assert ">loss<" in svg
 
 
 def test_same_rows_same_files(tmp_path: Path) -> None:

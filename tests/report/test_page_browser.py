@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from gisgd_ray.figures.charts import Chart, Look, grid, marked, panel, save_charts
+from gisgd_ray.figures import charts
+from gisgd_ray.figures.charts import Chart, Look, Panel, marked, save_charts
 from gisgd_ray.figures.theme import COLOURS, ON_DARK
 from tests.support.pages import EQ3, NAN, RATE, failed, finished, with_bounds, write
 
@@ -90,8 +91,7 @@ def figure() -> Chart:
     rows = pd.DataFrame({"x": [1, 2, 3], "y": [0.5, NAN, 2], "std": [0.1, 0.2, 0.3]})
     rows = pd.concat([rows.assign(series=name, marked=True) for name in ("black", EVIL)])
     looks = {"black": Look(COLOURS[6], "circle"), EVIL: marked(1)}
-    one = panel(rows, looks, title=[EVIL], x="step", y="loss", bars=True)
-    return grid([one, one])
+    return charts.figure([Panel(rows, EVIL, "step", "loss")] * 2, looks, letters=False, bars=True)
 
 
 @pytest.fixture

@@ -48,9 +48,10 @@ def drawn(chart: Chart) -> list[Drawn]:
     found = []
     for panel in spec["concat"]:
         layers = list(_layers(panel))
-        data = [part["data"]["values"] for part in [panel, *layers] if "data" in part]
-        data = data or [spec["data"]["values"]]  # the same in all panels
-        rows = pd.concat(map(pd.DataFrame, data), ignore_index=True)
+        names = [part["data"]["name"] for part in [panel, *layers] if "data" in part]
+        names = names or [spec["data"]["name"]]  # the same in all panels
+        data = [pd.DataFrame(spec["datasets"][name]) for name in dict.fromkeys(names)]
+        rows = pd.concat(data, ignore_index=True)
         if rows.empty:
             rows = pd.DataFrame(columns=["x", "y", "series", "drawn"])
         found.append(Drawn(panel["title"]["text"], rows, layers))
