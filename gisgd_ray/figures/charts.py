@@ -118,6 +118,7 @@ def figure(
     domain: tuple[float, float] | None = None,
     schemes: Mapping[str, str] | None = None,
     letters: bool = True,
+    moves: bool = False,
     height: int = 150,
     **placed: Any,
 ) -> Chart:
@@ -132,6 +133,8 @@ def figure(
         domain: of y; without it that of a panel's rows.
         schemes: where the rows' ``scheme`` has the colours: those, by name.
         letters: whether the titles have them.
+        moves: whether a panel can be dragged and enlarged: its y-axis is then that of what it
+            shows, ``domain`` what its ticks are for, and the schemes have no legend.
         height: of a panel, in pixels.
         placed: as of :func:`grid`.
     """
@@ -140,16 +143,19 @@ def figure(
     drawn = []
     for place, each in enumerate(panels):
         lines = lettered(place, each.title, *each.more) if letters else [each.title, *each.more]
-        layers = _Layers(each, looks, schemes, bars=bars, log=log)
+        layers = _Layers(each, looks, schemes, bars=bars, log=log, moves=moves)
         chart = layers.panel(each.y, right, domain)
-        drawn.append(chart.properties(title=alt.Title(lines), height=height))
+        named = {"title": alt.Title(lines)} if any(lines) else {}
+        drawn.append(chart.properties(height=height, **named))
     if right:
         placed = {"room": 100, **placed}
-    switches = [_SERIES, _SCHEME] if schemes else [_SERIES]
+    switches = [_SERIES, *([_MOVED] if moves else [_SCHEME] if schemes else [])]
     return grid(drawn, switches=switches, **placed)
 
 
 _SERIES = alt.selection_point(name="shown", fields=["series"], bind="legend", toggle="true")
+# A page is to be scrolled: nothing but a pinch, or the wheel with Ctrl, enlarges.
+_MOVED = alt.selection_interval(name="moved", bind="scales", zoom="wheel![event.ctrlKey]")
 _SCHEME = alt.selection_point(name="scheme", fields=["scheme"], bind="legend", toggle="true")
 
 
@@ -164,8 +170,9 @@ class _Layers:
         *,
         bars: bool,
         log: bool,
+        moves: bool,
     ):
-        self.looks, self.bars, self.log = looks, bars, log
+        self.looks, self.bars, self.log, self.moves = looks, bars, log, moves
         columns = ["x", "y", "std", "series", "scheme", "marked", "run"]
         always = ("y", "std", "marked")
         rows = panel.rows.reindex(columns=[c for c in columns if c in panel.rows or c in always])
@@ -176,12 +183,13 @@ class _Layers:
         self.rows = rows.assign(drawn=rows["series"].map(kinds))
         self.spread, self.runs = bool(rows["std"].notna().any()), "run" in rows
         self.x = alt.X("x:Q", title=panel.x, scale=alt.Scale(zero=False, nice=False, padding=8))
-        self.shown: Any = _SERIES & _SCHEME if schemes else _SERIES
+        self.shown: Any = _SERIES & _SCHEME if schemes and not moves else _SERIES
         legend = alt.Legend(title=None, columns=1) if schemes else alt.Legend(title=None)
 
         def by(channel: Any, field: str, values: Mapping[str, Any]) -> Any:
             scale = alt.Scale(domain=list(values), range=list(values.values()))
-            return channel(f"{field}:N", scale=scale, legend=legend)
+            listed = not moves or (field == "series" and len(looks) > 1)
+            return channel(f"{field}:N", scale=scale, legend=legend if listed else None)
 
         self.of = "scheme" if schemes else "series"
         strokes = schemes or {name: look.colour for name, look in looks.items()}
@@ -197,9 +205,12 @@ class _Layers:
         if self.log:
             ticks, scale = alt.Axis(), alt.Scale(type="log")
             domain = domain or _log_domain(self.rows)
-        if domain:
+        if domain and self.log:
+            ticks = alt.Axis(**theme.log_ticks(*domain, beyond=100 if self.moves else 1))
+        if self.moves:
+            scale = alt.Scale(type="log", padding=6, nice=False) if self.log else scale
+        elif domain:
             scale = alt.Scale(type="log" if self.log else "linear", domain=domain, nice=False)
-            ticks = alt.Axis(**theme.log_ticks(*domain)) if self.log else ticks
         chart = self.layers(alt.Y("y:Q", title=y, axis=ticks, scale=scale))
         if right:
             ticks = alt.Axis(orient="right", grid=False, titleAngle=-90)
@@ -242,12 +253,13 @@ class _Layers:
         if self.spread:
             told.append(alt.Tooltip("std:Q", title="one standard deviation", format=DIGITS))
         if lines := of("line", "bare"):
-            line = lines.mark_line().encode(self.stroke, self.dash, opacity=self.if_shown(1))
-            layers.append(line.encode(y=y))
+            line = lines.mark_line(clip=self.moves).encode(self.stroke, self.dash, y=y)
+            layers.append(line.encode(opacity=self.if_shown(1)))
         if bare := of("bare"):
             layers.append(_unseen(bare).encode(y=y, tooltip=told))
         if points := of("line", "marks"):
-            point = points.mark_point(filled=True, strokeWidth=0).encode(y=y, tooltip=told)
+            point = points.mark_point(filled=True, strokeWidth=0, clip=self.moves)
+            point = point.encode(y=y, tooltip=told)
             opacity = self.if_shown(1, marked=True)
             layers.append(point.encode(self.fill, self.shape, opacity=opacity))
         if hollow := of("hollow"):

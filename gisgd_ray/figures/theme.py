@@ -122,10 +122,11 @@ def css() -> str:
     return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
 
 
-def log_ticks(low: float, high: float) -> dict[str, Any]:
+def log_ticks(low: float, high: float, *, beyond: float = 1) -> dict[str, Any]:
     """Ticks of a logarithmic axis and their labels: the more, the fewer decades there are.
 
-    Over three decades and more the powers of ten alone; those of an axis are written alike.
+    Over three decades and more the powers of ten alone; those of an axis are written alike. Of an
+    axis that moves there are ticks ``beyond`` its ends, by that factor.
 
     >>> log_ticks(0.15, 1.2)["values"], log_ticks(2, 6.0)["values"], log_ticks(1e-9, 2)["values"]
     ([0.2, 0.5, 1.0], [2.0, 3.0, 4.0, 5.0, 6.0], [1e-09, 1e-07, 1e-05, 0.001, 0.1])
@@ -134,15 +135,15 @@ def log_ticks(low: float, high: float) -> dict[str, Any]:
     steps: Sequence[float] = (1.0,)
     if decades < 3:
         steps = (1.0, 2.0, 5.0) if decades > 0.8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-    first, last = math.floor(math.log10(low)), math.floor(math.log10(high))
     every = max(1, round(decades / 6)) if len(steps) == 1 else 1
-    powers = range(first if low <= 10.0**first else first + 1, last + 1, every)
-    if len(steps) > 1:
-        powers = range(first, last + 1)
+    extreme = low < 1e-4 or high > 1e5
+    low, high = low / beyond, high * beyond
+    first = math.ceil(math.log10(low)) if len(steps) == 1 else math.floor(math.log10(low))
+    powers = range(first, math.floor(math.log10(high)) + 1, every)
     ticks = [float(f"{step:g}e{power}") for power in powers for step in steps]
     ticks = [tick for tick in ticks if low <= tick <= high]
     # 100000 and 1e-05 read badly.
-    extreme = low < 1e-4 or high > 1e5
-    named = format_noise_std if len(steps) == 1 and extreme else format_number
-    labels = [named(tick) if extreme else f"{tick:,g}" for tick in ticks]
+    named = format_noise_std if len(steps) == 1 else format_number
+    plain = [not extreme and 1e-4 <= tick <= 1e5 for tick in ticks]
+    labels = [f"{t:,g}" if p else named(t) for t, p in zip(ticks, plain, strict=True)]
     return {"values": ticks, "labelExpr": f"{labels}[indexof({ticks}, datum.value)]"}

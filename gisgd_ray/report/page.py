@@ -40,7 +40,7 @@ from gisgd_ray.report.bounds_table import (
 from gisgd_ray.report.comparison import compare
 from gisgd_ray.report.contents import Report
 from gisgd_ray.report.page_cautions import find_cautions, without_machine
-from gisgd_ray.report.page_curves import Curves, listed_trials, read_curves
+from gisgd_ray.report.page_curves import Curves, listed_trials, panels, read_curves
 from gisgd_ray.report.page_facts import (
     configuration,
     cost_facts,
@@ -216,6 +216,7 @@ def _scripts(figures: Sequence[Shown], curves: Curves | None) -> list[tuple[str,
         if curves is not None:
             data["curves"] = {
                 "columns": [asdict(column) for column in curves.columns],
+                "panels": panels(curves),
                 "trials": curves.trials,
             }
         # Modules, for the names in them are their own. The library's text closes no script.

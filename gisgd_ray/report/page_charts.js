@@ -83,7 +83,7 @@ window.pageCharts = (() => {
   /** A figure as wide as there is room, on a phone with its panels one below the other. */
   function fitted(figure, width) {
     const columns = width < NARROW ? 1 : figure.columns;
-    const narrow = (key, value) => (key === "legend" && columns === 1 ? { ...value, columns: 1 } : value);
+    const narrow = (key, value) => (key === "legend" && value && columns === 1 ? { ...value, columns: 1 } : value);
     const spec = { ...JSON.parse(JSON.stringify(figure), narrow), columns };
     const room = figure.usermeta.room + 18;
     for (const panel of spec.concat) {
@@ -101,5 +101,5 @@ window.pageCharts = (() => {
     show(div, (width) => fitted(spec, width), 200, figure.querySelector("img").alt);
   }
 
-  return { data, show, drop };
+  return { data, show, drop, fitted };
 })();

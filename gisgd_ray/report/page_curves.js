@@ -6,15 +6,6 @@
   const drawn = document.getElementById("drawn");
   if (!curves || !list) return;
   const MOST = 6;
-  const SHAPES = ["circle", "square", "diamond", "triangle-up", "cross"];
-  const DASHES = [[1, 0], [6, 3], [2, 2], [6, 2, 2, 2], [10, 3]];
-  const SHORT = "datum.value < 1e-4 || datum.value >= 1e6 ? format(datum.value, '.0e') : format(datum.value, ',~r')";
-  const SPREAD = 30; // above this ratio of the largest to the smallest the axis is logarithmic
-  const panels = new Map();
-  curves.columns.forEach((column, i) => {
-    if (!panels.has(column.panel)) panels.set(column.panel, []);
-    panels.get(column.panel).push(i);
-  });
   const buttons = new Map();
   for (const button of list.querySelectorAll("button")) {
     buttons.set(Number(button.dataset.trial), button);
@@ -30,96 +21,29 @@
     return Array.isArray(values[0]) ? { x: values[0], y: values[1] } : { x, y: values };
   }
 
-  /** Powers of ten, over few of them 1, 2 and 5, and some beyond what is shown at first. */
-  function logTicks(low, high) {
-    const steps = high / low < 1000 ? [1, 2, 5] : [1];
-    const ticks = [];
-    for (let power = Math.floor(Math.log10(low)) - 2; power <= Math.log10(high) + 2; power++) {
-      ticks.push(...steps.map((step) => Number(`${step}e${power}`)));
-    }
-    return ticks;
-  }
-
-  /** One panel: of a single trial a colour for each curve, of several one for each trial. */
-  function specOf(name, columns) {
+  /** A panel's chart with the curves of the trials chosen. */
+  function specOf({ name, places, single, several }) {
     const values = [];
-    const percent = name === "accuracy";
-    const single = chosen.length === 1;
     for (const { trial } of chosen) {
-      for (const column of columns) {
-        const found = points(trial, column);
-        const { label } = curves.columns[column];
+      for (const place of places) {
+        const found = points(trial, place);
         found?.x.forEach((x, i) => {
-          const y = percent && found.y[i] !== null ? 100 * found.y[i] : found.y[i];
-          values.push({ x, y, series: label, scheme: labelOf(trial), marked: found.x.length < 40 });
+          const y = found.y[i] === null || name !== "accuracy" ? found.y[i] : 100 * found.y[i];
+          const marked = found.x.length < 40;
+          const series = curves.columns[place].label;
+          values.push({ x, y, series, scheme: labelOf(trial), marked, drawn: "line" });
         });
       }
     }
-    const known = values.map(({ y }) => y).filter((y) => y !== null);
-    if (!known.length) return null;
-    const least = Math.min(...known);
-    const log = least > 0 && Math.max(...known) / least > SPREAD;
-    const labels = columns.map((column) => curves.columns[column].label);
-    const legend = columns.length > 1 ? { title: null, columns: 2 } : null;
-    const colour = single
-      ? { field: "series", scale: { domain: labels, range: colours.slice(0, labels.length) }, legend }
-      : {
-          field: "scheme",
-          scale: {
-            domain: chosen.map(({ trial }) => labelOf(trial)),
-            range: chosen.map((each) => colours[each.colour]),
-          },
-          legend: null,
-        };
-    const by = (looks) => {
-      return { field: "series", scale: { domain: labels, range: looks.slice(0, labels.length) }, legend };
+    if (!values.some(({ y }) => y !== null)) return null;
+    const scale = {
+      domain: chosen.map(({ trial }) => labelOf(trial)),
+      range: chosen.map(({ colour }) => colours[colour]),
     };
-    const shown = { param: "shown", value: 1 };
-    const marks = { condition: { test: { and: [{ param: "shown" }, "datum.marked"] }, value: 1 }, value: 0 };
-    return {
-      data: { values },
-      height: 210,
-      encoding: {
-        x: { field: "x", type: "quantitative", title: "step", scale: { nice: false, padding: 6 } },
-        y: {
-          field: "y",
-          type: "quantitative",
-          title: percent ? "%" : null,
-          scale: { nice: false, padding: 6, ...(log ? { type: "log" } : { zero: false }) },
-          axis: { minExtent: 44, ...(log && { values: logTicks(least, Math.max(...known)), labelExpr: SHORT }) },
-        },
-        tooltip: [
-          { field: "scheme", title: "trial" },
-          { field: "series" },
-          { field: "x", title: "step" },
-          { field: "y", type: "quantitative", format: ".6~g" },
-        ],
-      },
-      layer: [
-        {
-          mark: { type: "line", clip: true },
-          params: [
-            // Nothing but a pinch, or the wheel with Ctrl: the page is to be scrolled.
-            {
-              name: "moved",
-              bind: "scales",
-              select: { type: "interval", zoom: "wheel![event.ctrlKey]" },
-            },
-            { name: "shown", bind: "legend", select: { type: "point", fields: ["series"], toggle: "true" } },
-          ],
-          encoding: {
-            stroke: colour,
-            ...(single ? {} : { strokeDash: by(DASHES) }),
-            detail: [{ field: "series" }, { field: "scheme" }],
-            opacity: { condition: shown, value: 0.05 },
-          },
-        },
-        {
-          mark: { type: "point", filled: true, clip: true, size: 30, strokeWidth: 0 },
-          encoding: { fill: colour, opacity: marks, ...(single ? {} : { shape: by(SHAPES) }) },
-        },
-      ],
-    };
+    const ofTrials = (_, value) => (value?.domain?.[0] === "" ? scale : value);
+    const spec = JSON.parse(JSON.stringify(chosen.length === 1 ? single : several), ofTrials);
+    for (const data of Object.keys(spec.datasets)) spec.datasets[data] = values;
+    return spec;
   }
 
   function key() {
@@ -158,18 +82,18 @@
     }
     if (!chosen.length) return;
     drawn.append(key());
-    for (const [name, columns] of panels) {
-      const spec = specOf(name, columns);
+    for (const each of curves.panels) {
+      const spec = specOf(each);
       if (!spec) continue;
       const panel = document.createElement("div");
       panel.className = "panel";
       const title = document.createElement("h4");
-      title.textContent = name;
+      title.textContent = each.name;
       const plot = document.createElement("div");
       plot.className = "plot";
       panel.append(title, plot);
       drawn.append(panel);
-      pageCharts.show(plot, (width) => ({ ...spec, width: width - 80 }), 260, name);
+      pageCharts.show(plot, (width) => pageCharts.fitted(spec, width), 260, each.name);
     }
   }
 

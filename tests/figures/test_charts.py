@@ -171,6 +171,19 @@ def test_a_log_axis_has_ticks_enough_and_reads_well(low: float, high: float) -> 
     assert not [text for text in labels if re.search(r"e[-+]|-|0{5}", text)]
 
 
+def test_an_axis_that_moves_has_ticks_beyond_and_the_same_where_it_begins() -> None:
+    first, more = theme.log_ticks(0.002, 4), theme.log_ticks(0.002, 4, beyond=100)
+    assert [v for v in more["values"] if 0.002 <= v <= 4] == first["values"]
+    assert 2e-5 <= min(more["values"]) < 0.002
+    assert 4 < max(more["values"]) <= 400
+    rows = mean_over_seeds(POINTS, "step", "loss", "bound")
+    made = chart(rows, log=True, moves=True, domain=(0.002, 4))
+    (shown,) = drawn(made)
+    assert "domain" not in shown.axes[1]["scale"]
+    assert shown.axes[1]["axis"]["values"] == more["values"]
+    assert [param["bind"] for param in made.to_dict()["params"]] == ["legend", "scales"]
+
+
 def test_docstring_examples() -> None:
     assert doctest.testmod(theme).failed == 0
 
