@@ -201,17 +201,15 @@ class _Layers:
 
     def panel(self, y: str, right: str, domain: tuple[float, float] | None) -> alt.LayerChart:
         """All layers, by the axis at the left and the one at the right if there is one."""
-        ticks, scale = alt.Axis(), alt.Scale(zero=False)
-        if self.log:
-            ticks, scale = alt.Axis(), alt.Scale(type="log")
-            domain = domain or _log_domain(self.rows)
-        if domain and self.log:
+        scale: dict[str, Any] = {"type": "log"} if self.log else {"zero": False}
+        ticks = alt.Axis()
+        if self.log and (domain := domain or _log_domain(self.rows)):
             ticks = alt.Axis(**theme.log_ticks(*domain, beyond=100 if self.moves else 1))
         if self.moves:
-            scale = alt.Scale(type="log", padding=6, nice=False) if self.log else scale
+            scale |= {"padding": 6, "nice": False}
         elif domain:
-            scale = alt.Scale(type="log" if self.log else "linear", domain=domain, nice=False)
-        chart = self.layers(alt.Y("y:Q", title=y, axis=ticks, scale=scale))
+            scale |= {"domain": domain, "nice": False}
+        chart = self.layers(alt.Y("y:Q", title=y, axis=ticks, scale=alt.Scale(**scale)))
         if right:
             ticks = alt.Axis(orient="right", grid=False, titleAngle=-90)
             other = alt.Y("y:Q", title=right, axis=ticks, scale=alt.Scale(domainMin=0))
