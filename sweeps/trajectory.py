@@ -15,7 +15,6 @@ The bounds with all their constants are in every row and on the page (gisgd_ray.
 
 import sys
 from collections.abc import Mapping
-from string import ascii_lowercase
 
 import pandas as pd
 
@@ -25,7 +24,7 @@ from gisgd_ray.claims.statistics import short_number
 from gisgd_ray.config.space import SearchSpace
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.figures.charts import Chart, Panel, figure, marked, mean_over_seeds
+from gisgd_ray.figures.charts import Chart, Panel, figure, letter, marked, mean_over_seeds
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.numbers import format_noise_std
 from gisgd_ray.results.panels import panels
@@ -113,14 +112,14 @@ def plot(tables: ResultTables) -> dict[str, Chart]:
     drawn: list[Panel] = []
     for place in range(0, len(shown), 2):
         pair = shown[place : place + 2]
-        letters = [ascii_lowercase[len(drawn) + i] for i in range(len(pair))]
+        letters = [letter(len(drawn) + i) for i in range(len(pair))]
         for title, noise_std, frame in pair:
             ratio = ratio_at_end(frame, noise_std)
             told = [f"at the end Neu et al. {short_number(ratio.center)} × ours"] if ratio.n else []
             more = [_sigma(noise_std), *told]
             drawn.append(Panel(_curves(frame, TERMS), title, "epoch", "trajectory term", more))
-        for letter, (_, _, frame) in zip(letters, pair, strict=True):
-            title = f"what is summed in ({letter})"
+        for above, (_, _, frame) in zip(letters, pair, strict=True):
+            title = f"what is summed in ({above})"
             drawn.append(Panel(_curves(frame, PARTS), title, "epoch", "per step"))
     return {"figure1": figure(drawn, LOOKS, log=True, height=135)} if drawn else {}
 

@@ -103,9 +103,19 @@ class Panel:
     more: Sequence[str] = ()
 
 
+def letter(place: int) -> str:
+    """Of a panel.
+
+    >>> letter(0), letter(25), letter(26), letter(27 * 26)
+    ('a', 'z', 'aa', 'aaa')
+    """
+    before = letter(place // 26 - 1) if place >= 26 else ""
+    return before + ascii_lowercase[place % 26]
+
+
 def lettered(place: int, title: str, *more: str) -> list[str]:
     """A panel's title with its letter, wrapped, and lines of their own."""
-    return [*textwrap.wrap(f"({ascii_lowercase[place]}) {title}", 46), *more]
+    return [*textwrap.wrap(f"({letter(place)}) {title}", 46), *more]
 
 
 def figure(

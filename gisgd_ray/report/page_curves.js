@@ -13,6 +13,8 @@
   const chosen = []; // each {trial, colour}; a trial keeps its colour as long as it is shown
 
   const labelOf = (trial) => buttons.get(trial).textContent;
+  const alike = (trial) => chosen.filter((each) => labelOf(each.trial) === labelOf(trial)).length > 1;
+  const nameOf = (trial) => labelOf(trial) + (alike(trial) ? ` (${curves.trials[trial].id})` : "");
 
   function points(trial, column) {
     const { x, y } = curves.trials[trial];
@@ -31,13 +33,13 @@
           const y = found.y[i] === null || name !== "accuracy" ? found.y[i] : 100 * found.y[i];
           const marked = found.x.length < 40;
           const series = curves.columns[place].label;
-          values.push({ x, y, series, scheme: labelOf(trial), marked, drawn: "line" });
+          values.push({ x, y, series, scheme: nameOf(trial), marked, drawn: "line" });
         });
       }
     }
     if (!values.some(({ y }) => y !== null)) return null;
     const scale = {
-      domain: chosen.map(({ trial }) => labelOf(trial)),
+      domain: chosen.map(({ trial }) => nameOf(trial)),
       range: chosen.map(({ colour }) => colours[colour]),
     };
     const ofTrials = (_, value) => (value?.domain?.[0] === "" ? scale : value);
@@ -57,7 +59,7 @@
         swatch.style.color = colours[colour];
         item.append(swatch);
       }
-      item.append(labelOf(trial));
+      item.append(nameOf(trial));
       items.append(item);
     }
     const close = document.createElement("button");

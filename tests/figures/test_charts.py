@@ -15,7 +15,7 @@ import pytest
 import vl_convert
 from PIL import Image
 
-from gisgd_ray.figures import theme
+from gisgd_ray.figures import charts, theme
 from gisgd_ray.figures.charts import (
     BELOW_ZERO,
     Chart,
@@ -185,7 +185,8 @@ def test_an_axis_that_moves_has_ticks_beyond_and_the_same_where_it_begins() -> N
 
 
 def test_docstring_examples() -> None:
-    assert doctest.testmod(theme).failed == 0
+    for module in (theme, charts):
+        assert doctest.testmod(module).failed == 0
 
 
 def test_every_colour_stands_out_from_a_dark_page() -> None:
