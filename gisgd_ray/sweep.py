@@ -3,11 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from matplotlib.figure import Figure
-
 from gisgd_ray.claims.claim import Claim
 from gisgd_ray.config.space import SearchSpace
 from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.figures.charts import Chart
 from gisgd_ray.figures.run_panels import RunPanel
 from gisgd_ray.figures.tables import Table
 from gisgd_ray.results.tables import ResultTables
@@ -22,7 +21,7 @@ class Sweep:
         item: what of the paper it reproduces, e.g. "Figure 6".
         description: shown by ``--help`` and on the page.
         panels: for "laptop", "paper" or both, the spaces by panel name.
-        plot: result tables -> matplotlib figures by file name; from the tables alone.
+        plot: result tables -> charts by file name; from the tables alone.
         claims: result tables -> the paper's claims with this run's verdicts, from the finished
             trials alone; asked once any has finished.
         captions: what the page says under a figure, by its file name.
@@ -38,7 +37,7 @@ class Sweep:
     item: str
     description: str
     panels: Mapping[str, Mapping[str, SearchSpace]]
-    plot: Callable[[ResultTables], dict[str, Figure]]
+    plot: Callable[[ResultTables], dict[str, Chart]]
     claims: Callable[[ResultTables], list[Claim]]
     captions: Mapping[str, str] = field(default_factory=dict)
     check: Callable[[TrialConfig], None] | None = None

@@ -13,23 +13,26 @@ With label noise, training goes on to 100 % training accuracy; without, until th
 """
 
 import sys
-import textwrap
+
+import pandas as pd
 
 from gisgd_ray.claims.figure2 import AXES, AxisPanel, axis_panels, claims
 from gisgd_ray.claims.points import finished
 from gisgd_ray.config.space import SearchSpace
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.figures.run_panels import RunPanel
-from gisgd_ray.figures.style import (
-    Axes,
-    Figure,
-    curve,
-    hollow_below_zero,
-    log_scale,
-    panel_grid,
-    style,
+from gisgd_ray.figures.charts import (
+    BELOW_ZERO,
+    Chart,
+    Look,
+    Panel,
+    below_zero,
+    figure,
+    marked,
+    mean_over_seeds,
 )
+from gisgd_ray.figures.run_panels import RunPanel
+from gisgd_ray.figures.theme import COLOURS
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
 from gisgd_ray.sweep import Sweep
@@ -112,30 +115,30 @@ def check(config: TrialConfig) -> None:
         )
 
 
-def plot(tables: ResultTables) -> dict[str, Figure]:
+def plot(tables: ResultTables) -> dict[str, Chart]:
     """Figure 2: a panel per model, dataset and swept axis; sizes above, label noise below."""
     found = axis_panels(finished(tables))
     shown = sorted(found, key=lambda panel: panel.axis == "data.label_noise")
-    if not shown:
-        return {}
-    with style():
-        figure, axes = panel_grid(len(shown), height=2.6)
-        for i, (axis, panel) in enumerate(zip(axes, shown, strict=True)):
-            _draw(axis, panel)
-            axis.set_title(textwrap.fill(f"({chr(ord('a') + i)}) {panel.printed}", 44))
-    return {"figure2": figure}
+    drawn = [
+        Panel(_curves(each), each.printed, each.axis.rpartition(".")[2].replace("_", " "), "loss")
+        for each in shown
+    ]
+    return {"figure2": figure(drawn, LOOKS, log=True, height=175)} if drawn else {}
 
 
-def _draw(axis: Axes, panel: AxisPanel) -> None:
-    trials, path = panel.trials, panel.axis
-    axis.set_yscale("log")
-    curve(axis, trials, path, "bound/theorem2_closed_form", label="bound (Eq. 3)", place=0)
-    curve(axis, trials, path, "gap/loss", label="gap", place=1)
-    hollow_below_zero(axis, trials, path, "gap/loss", place=1)
-    log_scale(axis)
-    axis.set_xlabel(path.rpartition(".")[2].replace("_", " "))
-    axis.set_ylabel("loss")
-    axis.legend()
+LOOKS = {
+    "bound (Eq. 3)": marked(0),
+    "gap": marked(1),
+    BELOW_ZERO: Look(COLOURS[1], "circle", drawn="hollow"),
+}
+
+
+def _curves(shown: AxisPanel) -> pd.DataFrame:
+    bound, gap = (
+        mean_over_seeds(shown.trials, shown.axis, column, name)
+        for column, name in (("bound/theorem2_closed_form", "bound (Eq. 3)"), ("gap/loss", "gap"))
+    )
+    return pd.concat([bound, gap, below_zero(gap)])
 
 
 SWEEP = Sweep(

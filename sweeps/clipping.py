@@ -20,8 +20,8 @@ initialisation, which the paper's text does not: --training.momentum 0.9
 """
 
 import sys
-import textwrap
 
+import numpy as np
 import pandas as pd
 
 from gisgd_ray.claims.figure4 import FACTOR, Variant, begun, claims, figure_panels
@@ -29,8 +29,9 @@ from gisgd_ray.claims.points import TEST, TRAIN, finished, points_after_start
 from gisgd_ray.config.space import UNMEASURED, SearchSpace
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
+from gisgd_ray.figures.charts import DASHED, Chart, Look, Panel, figure, mean_over_seeds
 from gisgd_ray.figures.run_panels import RunPanel
-from gisgd_ray.figures.style import COLOURS, Axes, Figure, Line2D, curve, panel_grid, style
+from gisgd_ray.figures.theme import COLOURS, GREY
 from gisgd_ray.numbers import format_setting
 from gisgd_ray.results.panels import Title
 from gisgd_ray.results.tables import ResultTables
@@ -141,7 +142,7 @@ def check(config: TrialConfig) -> None:
             )
 
 
-def plot(tables: ResultTables) -> dict[str, Figure]:
+def plot(tables: ResultTables) -> dict[str, Chart]:
     """Figure 4 (MLP) and Figure 9 (AlexNet), each with a panel per dataset and noise level."""
     found = figure_panels(finished(tables))
     figures = {
@@ -155,28 +156,32 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
     return {name: _figure(tables, shown) for name, shown in figures.items() if shown}
 
 
-def _figure(tables: ResultTables, shown: dict[Title, list[Variant]]) -> Figure:
+def _figure(tables: ResultTables, shown: dict[Title, list[Variant]]) -> Chart:
     places = _places([variant for schemes in shown.values() for variant in schemes])
-    with style():
-        figure, axes = panel_grid(len(shown), height=2.7, extra=0.5, sharey=True)
-        for i, (axis, (title, schemes)) in enumerate(zip(axes, shown.items(), strict=True)):
-            for variant in schemes:
-                points = points_after_start(tables, variant.trials)
-                _curves(axis, points, places[variant.label])
-            axis.set_title(textwrap.fill(f"({chr(ord('a') + i)}) {title.printed}", 44))
-            axis.set_xlabel("epoch")
-            axis.set_ylabel("accuracy (%)")
-        handles = [Line2D([], [], color=_colour(at), label=name) for name, at in places.items()]
-        figure.legend(handles=handles + KEY, loc="outside lower center", ncols=2)
-    return figure
+    rows = [
+        pd.concat([_curves(points_after_start(tables, v.trials), v.label) for v in schemes])
+        for schemes in shown.values()
+    ]
+    every, std = pd.concat(rows), pd.concat(rows)["std"].fillna(0.0)
+    low, high = float((every["y"] - std).min()), float((every["y"] + std).max())
+    for place, schemes in enumerate(shown.values()):
+        begins = [_begins(points_after_start(tables, v.trials), v.label) for v in schemes]
+        found = pd.concat(begins)
+        above = found["scheme"].map(lambda name: 0.04 + 0.05 * (places[name] % len(COLOURS)))
+        rows[place] = pd.concat([rows[place], found.assign(y=low + above * (high - low))])
+    drawn = [
+        Panel(curves, title.printed, "epoch", "accuracy (%)")
+        for title, curves in zip(shown, rows, strict=True)
+    ]
+    colours = {name: COLOURS[at % len(COLOURS)] for name, at in places.items()}
+    return figure(drawn, LOOKS, domain=(low, high), schemes=colours, height=180)
 
 
-GREY = "#555555"
-KEY = [
-    Line2D([], [], color=GREY, label="test accuracy"),
-    Line2D([], [], color=GREY, linestyle="--", label="train accuracy"),
-    Line2D([], [], color=GREY, linestyle="none", marker="^", label="clipping begins (each seed)"),
-]
+LOOKS = {
+    "test accuracy": Look(GREY),
+    "train accuracy": Look(GREY, dash=DASHED),
+    "clipping begins (each seed)": Look(GREY, "triangle-up", drawn="marks"),
+}
 
 
 def _places(variants: list[Variant]) -> dict[str, int]:
@@ -195,25 +200,21 @@ def _places(variants: list[Variant]) -> dict[str, int]:
     return places
 
 
-def _colour(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
-
-
-def _curves(axis: Axes, points: pd.DataFrame, place: int) -> None:
-    """One scheme: test accuracy, train accuracy dashed, and where it began to clip."""
+def _curves(points: pd.DataFrame, label: str) -> pd.DataFrame:
+    """Test and train accuracy of one scheme."""
     percent = points.assign(test=100 * points[TEST], train=100 * points[TRAIN])
-    for column, pattern in (("test", "-"), ("train", "--")):
-        for line in curve(axis, percent, "epoch", column, label="", place=place):
-            line.set(marker="None", linestyle=pattern)
-    for _, run in points.groupby("trial_id"):
-        axis.plot(
-            begun(run),
-            0.04 + 0.05 * (place % len(COLOURS)),
-            color=_colour(place),
-            marker="^",
-            linestyle="none",
-            transform=axis.get_xaxis_transform(),
-        )
+    curves = [
+        mean_over_seeds(percent, "epoch", column, name)
+        for column, name in zip(("test", "train"), LOOKS, strict=False)
+    ]
+    return pd.concat(curves).assign(scheme=label)
+
+
+def _begins(points: pd.DataFrame, label: str) -> pd.DataFrame:
+    """Where each of its seeds began to clip, if it did."""
+    epochs = [begun(run) for _, run in points.groupby("trial_id")]
+    rows = pd.DataFrame({"x": [epoch for epoch in epochs if np.isfinite(epoch)]})
+    return rows.assign(series=list(LOOKS)[2], scheme=label, marked=True)
 
 
 SWEEP = Sweep(

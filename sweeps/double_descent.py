@@ -26,8 +26,18 @@ from gisgd_ray.claims.points import TEST, TRAIN, finished
 from gisgd_ray.config.space import SearchSpace
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
+from gisgd_ray.figures.charts import (
+    DASHED,
+    DOTTED,
+    Chart,
+    Look,
+    Panel,
+    figure,
+    marked,
+    mean_over_seeds,
+)
 from gisgd_ray.figures.run_panels import RunPanel
-from gisgd_ray.figures.style import COLOURS, Axes, Figure, curve, panel_grid, style
+from gisgd_ray.figures.theme import COLOURS
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
 from gisgd_ray.sweep import Sweep
@@ -99,7 +109,14 @@ PAPER = {
     ),
 }
 
-LEGEND = ("train accuracy", "test accuracy", "dispersion V", "valley of V", "best test accuracy")
+LOOKS = {
+    "train accuracy": marked(0),
+    "test accuracy": marked(1),
+    "dispersion V": marked(2, right=True),
+    "valley of V": Look(COLOURS[6], dash=DASHED, drawn="rule"),
+    "best test accuracy": Look(COLOURS[1], dash=DOTTED, drawn="rule"),
+}
+LEGEND = tuple(LOOKS)
 
 
 def check(config: TrialConfig) -> None:
@@ -115,7 +132,7 @@ def check(config: TrialConfig) -> None:
         )
 
 
-def plot(tables: ResultTables) -> dict[str, Figure]:
+def plot(tables: ResultTables) -> dict[str, Chart]:
     """Figure 3: two panels a row, label noise ascending within a model and dataset."""
     shown = [
         (where.with_setting(NOISE, noise).printed, trials)
@@ -124,48 +141,29 @@ def plot(tables: ResultTables) -> dict[str, Figure]:
     ]
     if not shown:
         return {}
-    with style():
-        figure, axes = panel_grid(len(shown), height=2.3, extra=0.3)
-        for i, (axis, (title, trials)) in enumerate(zip(axes, shown, strict=True)):
-            _panel(axis, tables, trials, f"({chr(ord('a') + i)}) {title}")
-        handles = {
-            label: handle
-            for axis in figure.axes
-            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-        }
-        named = {label: handles[label] for label in LEGEND if label in handles}
-        figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=5)
-    return {"figure3": figure}
+    drawn = [_panel(tables, title, trials) for title, trials in shown]
+    return {"figure3": figure(drawn, LOOKS, right="dispersion", domain=(0, 102), height=130)}
 
 
-def _panel(axis: Axes, tables: ResultTables, trials: pd.DataFrame, title: str) -> None:
+def _panel(tables: ResultTables, title: str, trials: pd.DataFrame) -> Panel:
+    """Curves and upright lines; where those stand is said in words above."""
     history = tables.history
     points = history[history["trial_id"].isin(trials["trial_id"])]
     percent = points.assign(train=100 * points[TRAIN], test=100 * points[TEST])
-    right = axis.twinx()
-    curve(axis, percent, "epoch", "train", label=LEGEND[0], place=0)
-    curve(axis, percent, "epoch", "test", label=LEGEND[1], place=1)
-    curve(right, points, "epoch", DISPERSION, label=LEGEND[2], place=2)
+    rows = [
+        mean_over_seeds(percent, "epoch", column, name)
+        for column, name in zip(("train", "test", DISPERSION), LEGEND, strict=False)
+    ]
     seen = courses(tables, trials)
     lowest = [each.valley.epoch for each in seen if each.valley is not None]
     best = [each.best_epoch for each in seen if np.isfinite(each.best_epoch)]
-    where: list[str] = []
-    for epochs, colour, pattern, label in (
-        (lowest, COLOURS[6], "--", LEGEND[3]),
-        (best, COLOURS[1], ":", LEGEND[4]),
-    ):
+    told: list[str] = []
+    for epochs, name in ((lowest, LEGEND[3]), (best, LEGEND[4])):
         if epochs:
             at = float(np.mean(epochs))
-            axis.axvline(at, color=colour, linestyle=pattern, linewidth=1.2, label=label)
-            where.append(f"{label} at {'' if where else 'epoch '}{at:.3g}")
-    axis.set_title("\n".join([title, ", ".join(where)]), fontsize=8)  # two abreast must not meet
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("accuracy (%)")
-    axis.set_ylim(0, 102)
-    right.set_ylabel("dispersion")
-    right.set_ylim(bottom=0)
-    right.spines["right"].set_visible(True)
-    right.grid(visible=False)
+            rows.append(pd.DataFrame({"x": [at], "series": [name]}))
+            told.append(f"{name} at {'' if told else 'epoch '}{at:.3g}")
+    return Panel(pd.concat(rows), title, "epoch", "accuracy (%)", [", ".join(told)])
 
 
 SWEEP = Sweep(

@@ -12,7 +12,9 @@ against the gap, test loss minus training loss. Each seed draws its own samples.
 """
 
 import sys
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from gisgd_ray.claims.figures7_8 import BOUNDS, claims
@@ -20,17 +22,18 @@ from gisgd_ray.claims.points import finished, points_after_start
 from gisgd_ray.config.space import SearchSpace
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.figures.run_panels import RunPanel
-from gisgd_ray.figures.style import (
-    COLOURS,
-    Axes,
-    Figure,
-    curve,
-    hollow_below_zero,
-    log_scale,
-    new_figure,
-    style,
+from gisgd_ray.figures.charts import (
+    BELOW_ZERO,
+    Chart,
+    Look,
+    Panel,
+    below_zero,
+    figure,
+    marked,
+    mean_over_seeds,
 )
+from gisgd_ray.figures.run_panels import RunPanel
+from gisgd_ray.figures.theme import COLOURS
 from gisgd_ray.results.panels import panels
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
@@ -70,44 +73,43 @@ def check(config: TrialConfig) -> None:
         )
 
 
-def plot(tables: ResultTables) -> dict[str, Figure]:
+def plot(tables: ResultTables) -> dict[str, Chart]:
     """Figure 7 (linear) and Figure 8 (two-layer ReLU): gap and bound against iterations."""
     trials = finished(tables)
-    figures: dict[str, Figure] = {}
+    figures: dict[str, Chart] = {}
     for model, (bound, theorem, name) in THEOREMS.items():
         shown = panels(trials[trials["model.name"] == model], [])
         if not shown:
             continue
-        with style():
-            figure = new_figure(4.5, 3.0 * len(shown) + 0.5)
-            axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
-            for axis, (title, group) in zip(axes, shown.items(), strict=True):
-                _panel(axis, points_after_start(tables, group), bound, theorem)
-                axis.set_title(title.printed)
-            # Below the axes: the gap may be anywhere in them.
-            named = {
-                label: handle
-                for axis in axes
-                for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-            }
-            figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=2)
-        figures[name] = figure
+        drawn = [
+            Panel(
+                _curves(points_after_start(tables, group), bound, theorem),
+                title.printed,
+                "iteration",
+                "loss",
+            )
+            for title, group in shown.items()
+        ]
+        gaps = {label for each in drawn for label in each.rows["series"] if "|" in label}
+        looks = {f"{theorem} (bound)": marked(0)}
+        looks |= {label: Look(COLOURS[1]) for label in sorted(gaps)}
+        looks[BELOW_ZERO] = Look(COLOURS[1], "circle", drawn="hollow")
+        placed: dict[str, Any] = {"columns": 1, "width": 432, "legend_columns": 2}
+        figures[name] = figure(drawn, looks, log=True, letters=False, height=215, **placed)
     return figures
 
 
-def _panel(axis: Axes, points: pd.DataFrame, bound: str, theorem: str) -> None:
-    axis.set_yscale("log")
-    curve(axis, points, "step", bound, label=f"{theorem} (bound)", place=0)
-    mean = points.groupby("step")["gap/loss"].mean()
+def _curves(points: pd.DataFrame, bound: str, theorem: str) -> pd.DataFrame:
+    """The bound, and the gap's size: of the mean over seeds and of every seed."""
     seeds = points["trial_id"].nunique()
     label = "|gap|" if seeds == 1 else f"|mean gap| ({seeds} seeds; each: thin)"
-    axis.plot(mean.index, mean.abs(), color=COLOURS[1], label=label)
-    hollow_below_zero(axis, points, "step", "gap/loss", place=1)
-    for _, run in points.groupby("trial_id") if seeds > 1 else []:
-        axis.plot(run["step"], run["gap/loss"].abs(), color=COLOURS[1], alpha=0.3, linewidth=0.7)
-    log_scale(axis)
-    axis.set_xlabel("iteration")
-    axis.set_ylabel("loss")
+    gap = mean_over_seeds(points, "step", "gap/loss", label).assign(std=np.nan)
+    rows = [mean_over_seeds(points, "step", bound, f"{theorem} (bound)")]
+    rows += [gap.assign(y=gap["y"].abs()), below_zero(gap)]
+    for trial_id, run in points.groupby("trial_id") if seeds > 1 else []:
+        each = {"x": run["step"], "y": run["gap/loss"].abs(), "run": trial_id}
+        rows.append(pd.DataFrame(each).assign(series=label))
+    return pd.concat(rows)
 
 
 SWEEP = Sweep(

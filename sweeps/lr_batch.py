@@ -20,8 +20,8 @@ from gisgd_ray.claims import figure6
 from gisgd_ray.claims.figure6 import BATCH, FLATNESS, RATE, TRAJECTORY
 from gisgd_ray.claims.points import finished
 from gisgd_ray.config.space import SearchSpace
+from gisgd_ray.figures.charts import Chart, Panel, figure, marked, mean_over_seeds
 from gisgd_ray.figures.run_panels import RunPanel
-from gisgd_ray.figures.style import COLOURS, MARKERS, Axes, Figure, log_scale, new_figure, style
 from gisgd_ray.results.panels import panels
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
@@ -72,38 +72,25 @@ PAPER = {
 }
 
 
-def plot(tables: ResultTables) -> dict[str, Figure]:
+def plot(tables: ResultTables) -> dict[str, Chart]:
     """Figure 6: a row per model and dataset, trajectory factor left, flatness factor right."""
-    rows = panels(finished(tables), [RATE, BATCH])
-    with style():
-        figure = new_figure(6.5, 2.6 * len(rows))
-        axes = figure.subplots(len(rows), 2, squeeze=False)
-        for row, (pair, (title, group)) in enumerate(zip(axes, rows.items(), strict=True)):
-            columns = ((TRAJECTORY, "trajectory factor"), (FLATNESS, "flatness factor"))
-            for side, (axis, (column, name)) in enumerate(zip(pair, columns, strict=True)):
-                _curves(axis, group, column)
-                axis.set_title(f"({chr(ord('a') + 2 * row + side)}) {title.printed}")
-                axis.set_xlabel("batch size")
-                axis.set_ylabel(name)
-            pair[0].legend()
-    return {"figure6": figure}
-
-
-def _curves(axis: Axes, group: pd.DataFrame, column: str) -> None:
-    """One curve per learning rate: mean over seeds, bars of one standard deviation."""
-    for i, (rate, curve) in enumerate(group.groupby(RATE)):
-        by_batch = curve.groupby(BATCH)[column]
-        mean, std = by_batch.mean(), by_batch.std()
-        axis.errorbar(
-            mean.index,
-            mean,
-            yerr=std if std.notna().any() else None,
-            color=COLOURS[i % len(COLOURS)],
-            marker=MARKERS[i % len(MARKERS)],
-            capsize=2,
-            label=f"lr = {rate:.3g}",
+    trials = finished(tables)
+    rates = {rate: f"lr = {rate:g}" for rate in sorted(trials[RATE].unique())}
+    looks = {name: marked(place) for place, name in enumerate(rates.values())}
+    shown = [
+        Panel(
+            pd.concat(
+                mean_over_seeds(part, BATCH, column, rates[rate])
+                for rate, part in group.groupby(RATE)
+            ),
+            title.printed,
+            "batch size",
+            name,
         )
-    log_scale(axis)
+        for title, group in panels(trials, [RATE, BATCH]).items()
+        for column, name in ((TRAJECTORY, "trajectory factor"), (FLATNESS, "flatness factor"))
+    ]
+    return {"figure6": figure(shown, looks, log=True, bars=True, height=175)} if shown else {}
 
 
 SWEEP = Sweep(

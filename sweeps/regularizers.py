@@ -14,6 +14,7 @@ switched on, as in ``--measurement.dispersion true``.
 import sys
 from typing import Any
 
+import altair as alt
 import pandas as pd
 
 from gisgd_ray.claims.paper_tables import TABLES, Accuracy
@@ -21,9 +22,10 @@ from gisgd_ray.claims.points import finished
 from gisgd_ray.claims.tables1_3 import ERM, by_panel, claims, gmp_schemes, relative_time
 from gisgd_ray.config.catalogue import MODELS
 from gisgd_ray.config.space import UNMEASURED, SearchSpace
+from gisgd_ray.figures.charts import DASHED, DIGITS, Chart, grid, inline, lettered
 from gisgd_ray.figures.run_panels import RunPanel
-from gisgd_ray.figures.style import COLOURS, Axes, Figure, panel_grid, style
 from gisgd_ray.figures.tables import Row, Table
+from gisgd_ray.figures.theme import COLOURS
 from gisgd_ray.numbers import DASH, Cell
 from gisgd_ray.results.panels import Title
 from gisgd_ray.results.tables import ResultTables
@@ -174,31 +176,51 @@ def _percent(accuracy: Accuracy) -> Cell:
     return Cell(text, accuracy.mean)
 
 
-def plot(tables: ResultTables) -> dict[str, Figure]:
+def plot(tables: ResultTables) -> dict[str, Chart]:
     """A panel per model and dataset: every trial's test accuracy by scheme, and the means."""
     shown = by_panel(finished(tables))
-    with style():
-        figure, axes = panel_grid(len(shown), height=3.2)
-        for i, (axis, (title, panel)) in enumerate(zip(axes, shown.items(), strict=True)):
-            _dots(axis, panel)
-            axis.set_title(f"({chr(ord('a') + i)}) {title.printed}", wrap=True)
-            axis.set_xlabel("test accuracy (%)")
-    return {"regularizers": figure}
+    if not shown:
+        return {}
+    drawn = [
+        _dots(rows, lettered(place, title.printed))
+        for place, (title, rows) in enumerate(shown.items())
+    ]
+    return {"regularizers": grid(drawn, room=108)}
 
 
-def _dots(axis: Axes, panel: pd.DataFrame) -> None:
-    names, ours = list(dict.fromkeys(panel["scheme"])), gmp_schemes(panel)
-    for place, name in enumerate(names):
-        values = panel.loc[panel["scheme"] == name, "accuracy"]
-        colour = COLOURS[0] if name in ours else COLOURS[6]
-        axis.plot(values, [place] * len(values), "o", color=colour, alpha=0.35, markersize=4)
-        axis.errorbar(
-            values.mean(), place, xerr=values.std(), fmt="|", color=colour, markersize=11, capsize=3
-        )
-        if name == ERM:
-            axis.axvline(values.mean(), color=COLOURS[1], linewidth=1, linestyle="--", zorder=0)
-    axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()
+def _dots(rows: pd.DataFrame, title: list[str]) -> alt.LayerChart:
+    """Trials as dots, means with bars, ERM's mean as a line down the panel."""
+    names, ours = list(dict.fromkeys(rows["scheme"])), gmp_schemes(rows)
+    rows = rows[["scheme", "accuracy", "seed"]].assign(gmp=rows["scheme"].isin(ours))
+    by_scheme = rows.groupby(["scheme", "gmp"], sort=False)["accuracy"]
+    means = pd.DataFrame({"accuracy": by_scheme.mean(), "std": by_scheme.std()}).reset_index()
+    colour = alt.when(alt.datum.gmp).then(alt.value(COLOURS[0])).otherwise(alt.value(COLOURS[6]))
+    x = alt.X("accuracy:Q", title="test accuracy (%)", scale=alt.Scale(zero=False, padding=8))
+    y = alt.Y("scheme:N", title=None, scale=alt.Scale(domain=names), axis=alt.Axis(grid=True))
+    told = [alt.Tooltip("scheme:N"), alt.Tooltip("accuracy:Q", format=DIGITS)]
+    of_trials = alt.Chart(inline(rows))
+    of_means = alt.Chart(inline(means))
+    dot = of_trials.mark_point(filled=True, opacity=0.4, size=30, strokeWidth=0)
+    dots = dot.encode(x=x, y=y, fill=colour, tooltip=[*told, alt.Tooltip("seed:N")])
+    std = alt.Tooltip("std:Q", title="one standard deviation", format=DIGITS)
+    mean = of_means.encode(y=y, stroke=colour, tooltip=[*told, std])
+    ends = mean.transform_filter("isValid(datum.std)").transform_calculate(
+        low="datum.accuracy - datum.std", high="datum.accuracy + datum.std"
+    )
+    low = alt.X("low:Q", title="test accuracy (%)")
+    cap: dict[str, Any] = {"orient": "vertical", "thickness": 1.4, "opacity": 1}
+    layers = [
+        dots,
+        ends.mark_rule().encode(x=low, x2="high:Q"),
+        ends.mark_tick(**cap, size=7).encode(x=low),
+        ends.mark_tick(**cap, size=7).encode(x="high:Q"),
+        mean.mark_tick(**cap, size=14).encode(x=x, fill=colour),
+    ]
+    if ERM in names:
+        erm = alt.Chart(inline(means[means["scheme"] == ERM]))
+        line = erm.mark_rule(stroke=COLOURS[1], strokeDash=list(DASHED), strokeWidth=1.3)
+        layers.insert(0, line.encode(x=x))
+    return alt.LayerChart(layer=layers, title=alt.Title(title), height=21 * len(names))
 
 
 SWEEP = Sweep(

@@ -24,8 +24,9 @@ from gisgd_ray.claims.points import NOISE_STDS, finished, noise_stds, points_aft
 from gisgd_ray.config.space import SearchSpace
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
+from gisgd_ray.figures.charts import DASHED, Chart, Look, Panel, figure, marked, mean_over_seeds
 from gisgd_ray.figures.run_panels import RunPanel
-from gisgd_ray.figures.style import Axes, Figure, curve, log_scale, new_figure, style
+from gisgd_ray.figures.theme import COLOURS
 from gisgd_ray.numbers import format_noise_std
 from gisgd_ray.results.panels import panels
 from gisgd_ray.results.tables import ResultTables
@@ -85,67 +86,57 @@ def check(config: TrialConfig) -> None:
             )
 
 
-def plot(tables: ResultTables) -> dict[str, Figure]:
+def plot(tables: ResultTables) -> dict[str, Chart]:
     """Figure 5 (a)-(d); one figure per model, dataset and other setting."""
     shown = panels(finished(tables), [NOISE_STDS])
     figures = {}
     for place, (title, group) in enumerate(shown.items()):
         stds = noise_stds(group)
         history = points_after_start(tables, group)
-        with style():
-            figure = new_figure(6.8, 2.5 * ((len(stds) + 2) // 2))
-            axes = figure.subplots((len(stds) + 2) // 2, 2, squeeze=False)
-            for axis in axes.flat[len(stds) + 1 :]:
-                axis.set_visible(False)
-            for i, (axis, noise_std) in enumerate(zip(axes.flat, stds, strict=False)):
-                _terms(
-                    axis,
-                    history,
-                    noise_std,
-                    f"({chr(ord('a') + i)}) σ = {format_noise_std(noise_std)}",
-                )
-            last = f"({chr(ord('a') + len(stds))}) V and Ṽ"
-            _dispersions(axes.flat[len(stds)], tables, group, last)
-            figure.suptitle(
-                f"{title.printed}, {group['replicas'].iloc[0]:.0f} replicas", fontsize=9
+        drawn = [
+            Panel(
+                _terms(history, noise_std),
+                f"σ = {format_noise_std(noise_std)}",
+                "iteration",
+                "trajectory term",
             )
-        figures["figure5" + (f"_{place + 1}" if place else "")] = figure
+            for noise_std in stds
+        ]
+        rows = _dispersions(tables, group)
+        drawn.append(Panel(rows, "V and Ṽ", "iteration", "gradient dispersion"))
+        heading = f"{title.printed}, {group['replicas'].iloc[0]:.0f} replicas"
+        name = "figure5" + (f"_{place + 1}" if place else "")
+        figures[name] = figure(drawn, LOOKS, log=True, title=heading, legend_columns=2)
     return figures
 
 
-def _terms(axis: Axes, history: pd.DataFrame, noise_std: float, title: str) -> None:
-    axis.set_yscale("log")
+TERMS = {"theorem2": "Theorem 2 (ours)", "lemma2": "Lemma 2 (Neu et al.)"}
+DISPERSIONS = {
+    "gradient_dispersion": "V (ours, over W and Z)",
+    "gradient_dispersion_neu": "Ṽ (Neu et al., over Z alone)",
+}
+LOOKS = {
+    TERMS["theorem2"]: marked(0),
+    TERMS["lemma2"]: marked(1),
+    # In print without colours there are no marks to go by.
+    DISPERSIONS["gradient_dispersion"]: Look(COLOURS[0]),
+    DISPERSIONS["gradient_dispersion_neu"]: Look(COLOURS[1], dash=DASHED),
+}
+
+
+def _terms(history: pd.DataFrame, noise_std: float) -> pd.DataFrame:
     known = history.dropna(subset=[at("term/lemma2_trajectory", noise_std)])
-    for place, (name, label) in enumerate(
-        (("theorem2", "Theorem 2 (ours)"), ("lemma2", "Lemma 2 (Neu et al.)"))
-    ):
-        column = at(f"term/{name}_trajectory", noise_std)
-        curve(axis, known, "step", column, label=label, place=place)
-    log_scale(axis)
-    axis.set_title(title)
-    axis.set_xlabel("iteration")
-    axis.set_ylabel("trajectory term")
-    axis.legend()
+    return pd.concat(
+        mean_over_seeds(known, "step", at(f"term/{name}_trajectory", noise_std), label)
+        for name, label in TERMS.items()
+    )
 
 
-def _dispersions(axis: Axes, tables: ResultTables, group: pd.DataFrame, title: str) -> None:
-    axis.set_yscale("log")
+def _dispersions(tables: ResultTables, group: pd.DataFrame) -> pd.DataFrame:
     steps = pd.concat([tables.steps(trial_id) for trial_id in group["trial_id"]])
-    for place, (column, label) in enumerate(
-        (
-            ("gradient_dispersion", "V (ours, about E over W and Z)"),
-            ("gradient_dispersion_neu", "Ṽ (Neu et al., over Z alone)"),
-        )
-    ):
-        for line in curve(axis, steps, "step", column, label=label, place=place):
-            # In print without colours there are no markers to go by.
-            line.set(marker="None", linestyle="--" if place else "-")
-    axis.set_ylim(top=1.5 * axis.get_ylim()[1])  # room for the legend
-    log_scale(axis)
-    axis.set_title(title)
-    axis.set_xlabel("iteration")
-    axis.set_ylabel("gradient dispersion")
-    axis.legend(loc="upper right")
+    return pd.concat(
+        mean_over_seeds(steps, "step", column, label) for column, label in DISPERSIONS.items()
+    )
 
 
 SWEEP = Sweep(

@@ -14,7 +14,7 @@ The bounds with all their constants are in every row and on the page (gisgd_ray.
 """
 
 import sys
-from string import ascii_lowercase
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -24,8 +24,8 @@ from gisgd_ray.claims.statistics import short_number
 from gisgd_ray.config.space import SearchSpace
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
+from gisgd_ray.figures.charts import Chart, Panel, figure, letter, marked, mean_over_seeds
 from gisgd_ray.figures.run_panels import RunPanel
-from gisgd_ray.figures.style import Axes, Figure, curve, log_scale, new_figure, style
 from gisgd_ray.numbers import format_noise_std
 from gisgd_ray.results.panels import panels
 from gisgd_ray.results.tables import ResultTables
@@ -102,29 +102,26 @@ def points(tables: ResultTables, trials: pd.DataFrame, noise_std: float) -> pd.D
     return known.join(figure_curves(known, noise_std)).assign(psi=known[psi])
 
 
-def plot(tables: ResultTables) -> dict[str, Figure]:
+def plot(tables: ResultTables) -> dict[str, Chart]:
     """Figure 1, a panel per model, dataset and sigma; and below it what the curves are made of."""
     shown = [
-        (f"{title.printed}\n{_sigma(noise_std)}", frame, ratio_at_end(frame, noise_std))
+        (title.printed, noise_std, points(tables, group, noise_std))
         for title, group in panels(finished(tables), [NOISE_STDS]).items()
         for noise_std in noise_stds(group)
-        for frame in [points(tables, group, noise_std)]
     ]
-    with style():
-        figure = new_figure(6.8, 4.5 * ((len(shown) + 1) // 2))
-        axes = figure.subplots(2 * ((len(shown) + 1) // 2), 2, squeeze=False)
-        if len(shown) % 2:
-            for axis in axes[-2:, 1]:
-                axis.set_visible(False)
-        visible = [axis for axis in axes.flat if axis.get_visible()]
-        letters = dict(zip(visible, ascii_lowercase, strict=False))
-        for place, (title, frame, ratio) in enumerate(shown):
-            row, column = 2 * (place // 2), place % 2
-            upper, lower = axes[row, column], axes[row + 1, column]
-            told = f"\nat the end Neu et al. {short_number(ratio.center)} × ours" if ratio.n else ""
-            _terms(upper, frame, f"({letters[upper]}) {title}{told}")
-            _parts(lower, frame, f"({letters[lower]}) what is summed in ({letters[upper]})")
-    return {"figure1": figure}
+    drawn: list[Panel] = []
+    for place in range(0, len(shown), 2):
+        pair = shown[place : place + 2]
+        letters = [letter(len(drawn) + i) for i in range(len(pair))]
+        for title, noise_std, frame in pair:
+            ratio = ratio_at_end(frame, noise_std)
+            told = [f"at the end Neu et al. {short_number(ratio.center)} × ours"] if ratio.n else []
+            more = [_sigma(noise_std), *told]
+            drawn.append(Panel(_curves(frame, TERMS), title, "epoch", "trajectory term", more))
+        for above, (_, _, frame) in zip(letters, pair, strict=True):
+            title = f"what is summed in ({above})"
+            drawn.append(Panel(_curves(frame, PARTS), title, "epoch", "per step"))
+    return {"figure1": figure(drawn, LOOKS, log=True, height=135)} if drawn else {}
 
 
 def _sigma(noise_std: float) -> str:
@@ -134,26 +131,16 @@ def _sigma(noise_std: float) -> str:
     return f"σ = {format_noise_std(noise_std)}"
 
 
-def _terms(axis: Axes, frame: pd.DataFrame, title: str) -> None:
-    axis.set_yscale("log")
-    curve(axis, frame, "epoch", "neu", label="Neu et al. (Lemma 2)", place=1)
-    curve(axis, frame, "epoch", "ours", label="ours (Theorem 2)", place=0)
-    log_scale(axis)
-    axis.set_title(title)
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("trajectory term")
-    axis.legend()
+TERMS = {"neu": "Neu et al. (Lemma 2)", "ours": "ours (Theorem 2)"}
+PARTS = {"psi": "sensitivity Ψ (Neu et al.)", "measure/gradient_dispersion": "dispersion V"}
+PLACES = {"neu": 1, "ours": 0, "psi": 4, "measure/gradient_dispersion": 2}
+LOOKS = {label: marked(PLACES[column]) for column, label in {**TERMS, **PARTS}.items()}
 
 
-def _parts(axis: Axes, frame: pd.DataFrame, title: str) -> None:
-    axis.set_yscale("log")
-    curve(axis, frame, "epoch", "psi", label="sensitivity Ψ (Neu et al.)", place=4)
-    curve(axis, frame, "epoch", "measure/gradient_dispersion", label="dispersion V", place=2)
-    log_scale(axis)
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("per step")
-    axis.set_title(title)
-    axis.legend()
+def _curves(frame: pd.DataFrame, series: Mapping[str, str]) -> pd.DataFrame:
+    return pd.concat(
+        mean_over_seeds(frame, "epoch", column, name) for column, name in series.items()
+    )
 
 
 SWEEP = Sweep(

@@ -1,7 +1,6 @@
 """What is loaded, and by whom; which package may import which is in pyproject.toml's contracts."""
 
 import ast
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +56,7 @@ def test_help_and_bad_input_are_answered_before_anything_heavy_is_loaded() -> No
 
 
 def test_the_bounds_need_only_numpy() -> None:
-    watched = "torch pydantic pandas scipy ray wandb matplotlib rich gisgd_ray.config numpy"
+    watched = "torch pydantic pandas scipy ray wandb altair rich gisgd_ray.config numpy"
     assert loaded(["gisgd_ray.theory.bounds"], watched) == {"gisgd_ray.theory.bounds": ["numpy"]}
 
 
@@ -69,23 +68,7 @@ def test_a_configuration_needs_no_torch() -> None:
 def test_what_tells_wandb_needs_no_torch() -> None:
     """Nor what reads results: ``make sync`` starts in a second, and not in seven."""
     names = ["gisgd_ray.tracking.run", "gisgd_ray.tracking.sync", "gisgd_ray.results.tables"]
-    assert loaded(names, "torch scipy matplotlib ray") == {name: [] for name in names}
-
-
-def test_a_notebooks_backend_that_is_not_installed_here_is_ignored() -> None:
-    """A notebook hands it down to ``!python ...``, in which nothing is drawn on a screen."""
-    done = subprocess.run(
-        [sys.executable, "-c", "import sweeps.lr_batch, matplotlib.pyplot"],
-        cwd=ROOT,
-        env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    # Which a script would come too late for that loads matplotlib first.
-    for script in ROOT.glob("sweeps/*.py"):
-        assert "import matplotlib" not in script.read_text(encoding="utf-8"), script
-        assert "from matplotlib" not in script.read_text(encoding="utf-8"), script
+    assert loaded(names, "torch scipy altair ray") == {name: [] for name in names}
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("gisgd_ray/*/")), ids=lambda path: path.name)

@@ -1,5 +1,5 @@
-"""How figures and printed tables look: style, interactive charts, declarations for W&B's panels.
+"""How figures and printed tables look: Altair charts, their theme, declarations for W&B's panels.
 
-Begin with :mod:`gisgd_ray.figures.style`. What a figure shows is declared in ``sweeps/``. Imports
+Begin with :mod:`gisgd_ray.figures.charts`. What a figure shows is declared in ``sweeps/``. Imports
 results, and no claims.
 """

@@ -1,462 +1,387 @@
-"""Matplotlib figures as interactive ones: the same artists and numbers, drawn by plotly as SVG.
+"""Figures as Altair charts: panels of curves from tables, and the files they are kept in.
 
-A figure is defined once, in matplotlib; each of its panels becomes a plotly figure of its own, so
-that a page can place them as its width allows.
+A series looks the same in all panels of a figure, so that one legend stands above them; a click
+there shows a series alone, further ones add to it. A chart displays itself in a notebook.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any, Literal, TypeAlias
 
+import altair as alt
 import numpy as np
-from matplotlib import colors
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.collections import LineCollection, PolyCollection
-from matplotlib.container import ErrorbarContainer
-from matplotlib.figure import Figure
-from matplotlib.legend import Legend
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator
+import pandas as pd
+import vl_convert
 
-from gisgd_ray.figures.charts_text import as_html
+from gisgd_ray.figures import theme
+from gisgd_ray.results.whole_files import replace_file
 
+Chart: TypeAlias = alt.ConcatChart
+
+SOLID, DASHED, DOTTED = (1, 0), (5, 3), (1.5, 2.5)
+MOST_MARKS = 12
+"""Of a curve, about: where it has more points, some have none."""
 DIGITS = ".10~g"
 """Of a number under the pointer."""
 
-PX = 4 / 3
-"""Pixels of a point."""
 
-DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
-MARKERS = {
-    "o": "circle",
-    ".": "circle",
-    ",": "circle",
-    "s": "square",
-    "^": "triangle-up",
-    "v": "triangle-down",
-    "<": "triangle-left",
-    ">": "triangle-right",
-    "D": "diamond",
-    "d": "diamond-tall",
-    "P": "cross",
-    "X": "x",
-    "*": "star",
-    "p": "pentagon",
-    "h": "hexagon",
-    "+": "cross-thin-open",
-    "x": "x-thin-open",
-    "|": "line-ns-open",
-    "_": "line-ew-open",
-}
-STEPS = {"steps": "vh", "steps-pre": "vh", "steps-post": "hv", "steps-mid": "hvh"}
+@dataclass(frozen=True)
+class Look:
+    """How a series is drawn.
+
+    Attributes:
+        colour: one of the theme's, which the page knows to lighten.
+        shape: of the marks at its points.
+        dash: lengths of strokes and gaps in pixels.
+        drawn: a ``line`` through all points, with the deviation, and a thin one for every ``run``
+            that the rows name; ``marks``, filled or ``hollow``; or an upright ``rule`` at x.
+        right: whether it goes by the axis at the right.
+    """
+
+    colour: str
+    shape: str = "stroke"
+    dash: tuple[float, float] = SOLID
+    drawn: Literal["line", "marks", "hollow", "rule"] = "line"
+    right: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What of the layers draw it: as ``drawn``, but ``bare`` a line without marks."""
+        return "bare" if (self.drawn, self.shape) == ("line", "stroke") else self.drawn
 
 
-class UnsupportedError(Exception):
-    """The figure holds something that has no counterpart here; it is shown as it is."""
+def marked(place: int, **changes: Any) -> Look:
+    """A line with marks, in the theme's colour and shape of this place."""
+    return Look(
+        theme.COLOURS[place % len(theme.COLOURS)],
+        theme.SHAPES[place % len(theme.SHAPES)],
+        **changes,
+    )
+
+
+BELOW_ZERO = "gap below 0 (size)"
+
+
+def mean_over_seeds(points: pd.DataFrame, x: str, y: str, series: str) -> pd.DataFrame:
+    """Column ``y`` against ``x``: mean and standard deviation over the rows of equal x.
+
+    Returns:
+        Columns ``x``, ``y``, ``std`` (NaN of a single seed), ``series`` and ``marked``, whether
+        the point has a mark. Rows where y is NaN are left out.
+    """
+    by_x = points.dropna(subset=[y]).groupby(x)[y]
+    mean = by_x.mean()
+    rows = pd.DataFrame({"x": mean.index, "y": mean.to_numpy(), "std": by_x.std().to_numpy()})
+    has_mark = np.arange(len(rows)) % max(1, len(rows) // MOST_MARKS) == 0
+    return rows.assign(series=series, marked=has_mark)
+
+
+def below_zero(rows: pd.DataFrame) -> pd.DataFrame:
+    """The size of what lies below zero, for a logarithmic axis, which has no more of it."""
+    below = rows[rows["y"] < 0]
+    return below.assign(y=below["y"].abs(), std=np.nan, series=BELOW_ZERO, marked=True)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes, with its twin."""
+    """One panel of a figure.
 
-    title: str
-    """HTML."""
-    height: int
-    """Pixels."""
-    figure: dict[str, Any]
-    """Plotly's: ``data`` and ``layout``. Text in it is escaped."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line of a legend that all panels share."""
-
-    label: str
-    """HTML."""
-    colour: str
-    dash: str
-    """Empty where there is no line."""
-    symbol: str
-    """Plotly's; empty without a marker."""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure: what stands above it, and its panels."""
-
-    title: str
-    legend: list[Entry]
-    panels: list[Panel]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where traces go: axes, and which of plotly's they belong to."""
-
-    axes: Axes
-    second: bool
-    listed: frozenset[str]
-    """Labels in the panel's legend."""
-    entries: Sequence[Entry] = field(default=())
-    """The legend of the whole figure, for the names of lines without a label."""
-
-
-def convert(figure: Figure) -> Chart:
-    """The figure's visible axes, in their order.
-
-    Raises:
-        UnsupportedError: something in them has no counterpart here.
+    Attributes:
+        rows: ``x``, ``y``, ``series`` and, where there are any, ``std``, ``marked`` and ``run``.
+        title: is wrapped; ``more`` are lines of their own.
+        x: title of that axis; ``y`` likewise.
     """
-    entries = [entry for legend in figure.legends for entry in _entries(legend)]
-    groups: list[list[Axes]] = []
-    for axes in figure.axes:
-        if not axes.get_visible():
-            continue
-        base = next((group for group in groups if _twins(group[0], axes)), None)
-        if base is None:
-            groups.append([axes])
-        else:
-            base.append(axes)
-    suptitle = figure.get_suptitle()
-    return Chart(as_html(suptitle), entries, [_panel(group, entries) for group in groups])
+
+    rows: pd.DataFrame
+    title: str
+    x: str
+    y: str
+    more: Sequence[str] = ()
 
 
-def _twins(first: Axes, second: Axes) -> bool:
-    where = first.get_subplotspec()
-    if where is None or where != second.get_subplotspec():
-        return False
-    if not first.get_shared_x_axes().joined(first, second):
-        raise UnsupportedError("axes that share a place, and not the x-axis")
-    return True
+def letter(place: int) -> str:
+    """Of a panel.
+
+    >>> letter(0), letter(25), letter(26), letter(27 * 26)
+    ('a', 'z', 'aa', 'aaa')
+    """
+    before = letter(place // 26 - 1) if place >= 26 else ""
+    return before + ascii_lowercase[place % 26]
 
 
-def _panel(group: Sequence[Axes], entries: list[Entry]) -> Panel:
-    if len(group) > 2:
-        raise UnsupportedError("more than two axes in one place")
-    first = group[0]
-    legends = [legend for axes in group if (legend := axes.get_legend()) is not None]
-    listed = frozenset(text.get_text() for legend in legends for text in legend.get_texts())
-    traces: list[tuple[float, dict[str, Any]]] = []
-    for i, axes in enumerate(group):
-        found = _traces(Place(axes, bool(i), listed, entries))
-        traces += [(i * 1000 + z, trace) for z, trace in found]
-    layout: dict[str, Any] = {
-        "xaxis": _axis(first.xaxis, first.get_xlim()),
-        "yaxis": _axis(first.yaxis, first.get_ylim()),
-        "showlegend": bool(listed),
-        "hovermode": "closest",
-    }
-    if len(group) == 2:
-        layout["yaxis2"] = _axis(group[1].yaxis, group[1].get_ylim()) | {
-            "overlaying": "y",
-            "side": "right",
-            "showgrid": False,
-            "tickmode": "auto",
-        }
-    titles = [axes.get_title(loc) for axes in group for loc in ("left", "center", "right")]
-    ordered = [trace for _, trace in sorted(traces, key=lambda pair: pair[0])]
-    rows = len(layout["yaxis"].get("ticktext", ()))
-    height = max(340 if listed else 300, 26 * rows + 90)
-    return Panel(
-        "<br>".join(as_html(t) for t in titles if t), height, {"data": ordered, "layout": layout}
-    )
+def lettered(place: int, title: str, *more: str) -> list[str]:
+    """A panel's title with its letter, wrapped, and lines of their own."""
+    return [*textwrap.wrap(f"({letter(place)}) {title}", 46), *more]
 
 
-def _axis(axis: Axis, limits: tuple[float, float]) -> dict[str, Any]:
-    """Scale, range as drawn (inverted where it is), title and ticks set by hand."""
-    low, high = map(float, limits)
-    scale = axis.get_scale()
-    shown: dict[str, Any] = {
-        "title": {"text": as_html(axis.get_label_text())},
-        "hoverformat": DIGITS,
-        "automargin": True,
-        "zeroline": False,
-    }
-    if scale == "log":
-        shown |= {"type": "log", "range": [math.log10(low), math.log10(high)]}
-        decades = abs(math.log10(high / low))
-        if decades > 3:
-            shown |= {"dtick": max(1, round(decades / 6)), "exponentformat": "power"}
-        else:
-            # plotly's own would leave out the powers of ten: 1, 5, 2 for 1, 0.5, 0.2.
-            ticks = _log_ticks(min(low, high), max(low, high), decades)
-            shown |= {"tickmode": "array", "tickvals": ticks}
-            shown["ticktext"] = [f"{tick:g}" for tick in ticks]
-    elif scale == "linear":
-        shown |= {"type": "linear", "range": [low, high]}
-    else:
-        raise UnsupportedError(f"an axis of scale {scale}")
-    if texts := _fixed(axis):
-        shown |= {"tickmode": "array", "tickvals": list(texts), "ticktext": list(texts.values())}
-        del shown["hoverformat"]
+def figure(
+    panels: Sequence[Panel],
+    looks: Mapping[str, Look],
+    *,
+    log: bool = False,
+    bars: bool = False,
+    right: str = "",
+    domain: tuple[float, float] | None = None,
+    schemes: Mapping[str, str] | None = None,
+    letters: bool = True,
+    moves: bool = False,
+    height: int = 150,
+    **placed: Any,
+) -> Chart:
+    """Panels of curves, marks and upright lines, each by its series' look.
+
+    Args:
+        panels: at least one.
+        looks: of every series by its name, in the legend's order; it has those that are there.
+        log: whether y is on a logarithmic axis, on which there is nothing at or below zero.
+        bars: deviations as bars, not as bands.
+        right: title of the axis at the right.
+        domain: of y; without it that of a panel's rows.
+        schemes: where the rows' ``scheme`` has the colours: those, by name.
+        letters: whether the titles have them.
+        moves: whether a panel can be dragged and enlarged: its y-axis is then that of what it
+            shows, ``domain`` what its ticks are for, and the schemes have no legend.
+        height: of a panel, in pixels.
+        placed: as of :func:`grid`.
+    """
+    names = {name for each in panels for name in each.rows["series"]}
+    looks = {name: look for name, look in looks.items() if name in names} or looks
+    drawn = []
+    for place, each in enumerate(panels):
+        lines = lettered(place, each.title, *each.more) if letters else [each.title, *each.more]
+        layers = _Layers(each, looks, schemes, bars=bars, log=log, moves=moves)
+        chart = layers.panel(each.y, right, domain)
+        named = {"title": alt.Title(lines)} if any(lines) else {}
+        drawn.append(chart.properties(height=height, **named))
+    if right:
+        placed = {"room": 100, **placed}
+    switches = [_SERIES, *([_MOVED] if moves else [_SCHEME] if schemes else [])]
+    return grid(drawn, switches=switches, **placed)
+
+
+_SERIES = alt.selection_point(name="shown", fields=["series"], bind="legend", toggle="true")
+# A page is to be scrolled: nothing but a pinch, or the wheel with Ctrl, enlarges.
+_MOVED = alt.selection_interval(name="moved", bind="scales", zoom="wheel![event.ctrlKey]")
+_SCHEME = alt.selection_point(name="scheme", fields=["scheme"], bind="legend", toggle="true")
+
+
+class _Layers:
+    """The layers of one panel, and what they share."""
+
+    def __init__(
+        self,
+        panel: Panel,
+        looks: Mapping[str, Look],
+        schemes: Mapping[str, str] | None,
+        *,
+        bars: bool,
+        log: bool,
+        moves: bool,
+    ):
+        self.looks, self.bars, self.log, self.moves = looks, bars, log, moves
+        columns = ["x", "y", "std", "series", "scheme", "marked", "run"]
+        always = ("y", "std", "marked")
+        rows = panel.rows.reindex(columns=[c for c in columns if c in panel.rows or c in always])
+        if log:
+            rows["y"] = rows["y"].where(rows["y"] > 0)
+        # Layers go by kinds, not by names: those may be anything, and a filter is an expression.
+        kinds = {name: _side(look.kind, right=look.right) for name, look in looks.items()}
+        self.rows = rows.assign(drawn=rows["series"].map(kinds))
+        self.spread, self.runs = bool(rows["std"].notna().any()), "run" in rows
+        self.x = alt.X("x:Q", title=panel.x, scale=alt.Scale(zero=False, nice=False, padding=8))
+        self.shown: Any = _SERIES & _SCHEME if schemes and not moves else _SERIES
+        legend = alt.Legend(title=None, columns=1) if schemes else alt.Legend(title=None)
+
+        def by(channel: Any, field: str, values: Mapping[str, Any]) -> Any:
+            scale = alt.Scale(domain=list(values), range=list(values.values()))
+            listed = not moves or (field == "series" and len(looks) > 1)
+            return channel(f"{field}:N", scale=scale, legend=legend if listed else None)
+
+        self.of = "scheme" if schemes else "series"
+        strokes = schemes or {name: look.colour for name, look in looks.items()}
+        hollow = {name: "transparent" for name, look in looks.items() if look.drawn == "hollow"}
+        self.stroke = by(alt.Stroke, self.of, strokes)
+        self.fill = by(alt.Fill, self.of, schemes or {**strokes, **hollow})
+        self.dash = by(alt.StrokeDash, "series", {k: list(v.dash) for k, v in looks.items()})
+        self.shape = by(alt.Shape, "series", {k: v.shape for k, v in looks.items()})
+
+    def panel(self, y: str, right: str, domain: tuple[float, float] | None) -> alt.LayerChart:
+        """All layers, by the axis at the left and the one at the right if there is one."""
+        scale: dict[str, Any] = {"type": "log"} if self.log else {"zero": False}
+        ticks = alt.Axis()
+        if self.log and (domain := domain or _log_domain(self.rows)):
+            ticks = alt.Axis(**theme.log_ticks(*domain, beyond=100 if self.moves else 1))
+        if self.moves:
+            scale |= {"padding": 6, "nice": False}
+        elif domain:
+            scale |= {"domain": domain, "nice": False}
+        chart = self.layers(alt.Y("y:Q", title=y, axis=ticks, scale=alt.Scale(**scale)))
+        if right:
+            ticks = alt.Axis(orient="right", grid=False, titleAngle=-90)
+            other = alt.Y("y:Q", title=right, axis=ticks, scale=alt.Scale(domainMin=0))
+            sides = [chart, self.layers(other, right=True)]
+            chart = alt.LayerChart(layer=sides).resolve_scale(y="independent")
+        return chart.properties(data=inline(self.rows))
+
+    def if_shown(self, value: float, *, marked: bool = False) -> Any:
+        """An opacity where the legend has the series switched on."""
+        shown = self.shown & alt.datum.marked if marked else self.shown
+        return alt.when(shown).then(alt.value(value)).otherwise(alt.value(0 if marked else 0.05))
+
+    def layers(self, y: alt.Y, *, right: bool = False) -> alt.LayerChart:
+        """All that goes by this y-axis."""
+        present = {look.kind for look in self.looks.values() if look.right == right}
+
+        def of(*kinds: str, runs: bool = False) -> alt.Chart | None:
+            """Of the rows those of these kinds, where there are any."""
+            its = [_side(kind, right=right) for kind in kinds if kind in present]
+            found = alt.Chart().transform_filter(alt.FieldOneOfPredicate("drawn", its))
+            found = found.transform_filter(f"isValid(datum.run) == {str(runs).lower()}")
+            return found.encode(x=self.x) if its else None
+
+        told = [alt.Tooltip(f"{name}:N") for name in dict.fromkeys((self.of, "series"))]
+        told.append(alt.Tooltip("x:Q", title=self.x["title"], format=DIGITS))
+        height = alt.Tooltip("y:Q", title=y["title"], format=DIGITS)
+        layers: list[alt.Chart] = []
+        if self.spread and (lines := of("line", "bare")):
+            layers += self._spread(lines, y)
+        if rules := of("rule"):
+            rule = rules.mark_rule().encode(self.stroke, self.dash, opacity=self.if_shown(1))
+            layers.append(rule.encode(tooltip=told))
+        if self.runs and (each := of("line", "bare", runs=True)):
+            each = each.encode(y=y, detail="run:N")
+            thin = each.mark_line(strokeWidth=0.9).encode(self.stroke, opacity=self.if_shown(0.35))
+            layers.append(thin)
+            layers.append(_unseen(each).encode(tooltip=[*told, height, alt.Tooltip("run:N")]))
+        told.append(height)
+        if self.spread:
+            told.append(alt.Tooltip("std:Q", title="one standard deviation", format=DIGITS))
+        if lines := of("line", "bare"):
+            line = lines.mark_line(clip=self.moves).encode(self.stroke, self.dash, y=y)
+            layers.append(line.encode(opacity=self.if_shown(1)))
+        if bare := of("bare"):
+            layers.append(_unseen(bare).encode(y=y, tooltip=told))
+        if points := of("line", "marks"):
+            point = points.mark_point(filled=True, strokeWidth=0, clip=self.moves)
+            point = point.encode(y=y, tooltip=told)
+            opacity = self.if_shown(1, marked=True)
+            layers.append(point.encode(self.fill, self.shape, opacity=opacity))
+        if hollow := of("hollow"):
+            point = hollow.mark_point(filled=False, size=16, strokeWidth=1.2)
+            point = point.encode(y=y, tooltip=told)
+            layers.append(point.encode(self.stroke, self.shape, opacity=self.if_shown(1)))
+        return alt.LayerChart(layer=layers)
+
+    def _spread(self, lines: alt.Chart, y: alt.Y) -> list[alt.Chart]:
+        """Mean and one standard deviation at either side, as a band or as bars."""
+        down = "datum.y - datum.std"
+        ends = lines.transform_filter("isValid(datum.std)").transform_calculate(
+            low=f"datum.std < datum.y ? {down} : datum.y" if self.log else down,
+            high="datum.y + datum.std",
+        )
+        low, high = y.copy(), y.copy()
+        low["shorthand"], high["shorthand"] = "low:Q", "high:Q"
+        if not self.bars:
+            ends = ends.encode(y=low, y2="high:Q", detail="series:N")
+            band = ends.mark_area(opacity=1, clip=True).encode(fill=self.fill)
+            return [band.encode(fillOpacity=self.if_shown(0.2))]
+        ends = ends.encode(stroke=self.stroke, opacity=self.if_shown(1))
+        cap = ends.mark_tick(orient="horizontal", size=6, thickness=1.4)
+        return [
+            ends.mark_rule().encode(y=low, y2="high:Q"),
+            *(cap.encode(y=y) for y in (low, high)),
+        ]
+
+
+def _side(kind: str, *, right: bool) -> str:
+    return f"{kind} right" if right else kind
+
+
+def _unseen(points: alt.Chart) -> alt.Chart:
+    """Marks that can only be pointed at."""
+    shown: alt.Chart = points.mark_point(shape="circle", filled=True, opacity=0)
     return shown
 
 
-def _log_ticks(low: float, high: float, decades: float) -> list[float]:
-    """The more, the fewer decades there are."""
-    steps = (1.0, 2.0, 5.0) if decades >= 0.8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [float(f"{step}e{power}") for power in powers for step in steps]
-    return [tick for tick in ticks if low <= tick <= high]
+def _log_domain(rows: pd.DataFrame) -> tuple[float, float] | None:
+    """What the rows span with their deviations, and a twentieth more at either side."""
+    std = rows["std"].fillna(0.0)
+    low = float((rows["y"] - std).where(rows["y"] > std, rows["y"]).min())
+    high = float((rows["y"] + std).max())
+    if not 0 < low <= high < np.inf:
+        return None
+    margin = max(high / low, 1.5) ** 0.05
+    return low / margin, high * margin
 
 
-def _fixed(axis: Axis) -> dict[float, str]:
-    """Tick labels set by hand, by their place."""
-    locator = axis.get_major_locator()
-    if not isinstance(locator, FixedLocator):
-        return {}
-    places = [float(place) for place in locator()]
-    texts = axis.get_major_formatter().format_ticks(places)
-    return dict(zip(places, map(as_html, texts), strict=True))
+def grid(
+    panels: Sequence[alt.LayerChart],
+    *,
+    columns: int = 2,
+    title: str = "",
+    room: int = 62,
+    width: int = theme.WIDTH,
+    legend_columns: int = 0,
+    switches: Sequence[alt.Parameter] = (),
+) -> Chart:
+    """The panels side by side in the width of a page.
 
-
-def _traces(place: Place) -> list[tuple[float, dict[str, Any]]]:
-    """Everything drawn on one pair of axes, with its z-order."""
-    axes = place.axes
-    if axes.patches or axes.images or axes.texts or axes.tables or axes.artists:
-        raise UnsupportedError("patches, images, texts or tables")
-    bars: dict[Line2D, ErrorbarContainer] = {}
-    parts: set[Any] = set()
-    for container in axes.containers:
-        if not isinstance(container, ErrorbarContainer) or container.lines[0] is None:
-            raise UnsupportedError(type(container).__name__)
-        line, caps, sticks = container.lines
-        bars[line] = container
-        parts |= {*caps, *sticks}
-    found: list[tuple[float, dict[str, Any]]] = []
-    bands: list[tuple[str, dict[float, tuple[float, float]]]] = []
-    for collection in axes.collections:
-        if collection in parts or not collection.get_visible():
-            continue
-        if isinstance(collection, LineCollection) or not isinstance(collection, PolyCollection):
-            raise UnsupportedError(type(collection).__name__)
-        if len(collection.get_paths()) == 0:
-            continue
-        trace, ends = _band_trace(collection, place)
-        found.append((collection.get_zorder(), trace))
-        bands.append((trace["fillcolor"]["rgb"], ends))
-        trace["fillcolor"] = trace["fillcolor"]["rgba"]
-    for line in axes.lines:
-        if line in parts or not line.get_visible() or not np.size(line.get_xdata()):
-            continue
-        found.append((line.get_zorder(), _line_trace(line, place, bars.get(line), bands)))
-    return found
-
-
-def _entries(legend: Legend) -> list[Entry]:
-    found = []
-    for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
-        if not isinstance(handle, Line2D):
-            raise UnsupportedError("a legend of something else than lines")
-        colour = colors.to_hex(handle.get_color())
-        found.append(Entry(as_html(text.get_text()), colour, _dash_of(handle), _symbol_of(handle)))
-    return found
-
-
-def _line_trace(
-    line: Line2D,
-    place: Place,
-    bars: ErrorbarContainer | None,
-    bands: Sequence[tuple[str, dict[float, tuple[float, float]]]],
-) -> dict[str, Any]:
-    colour = colors.to_hex(line.get_color())
-    label = str((bars or line).get_label())
-    x, y, pinned = _points(line, place.axes)
-    trace: dict[str, Any] = {"type": "scatter", "x": _numbers(x), "y": _numbers(y)}
-    trace |= _name(label, colour, line, place)
-    trace |= _strokes(line, colour)
-    notes = [""] * len(x)
-    if bars is not None:
-        for axis, ends in _bar_ends(bars, len(x)).items():
-            values = x if axis == "x" else y
-            trace[f"error_{axis}"] = {
-                "type": "data",
-                **_bar(ends[:, 1] - values, values - ends[:, 0]),
-                "color": colour,
-                "thickness": 1.4,
-                "width": 3,
-            }
-    ends_of = [ends for of, ends in bands if of == colour]
-    for i, (at, value) in enumerate(zip(x, y, strict=True)):
-        between = next((e[at] for e in ends_of if at in e and e[at][0] <= value <= e[at][1]), None)
-        if between is not None:
-            notes[i] += f" (shaded: {between[0]:.6g} to {between[1]:.6g})".replace("-", "−")
-    if any(notes):
-        trace["customdata"] = notes
-    trace["hovertemplate"] = _hover(place, trace, pinned)
-    if place.second:
-        trace["yaxis"] = "y2"
-    return trace
-
-
-def _points(line: Line2D, axes: Axes) -> tuple[np.ndarray, np.ndarray, str]:
-    """The line's points in data coordinates, and along which axis it is tied to the panel.
-
-    A line across the panel (``axvline``, ``axhline``) gets points all along, to be pointed at.
+    Args:
+        panels: at least one.
+        columns: that many a row.
+        title: above all, if any.
+        room: what of a panel's width its axes take, in pixels.
+        width: of all.
+        legend_columns: of it; without it a single row.
+        switches: selections that the legend makes.
     """
-    x, y = _values(line.get_xdata(orig=False)), _values(line.get_ydata(orig=False))
-    in_data = line.get_transform().contains_branch_seperately(axes.transData)
-    if not any(in_data):
-        raise UnsupportedError("a line that is in no data coordinates")
-    if all(in_data):
-        return x, y, ""
-    pinned = "y" if in_data[0] else "x"
-    if len(x) == 2 and line.get_linestyle() in DASHES:
-        x, y = np.linspace(x[0], x[1], 33), np.linspace(y[0], y[1], 33)
-    low, high = axes.get_ylim() if pinned == "y" else axes.get_xlim()
-    fractions = y if pinned == "y" else x
-    if (axes.get_yscale() if pinned == "y" else axes.get_xscale()) == "log":
-        along = low * (high / low) ** fractions
-    else:
-        along = low + (high - low) * fractions
-    return (x, along, pinned) if pinned == "y" else (along, y, pinned)
+    inner = (width - theme.SPACING * (columns - 1)) / columns - room
+    first, *rest = [each.properties(width=inner) for each in panels]
+    shown = [first.add_params(*switches), *rest]
+    config = theme.config()
+    if legend_columns:
+        config["legend"]["columns"] = legend_columns
+    # The page takes other widths.
+    chart = alt.ConcatChart(concat=shown, columns=columns, config=config, usermeta={"room": room})
+    if title:
+        chart.title = title
+    return chart
 
 
-def _name(label: str, colour: str, line: Line2D, place: Place) -> dict[str, Any]:
-    """Its label; without one, what the figure's legend says of its colour and of its style."""
-    if label and not label.startswith("_"):
-        name = as_html(label)
-        return {"name": name, "legendgroup": name, "showlegend": label in place.listed}
-    drawn = {colors.to_hex(line.get_color()) for line in place.axes.lines}
-    names = [entry.label for entry in place.entries if entry.colour == colour]
-    dash, symbol = _dash_of(line), _symbol_of(line)
-    for entry in place.entries:  # those in no line's colour are of styles
-        if entry.colour not in drawn and (entry.dash, entry.symbol) == (dash, symbol):
-            names.append(entry.label)
-    return {"name": ", ".join(dict.fromkeys(names)), "showlegend": False}
+def inline(rows: pd.DataFrame) -> alt.InlineData:
+    """The rows as data of a chart, all of them; missing and infinite ones as none."""
+    found = [
+        {str(name): value for name, value in row.items() if not _is_missing(value)}
+        for row in rows.to_dict("records")
+    ]
+    return alt.InlineData(values=found)
 
 
-def _strokes(line: Line2D, colour: str) -> dict[str, Any]:
-    """Line, markers and opacity."""
-    dash, symbol = _dash_of(line), _symbol_of(line)
-    shown: dict[str, Any] = {"mode": "+".join(["lines"] * bool(dash) + ["markers"] * bool(symbol))}
-    shown["mode"] = shown["mode"] or "none"
-    if dash:
-        shown["line"] = {
-            "color": colour,
-            "dash": dash,
-            "width": round(line.get_linewidth() * PX, 2),
-        }
-        if (style := line.get_drawstyle()) in STEPS:
-            shown["line"]["shape"] = STEPS[style]
-    if symbol:
-        size = line.get_markersize() * PX * (0.5 if line.get_marker() == "." else 1)
-        shown["marker"] = {"color": colour, "symbol": symbol, "size": round(size, 2)}
-        if symbol.endswith("-open"):
-            shown["marker"]["line"] = {"width": 1.6, "color": colour}
-        every = line.get_markevery()
-        if isinstance(every, int) and every > 1:
-            shown["marker"]["maxdisplayed"] = -(-np.size(line.get_xdata()) // every)
-        elif every is not None and every != 1:
-            raise UnsupportedError(f"markevery = {every!r}")
-    if (alpha := line.get_alpha()) is not None:
-        shown["opacity"] = float(alpha)
-    return shown
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not np.isfinite(value))
 
 
-def _dash_of(line: Line2D) -> str:
-    style = line.get_linestyle()
-    if style in ("None", "none", "", " "):
-        return ""
-    return DASHES.get(str(style), "dash")
+def save_charts(charts: Mapping[str, Chart], folder: Path) -> dict[str, Path]:
+    """Each chart as PDF and SVG in ``folder``; the SVG paths by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, chart in charts.items():
+        svg = static_svg(chart)
+        paths[name] = folder / f"{name}.svg"
+        replace_file(paths[name], svg.encode())
+        replace_file(folder / f"{name}.pdf", vl_convert.svg_to_pdf(svg))
+    return paths
 
 
-def _symbol_of(line: Line2D) -> str:
-    marker = line.get_marker()
-    if marker in (None, "None", "none", "", " "):
-        return ""
-    if marker not in MARKERS:
-        raise UnsupportedError(f"marker {marker!r}")
-    symbol = MARKERS[marker]
-    filling: Any = line.get_markerfacecolor()
-    face = colors.to_rgba(filling)
-    hollow = face[3] == 0 or face[:3] == (1.0, 1.0, 1.0)
-    return f"{symbol}-open" if hollow and not symbol.endswith("-open") else symbol
-
-
-def _bar_ends(bars: ErrorbarContainer, count: int) -> dict[str, np.ndarray]:
-    """Both ends of every point's bar, NaN where it has none; by axis."""
-    names = ["x"] * bool(bars.has_xerr) + ["y"] * bool(bars.has_yerr)
-    found = {}
-    for name, sticks in zip(names, bars.lines[2], strict=True):
-        segments = sticks.get_segments()
-        if len(segments) != count:
-            raise UnsupportedError("bars of some points only")
-        ends = np.full((count, 2), np.nan)
-        for i, segment in enumerate(segments):
-            if len(segment) == 2:
-                ends[i] = np.sort(np.asarray(segment)[:, 0 if name == "x" else 1])
-        found[name] = ends
-    return found
-
-
-def _bar(plus: np.ndarray, minus: np.ndarray) -> dict[str, Any]:
-    """Lengths of the bars; where both sides are equal they are told as ±."""
-    if np.allclose(plus, minus, rtol=1e-6, atol=1e-12, equal_nan=True):
-        return {"symmetric": True, "array": _numbers(plus)}
-    return {"symmetric": False, "array": _numbers(plus), "arrayminus": _numbers(minus)}
-
-
-def _band_trace(
-    collection: PolyCollection, place: Place
-) -> tuple[dict[str, Any], dict[float, tuple[float, float]]]:
-    """A shaded band: its outline, and its two ends at every x."""
-    outline: list[np.ndarray] = []
-    ends: dict[float, tuple[float, float]] = {}
-    for path in collection.get_paths():
-        points = np.asarray(path.vertices, dtype=float)
-        outline += [points, np.full((1, 2), np.nan)]
-        for x, y in points:
-            low, high = ends.get(float(x), (float(y), float(y)))
-            ends[float(x)] = (min(low, float(y)), max(high, float(y)))
-    if collection.get_transform().contains_branch_seperately(place.axes.transData) != (True, True):
-        raise UnsupportedError("a band that is not in data coordinates")
-    every = np.concatenate(outline[:-1])
-    shades: Any = collection.get_facecolor()
-    red, green, blue, alpha = colors.to_rgba(shades[0])
-    label = str(collection.get_label())
-    trace = {
-        "type": "scatter",
-        "x": _numbers(every[:, 0]),
-        "y": _numbers(every[:, 1]),
-        "mode": "lines",
-        "fill": "toself",
-        "fillcolor": {
-            "rgb": colors.to_hex((red, green, blue)),
-            "rgba": f"rgba({red * 255:.0f},{green * 255:.0f},{blue * 255:.0f},{alpha:g})",
-        },
-        "line": {"width": 0},
-        "hoverinfo": "skip",
-        "showlegend": label in place.listed,
-    }
-    if not label.startswith("_"):
-        trace["name"] = as_html(label)
-    if place.second:
-        trace["yaxis"] = "y2"
-    return trace, ends
-
-
-def _hover(place: Place, trace: dict[str, Any], pinned: str) -> str:
-    """Name, x and y in full; plotly adds the bar."""
-    lines = ["<b>%{fullData.name}</b>"] if trace["name"] else []
-    for name, axis in (("x", place.axes.xaxis), ("y", place.axes.yaxis)):
-        if name == pinned:
-            continue
-        label = as_html(axis.get_label_text()).replace("<br>", " ")
-        lines.append(f"{label or name}: %{{{name}}}")
-    if "customdata" in trace:
-        lines[-1] += "%{customdata}"
-    return "<br>".join(lines) + "<extra></extra>"
-
-
-def _values(values: Any) -> np.ndarray:
-    """As floats; what is masked is NaN."""
-    plain: np.ndarray = np.ma.filled(np.ma.asarray(values, dtype=float), np.nan)
-    return plain
-
-
-def _numbers(values: np.ndarray) -> list[float | None]:
-    """Exactly as drawn; null where nothing is."""
-    return [float(value) if math.isfinite(value) else None for value in values]
+def static_svg(chart: Chart) -> str:
+    """The chart as a picture, without what only a pointer or a screen reader finds in it."""
+    svg = vl_convert.vegalite_to_svg(chart.to_dict())
+    svg = re.sub(r'<path [^>]*\bopacity="0"[^>]*>(</path>)?', "", svg)
+    svg = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", svg)
+    # Numbered on through all charts of a process: the same chart is to be the same file.
+    clips: dict[str, str] = {}
+    return re.sub(r"\bclip\d+\b", lambda m: clips.setdefault(m[0], f"clip{len(clips)}"), svg)

@@ -2,8 +2,8 @@
 
 What the page says of this sweep is decided here and by the two tables of bounds, as plain strings;
 ``page.html`` places and escapes them, ``page.css`` and ``page*.js`` are put into it. Figures are
-drawn by plotly, from what :mod:`gisgd_ray.figures.charts` makes of matplotlib's; the SVG files go
-in as ``<img>`` data URIs, for print and where no script runs.
+drawn by Vega-Lite, whose scripts are part of the page, from the specifications of Altair's charts;
+the SVG files go in as ``<img>`` data URIs, for print and where no script runs.
 """
 
 import base64
@@ -13,20 +13,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
+import vl_convert
 from latex2mathml.converter import convert as mathml
 from markupsafe import Markup, escape
-from matplotlib.figure import Figure
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from gisgd_ray.claims.claim import HOW_JUDGED
 from gisgd_ray.claims.statistics import Verdict
-from gisgd_ray.figures.charts import Chart, UnsupportedError, convert
-from gisgd_ray.figures.style import COLOURS
+from gisgd_ray.figures import theme
+from gisgd_ray.figures.charts import Chart
 from gisgd_ray.report.bounds_table import (
     column_groups,
     coverage,
@@ -40,7 +40,7 @@ from gisgd_ray.report.bounds_table import (
 from gisgd_ray.report.comparison import compare
 from gisgd_ray.report.contents import Report
 from gisgd_ray.report.page_cautions import find_cautions, without_machine
-from gisgd_ray.report.page_curves import Curves, listed_trials, read_curves
+from gisgd_ray.report.page_curves import Curves, listed_trials, panels, read_curves
 from gisgd_ray.report.page_facts import (
     configuration,
     cost_facts,
@@ -73,12 +73,12 @@ class Shown:
     uri: str
     """The static picture."""
     caption: str
-    chart: Chart | None
-    """None where only the static picture is shown."""
+    spec: dict[str, Any] | None
+    """Vega-Lite's; None where only the static picture is shown."""
 
 
 def write_page(
-    report: Report, charts: Mapping[str, Figure], *, price_per_hour: float | None = None
+    report: Report, charts: Mapping[str, Chart], *, price_per_hour: float | None = None
 ) -> None:
     """Write ``report.html`` beside the tables, replacing it as a whole.
 
@@ -104,7 +104,7 @@ def write_page(
             verdicts=VERDICTS,
             how_judged=HOW_JUDGED,
             date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-            style=_part("page.css"),
+            style=_part("page.css") + theme.css(),
         )
     )
     # A surrogate in an error message must not cost the page.
@@ -192,40 +192,47 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _figures(report: Report, charts: Mapping[str, Figure]) -> list[Shown]:
+def _figures(report: Report, charts: Mapping[str, Chart]) -> list[Shown]:
     finished = int((report.trials["status"] == "finished").sum())
     rest = f"{report.sweep.item} as measured by this run, from {finished} finished trials."
     found = []
     for name, path in report.figures.items():
-        try:
-            chart = convert(charts[name]) if name in charts else None
-        except UnsupportedError:
-            chart = None
-        found.append(Shown(name, _data_uri(path), report.sweep.captions.get(name, rest), chart))
+        spec = theme.on_page(charts[name].to_dict()) if name in charts else None
+        found.append(Shown(name, _data_uri(path), report.sweep.captions.get(name, rest), spec))
     return found
 
 
 def _scripts(figures: Sequence[Shown], curves: Curves | None) -> list[tuple[str, Markup]]:
     """What the page runs and draws from, in its order: type and text of each script."""
     scripts = [("text/javascript", _part("page.js"))]
-    charts = {figure.name: figure.chart for figure in figures if figure.chart is not None}
-    if charts or curves is not None:
-        data: dict[str, Any] = {"colours": COLOURS, "figures": {}, "curves": None}
-        for name, chart in charts.items():
-            data["figures"][name] = [panel.figure for panel in chart.panels]
+    specs = {figure.name: figure.spec for figure in figures if figure.spec is not None}
+    if specs or curves is not None:
+        data: dict[str, Any] = {
+            "figures": specs,
+            "config": theme.PAGE,
+            "colours": [theme.VARIABLES[colour] for colour in theme.COLOURS],
+            "curves": None,
+        }
         if curves is not None:
             data["curves"] = {
                 "columns": [asdict(column) for column in curves.columns],
+                "panels": panels(curves),
                 "trials": curves.trials,
             }
-        # Plotly's own text, which closes no script.
+        # Modules, for the names in them are their own. The library's text closes no script.
         scripts += [
             ("application/json", script_json(data)),
-            ("text/javascript", Markup(get_plotlyjs())),
-            ("text/javascript", _part("page_charts.js")),
-            ("text/javascript", _part("page_curves.js")),
+            ("module", Markup(library())),
+            ("module", _part("page_charts.js")),
+            ("module", _part("page_curves.js")),
         ]
     return scripts
+
+
+@lru_cache(maxsize=1)
+def library() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, which sets ``vegaEmbed``."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def _part(name: str) -> Markup:

@@ -1,13 +1,14 @@
 """The curves of every trial along training, small enough to be part of a page."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from gisgd_ray.errors import UserError
+from gisgd_ray.figures import charts, theme
 from gisgd_ray.numbers import DASH, format_number, known, suffixes
 from gisgd_ray.report.bounds_table import DISPERSIONS
 from gisgd_ray.results.tables import ResultTables, records
@@ -19,6 +20,11 @@ MOST_POINTS = 200
 FEWEST_POINTS = 12
 MOST_VALUES = 260_000
 """In the page: some nine bytes each."""
+
+SPREAD = 30
+"""Above this ratio of the largest to the smallest value of a panel its axis is logarithmic."""
+
+DASHES = (charts.SOLID, (6, 3), (2, 2), (6, 2, 2, 2), (10, 3))
 
 AT_NOISE = (THEOREM2, LEMMA2, LEMMA2_FLOOR)
 """Bounds' terms that have a panel for every noise std."""
@@ -74,6 +80,43 @@ def read_curves(tables: ResultTables, trials: pd.DataFrame) -> Curves | None:
         thinned=sum(len(runs[name]) > points for name in shown),
         omitted=len(runs) - len(shown),
     )
+
+
+def panels(curves: Curves) -> list[dict[str, Any]]:
+    """The panels of the curves: title, places of the columns, and two charts without data.
+
+    ``single`` is for one trial, a colour for each curve; ``several`` for more of them, a colour for
+    each, which the page sets in the place of "".
+    """
+    places: dict[str, list[int]] = {}
+    for place, column in enumerate(curves.columns):
+        places.setdefault(column.panel, []).append(place)
+    return [_panel(curves, name, its) for name, its in places.items()]
+
+
+def _panel(curves: Curves, name: str, places: list[int]) -> dict[str, Any]:
+    values: list[float] = []
+    for trial in curves.trials:
+        for found in filter(None, (trial["y"][place] for place in places)):
+            values += [
+                y for y in (found[1] if isinstance(found[0], list) else found) if y is not None
+            ]
+    ends = min(values, default=1.0), max(values, default=1.0)
+    empty = pd.DataFrame(columns=["x", "y", "series", "scheme", "marked"])
+    panel = charts.Panel(empty, "", "step", "%" if name == Panel.ACCURACY else "")
+    looks = {
+        curves.columns[place].label: charts.marked(i, dash=DASHES[i % len(DASHES)])
+        for i, place in enumerate(places)
+    }
+    log = bool(0 < ends[0] < ends[1] / SPREAD)
+    given: dict[str, Any] = {"log": log, "domain": ends if log else None, "columns": 1}
+    given |= {"letters": False, "moves": True, "height": 168, "room": 66}
+    plain = {label: replace(look, dash=charts.SOLID) for label, look in looks.items()}
+    single = charts.figure([panel], plain, **given)
+    several = charts.figure([panel], looks, schemes={"": theme.GREY}, **given)
+    both = {"single": single, "several": several}
+    specs = {key: theme.on_page(chart.to_dict()) for key, chart in both.items()}
+    return {"name": name, "places": places, **specs}
 
 
 def curve_columns(history: pd.DataFrame) -> list[Column]:

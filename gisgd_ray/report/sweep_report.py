@@ -3,10 +3,9 @@
 from dataclasses import replace
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.figures.style import save_figures
+from gisgd_ray.figures.charts import Chart, save_charts
 from gisgd_ray.figures.tables import save_tables
 from gisgd_ray.report.contents import Report
 from gisgd_ray.report.page import write_page
@@ -60,7 +59,7 @@ def write_report(
     return report
 
 
-def _drawn(report: Report) -> tuple[Report, dict[str, Figure]]:
+def _drawn(report: Report) -> tuple[Report, dict[str, Chart]]:
     """The report with what the finished trials show, and its figures."""
     sweep, tables = report.sweep, report.results
     done = (report.trials["status"] == "finished").any()
@@ -68,7 +67,7 @@ def _drawn(report: Report) -> tuple[Report, dict[str, Figure]]:
         drawn = sweep.plot(tables) if done else {}
         claims = sweep.claims(tables) if done else []
         shown = sweep.tables(tables) if done and sweep.tables is not None else []
-        figures = save_figures(drawn, tables.folder / "figures")
+        figures = save_charts(drawn, tables.folder / "figures")
     except KeyError as missing:
         raise _lacking(sweep, tables, missing.args[0]) from None
     except (TypeError, ValueError) as fault:  # a word among the settings, say

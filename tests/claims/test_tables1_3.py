@@ -17,6 +17,7 @@ from gisgd_ray.claims.statistics import LEVEL, PValues
 from gisgd_ray.claims.tables1_3 import TOP
 from gisgd_ray.figures.tables import Row, Table, as_markdown, save_tables
 from sweeps import regularizers
+from tests.support.charts import drawn
 from tests.support.tables import NO_TRIALS, Tables, trial
 
 SCHEMES: dict[str, dict[str, Any]] = {
@@ -303,10 +304,13 @@ class TestSpaces:
             [frame({"ERM": 70.0, "GMP3": 71.0}), frame({"ERM": 8.0}, model__name="alexnet")]
         )
         figure = regularizers.plot(Tables(both))["regularizers"]
-        shown = [axis for axis in figure.axes if axis.get_visible()]
-        assert [axis.get_title() for axis in shown] == ["(a) MLP on MNIST", "(b) AlexNet on MNIST"]
-        dots = [len(line.get_xdata()) for line in shown[0].lines if line.get_marker() == "o"]
-        assert dots == [4, 4]
+        first, second = drawn(figure)
+        assert first.title + second.title == ["(a) MLP on MNIST", "(b) AlexNet on MNIST"]
+        dots = first.rows[first.rows["seed"].notna()]
+        assert dots.groupby("scheme").size().to_dict() == {"ERM": 4, "GMP3": 4}
+        means = first.rows[first.rows["std"].notna()].groupby("scheme")["accuracy"].mean()
+        expected = dots.groupby("scheme")["accuracy"].mean()
+        assert means.to_dict() == pytest.approx(expected.to_dict())
 
 
 def test_trials_on_a_cpu_are_compared_by_the_processors_time() -> None:

@@ -23,8 +23,8 @@ TAGS = {"script", "img", "iframe", "object", "embed", "link", "form", "base"}
 @pytest.fixture(autouse=True, scope="module")
 def _small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        # Plotly's four megabytes are of no interest here.
-        patch.setattr("gisgd_ray.report.page.get_plotlyjs", lambda: "")
+        # The megabyte that draws the charts is of no interest here.
+        patch.setattr("gisgd_ray.report.page.library", lambda: "")
         yield
 
 

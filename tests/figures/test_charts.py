@@ -1,265 +1,259 @@
-"""Matplotlib figures as plotly's: every kind of artist, with the values that are drawn."""
+"""Charts from rows: means and deviations by hand, looks, axes, and the files they are kept in."""
 
 import doctest
+import io
 import math
+import re
+import subprocess
+from pathlib import Path
+from shutil import which
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
+import pandas as pd
 import pytest
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+import vl_convert
+from PIL import Image
 
-from gisgd_ray.figures import charts_text
-from gisgd_ray.figures.charts import Chart, UnsupportedError, convert
+from gisgd_ray.figures import charts, theme
+from gisgd_ray.figures.charts import (
+    BELOW_ZERO,
+    Chart,
+    Look,
+    Panel,
+    below_zero,
+    figure,
+    lettered,
+    marked,
+    mean_over_seeds,
+    save_charts,
+)
+from tests.support.charts import drawn
 
 NAN = math.nan
-X = [1.0, 2.5, 4.0]
-Y = [0.1, 1 / 3, 12.5]
+POINTS = pd.DataFrame(
+    {
+        "step": [1, 1, 1, 2, 2, 3, 3],
+        "loss": [0.1, 0.4, NAN, 2.0, 4.0, NAN, 7.0],
+        "trial_id": list("abcabab"),
+    }
+)
 
 
-def traces(figure: Figure, panel: int = 0) -> list[dict[str, Any]]:
-    chart = convert(figure)
-    for each in chart.panels:
-        go.Figure(each.figure)  # plotly raises on what it does not know
-    found: list[dict[str, Any]] = chart.panels[panel].figure["data"]
-    return found
+def chart(rows: pd.DataFrame, **changes: Any) -> Chart:
+    return figure([Panel(rows, "a", "step", "loss")], LOOKS, columns=1, **changes)
 
 
-def layout(figure: Figure, panel: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = convert(figure).panels[panel].figure["layout"]
-    return found
+LOOKS = {"bound": marked(0), "gap": Look(theme.COLOURS[1], "circle", drawn="hollow")}
 
 
-def test_a_line_keeps_values_look_and_name() -> None:
-    figure = Figure()
-    axes = figure.subplots()
-    axes.plot(X, Y, "s--", color="#D55E00", label="b < 2", linewidth=1.5, alpha=0.5)
-    axes.plot(X, [1, NAN, 3], ":", color="black")
-    axes.plot([], [], label="nothing")
-    axes.legend()
-    axes.set_xlabel("batch size")
-    axes.set_ylabel("loss")
-    first, second = traces(figure)
-    assert (first["x"], first["y"]) == (X, Y)
-    assert (first["name"], first["showlegend"], first["mode"]) == (
-        "b &lt; 2",
-        True,
-        "lines+markers",
+def test_a_curve_is_the_mean_and_sample_deviation_of_what_is_known() -> None:
+    rows = mean_over_seeds(POINTS, "step", "loss", "bound")
+    assert rows["x"].tolist() == [1, 2, 3]
+    assert rows["y"].tolist() == pytest.approx([0.25, 3, 7])
+    assert rows["std"].tolist() == pytest.approx([0.15 * 2**0.5, 2**0.5, NAN], nan_ok=True)
+    assert set(rows["series"]) == {"bound"}
+
+
+@pytest.mark.parametrize("count", [1, 12, 23, 24, 100, 5000])
+def test_every_point_is_in_the_chart_and_marks_are_thinned(count: int) -> None:
+    points = pd.DataFrame({"step": np.arange(count), "loss": np.arange(count) + 0.5})
+    rows = mean_over_seeds(points, "step", "loss", "bound")
+    shown = drawn(chart(rows))[0].rows
+    assert shown["x"].tolist() == list(range(count))
+    assert shown["y"].tolist() == points["loss"].tolist()
+    assert min(count, 12) <= shown["marked"].sum() <= 24
+    assert bool(shown["marked"].iloc[0])
+
+
+def test_what_is_missing_or_infinite_is_left_out_of_a_row() -> None:
+    rows = pd.DataFrame(
+        {"x": [1, 2, 3], "y": [1.0, NAN, np.inf], "std": [NAN, 1, 1], "series": "bound"}
     )
-    assert first["line"] == {"color": "#d55e00", "dash": "dash", "width": 2.0}
-    assert first["marker"]["symbol"] == "square"
-    assert first["opacity"] == 0.5
-    assert first["hovertemplate"] == (
-        "<b>%{fullData.name}</b><br>batch size: %{x}<br>loss: %{y}<extra></extra>"
-    )
-    assert second["y"] == [1.0, None, 3.0]
-    assert (second["name"], second["showlegend"], second["mode"]) == ("", False, "lines")
-    assert layout(figure)["showlegend"] is True
-
-
-def test_hollow_marks_and_thinned_marks() -> None:
-    figure = Figure()
-    axes = figure.subplots()
-    axes.plot(X, Y, linestyle="none", marker="o", markerfacecolor="white")
-    axes.plot(range(24), range(24), marker="^", markevery=6)
-    hollow, thinned = traces(figure)
-    assert (hollow["mode"], hollow["marker"]["symbol"]) == ("markers", "circle-open")
-    assert thinned["marker"]["maxdisplayed"] == 4
-    assert len(thinned["x"]) == 24
-
-
-def test_error_bars_of_both_sides_and_missing_ones() -> None:
-    figure = Figure()
-    axes = figure.subplots()
-    axes.errorbar(X, Y, yerr=[[0.05, NAN, 2], [0.1, NAN, 2]], xerr=[0.1, 0.2, 0.3], label="e")
-    axes.errorbar(X, Y, label="without")
-    axes.legend()
-    bars, plain = traces(figure)
-    assert (bars["name"], bars["showlegend"], bars["x"], bars["y"]) == ("e", True, X, Y)
-    assert bars["error_y"]["array"] == [pytest.approx(0.1), None, pytest.approx(2)]
-    assert bars["error_y"]["arrayminus"] == [pytest.approx(0.05), None, pytest.approx(2)]
-    assert bars["error_x"]["symmetric"] is True
-    assert bars["error_x"]["array"] == pytest.approx([0.1, 0.2, 0.3])
-    assert "error_y" not in plain
-
-
-def test_a_band_is_an_outline_and_told_with_its_line() -> None:
-    figure = Figure()
-    axes = figure.subplots()
-    low, high = np.array(Y) - 0.05, np.array(Y) + 0.25
-    axes.plot(X, Y, color="#0072B2")
-    band = axes.fill_between(X, low, high, color="#0072B2", alpha=0.2, linewidth=0)
-    shaded, line = traces(figure)
-    drawn = band.get_paths()[0].vertices
-    assert (shaded["x"], shaded["y"]) == (drawn[:, 0].tolist(), drawn[:, 1].tolist())
-    assert (shaded["fill"], shaded["fillcolor"]) == ("toself", "rgba(0,114,178,0.2)")
-    assert shaded["hoverinfo"] == "skip"
-    assert shaded["showlegend"] is False
-    assert line["customdata"][0] == " (shaded: 0.05 to 0.35)"
-
-
-def test_a_band_with_a_hole_is_two() -> None:
-    figure = Figure()
-    axes = figure.subplots()
-    axes.fill_between([1, 2, 3, 4, 5], [1, 1, NAN, 1, 1], [2, 2, NAN, 2, 2])
-    (shaded,) = traces(figure)
-    assert shaded["x"].count(None) == 1
-    assert 3.0 not in shaded["x"]
-
-
-@pytest.mark.parametrize("scale", ["linear", "log"])
-def test_lines_across_the_panel_span_it(scale: str) -> None:
-    figure = Figure()
-    axes = figure.subplots()
-    axes.plot([1, 10], [1, 100])
-    axes.set_yscale(scale)
-    axes.set_xscale(scale)
-    axes.axvline(2.5, label="valley", linestyle="--")
-    axes.axhline(7)
-    _, vertical, horizontal = traces(figure)
-    assert set(vertical["x"]) == {2.5}
-    assert [vertical["y"][0], vertical["y"][-1]] == pytest.approx(axes.get_ylim())
-    assert set(horizontal["y"]) == {7.0}
-    assert [horizontal["x"][0], horizontal["x"][-1]] == pytest.approx(axes.get_xlim())
-    assert "%{y}" not in vertical["hovertemplate"]
-    assert "%{x}" not in horizontal["hovertemplate"]
-
-
-def test_marks_at_a_height_of_the_panel() -> None:
-    figure = Figure()
-    axes = figure.subplots()
-    axes.set_ylim(10, 20)
-    axes.plot([3], [0.25], "^", transform=axes.get_xaxis_transform())
-    (mark,) = traces(figure)
-    assert (mark["x"], mark["y"]) == ([3.0], [12.5])
-
-
-def test_scales_ranges_and_inverted_axes() -> None:
-    figure = Figure()
-    axes = figure.subplots()
-    axes.plot(X, Y)
-    axes.set_xscale("log")
-    axes.set_xlim(0.1, 1000)
-    axes.set_ylim(0, 20)
-    axes.invert_yaxis()
-    found = layout(figure)
-    assert (found["xaxis"]["type"], found["xaxis"]["range"]) == ("log", pytest.approx([-1, 3]))
-    assert (found["yaxis"]["type"], found["yaxis"]["range"]) == ("linear", [20.0, 0.0])
-
-
-def test_tick_labels_set_by_hand() -> None:
-    figure = Figure()
-    axes = figure.subplots()
-    axes.plot([1, 2], [0, 1])
-    axes.set_yticks([0, 1], ["ERM", "<GMP>"])
-    axis = layout(figure)["yaxis"]
-    assert (axis["tickvals"], axis["ticktext"]) == ([0.0, 1.0], ["ERM", "&lt;GMP&gt;"])
-    assert "tickvals" not in layout(figure)["xaxis"]
-
-
-def test_twin_axes_share_a_panel() -> None:
-    figure = Figure()
-    left = figure.subplots()
-    left.plot(X, Y, label="a")
-    right = left.twinx()
-    right.plot(X, [100, 200, 300], label="b")
-    right.set_ylabel("dispersion")
-    chart = convert(figure)
-    assert len(chart.panels) == 1
-    first, second = traces(figure)
-    assert ("yaxis" in first, second["yaxis"]) == (False, "y2")
-    axis = layout(figure)["yaxis2"]
-    assert axis["side"] == "right"
-    assert axis["title"]["text"] == "dispersion"
-    assert axis["range"] == pytest.approx(list(right.get_ylim()))
-
-
-def test_a_grid_of_panels_without_hidden_ones() -> None:
-    figure = Figure()
-    axes = figure.subplots(2, 2)
-    for i, each in enumerate(axes.flat[:3]):
-        each.plot(X, [i, i, i])
-        each.set_title(f"({i}) $\\sigma = 10^{{-{i}}}$\nand more")
-    axes.flat[3].plot(X, X)
-    axes.flat[3].set_visible(False)
-    figure.suptitle("a & b")
-    chart = convert(figure)
-    assert chart.title == "a &amp; b"
-    assert [panel.figure["data"][0]["y"][0] for panel in chart.panels] == [0, 1, 2]
-    assert chart.panels[1].title == "(1) σ = 10<sup>−1</sup><br>and more"
-
-
-def test_a_legend_of_the_figure_names_lines_by_colour_and_style() -> None:
-    figure = Figure()
-    axes = figure.subplots()
-    axes.plot(X, Y, color="#0072B2", label="")
-    axes.plot(X, Y, color="#0072B2", linestyle="--", label="")
-    handles = [
-        Line2D([], [], color="#0072B2", label="clipped"),
-        Line2D([], [], color="#555555", label="test"),
-        Line2D([], [], color="#555555", linestyle="--", label="train"),
+    spec = chart(rows).to_dict()
+    (records,) = spec["datasets"].values()
+    assert records == [
+        {"x": 1, "y": 1.0, "series": "bound", "drawn": "line"},
+        {"x": 2, "std": 1.0, "series": "bound", "drawn": "line"},
+        {"x": 3, "std": 1.0, "series": "bound", "drawn": "line"},
     ]
-    figure.legend(handles=handles)
-    chart = convert(figure)
-    assert [(e.label, e.colour, e.dash) for e in chart.legend] == [
-        ("clipped", "#0072b2", "solid"),
-        ("test", "#555555", "solid"),
-        ("train", "#555555", "dash"),
-    ]
-    assert [trace["name"] for trace in traces(figure)] == ["clipped, test", "clipped, train"]
 
 
-def unsupported(kind: str) -> Figure:
-    figure = Figure()
-    axes = figure.subplots()
-    if kind == "bar":
-        axes.bar(X, Y)
-    elif kind == "scatter":
-        axes.scatter(X, Y)
-    elif kind == "image":
-        axes.imshow([[1, 2]])
-    elif kind == "text":
-        axes.text(1, 1, "a")
-    elif kind == "scale":
-        axes.set_xscale("symlog")
-    else:
-        axes.plot(X, Y, marker=kind)
-    return figure
+def test_below_zero_is_shown_by_its_size_on_a_log_axis() -> None:
+    rows = pd.DataFrame({"x": [1, 2, 3], "y": [0.5, -0.25, 0.0], "std": 0.1, "series": "gap"})
+    below = below_zero(rows)
+    assert below[["x", "y", "series"]].values.tolist() == [[2, 0.25, BELOW_ZERO]]
+    assert below_zero(rows[rows["y"] > 0]).empty
+    shown = drawn(chart(pd.concat([rows, below]), log=True))[0]
+    assert shown.curve("gap")["y"].tolist() == pytest.approx([0.5, NAN, NAN], nan_ok=True)
+    assert shown.axes[1]["scale"]["type"] == "log"
+    low, high = shown.axes[1]["scale"]["domain"]
+    assert low < 0.25 < 0.6 < high  # with the deviation above
 
 
-@pytest.mark.parametrize("kind", ["bar", "scatter", "image", "text", "scale", "$a$"])
-def test_what_it_cannot_draw_it_refuses(kind: str) -> None:
-    with pytest.raises(UnsupportedError):
-        convert(unsupported(kind))
+def test_a_deviation_that_reaches_zero_has_no_lower_half_on_a_log_axis() -> None:
+    rows = pd.DataFrame({"x": [1], "y": [0.5], "std": [0.75], "series": ["bound"]})
+    for log, low in ((True, "datum.std < datum.y ? datum.y - datum.std : datum.y"), (False, "")):
+        (band,) = drawn(chart(rows, log=log))[0].marks("area")
+        ends = {t["as"]: t["calculate"] for t in band["transform"] if "calculate" in t}
+        assert ends == {"low": low or "datum.y - datum.std", "high": "datum.y + datum.std"}
+        assert band["encoding"]["y"]["field"] == "low"
+        assert band["encoding"]["y2"]["field"] == "high"
 
 
-def test_an_empty_figure() -> None:
-    assert convert(Figure()) == Chart("", [], [])
+def test_bars_in_place_of_bands_and_neither_for_one_seed() -> None:
+    rows = pd.DataFrame({"x": [1.0], "y": [2.0], "std": [0.5], "series": ["bound"]})
+    bars = drawn(chart(rows, bars=True))[0]
+    assert (len(bars.marks("area")), len(bars.marks("rule")), len(bars.marks("tick"))) == (0, 1, 2)
+    single = drawn(chart(rows.assign(std=NAN), bars=True))[0]
+    assert not single.marks("rule") + single.marks("tick") + single.marks("area")
+
+
+def test_a_series_has_its_look_in_every_layer() -> None:
+    looks = {
+        "bound": marked(0),
+        "valley": Look(theme.COLOURS[6], dash=(5, 3), drawn="rule"),
+        "V": marked(2, right=True),
+        "gap": Look(theme.COLOURS[1], "circle", drawn="hollow"),
+    }
+    rows = pd.DataFrame({"x": 1.0, "y": 1.0, "series": list(looks)})
+    more = {"not there": marked(3)}
+    made = figure([Panel(rows, "a", "x", "left")], looks | more, right="right")
+    (shown,) = drawn(made)
+    for layer in shown.layers:
+        for channel, values in (
+            ("stroke", [look.colour for look in looks.values()]),
+            ("strokeDash", [[1, 0], [5, 3], [1, 0], [1, 0]]),
+            ("shape", ["circle", "stroke", "triangle-up", "circle"]),
+            ("fill", ["#0072B2", "#000000", "#009E73", "transparent"]),
+        ):
+            scale = layer["encoding"].get(channel, {}).get("scale")
+            assert scale is None or scale == {"domain": list(looks), "range": values}
+    assert [axis["title"] for axis in shown.axes] == ["x", "left", "right"]
+    of = {}
+    for layer in shown.layers:
+        kinds = layer["transform"][0]["filter"]["oneOf"]
+        names = shown.rows["series"][shown.rows["drawn"].isin(kinds)]
+        title = layer["encoding"].get("y", {}).get("title")
+        for name in names:
+            of.setdefault(name, set()).add(title)
+    assert of == {"bound": {"left"}, "valley": {None}, "V": {"right"}, "gap": {"left"}}
+
+
+def test_the_legend_switches_series_in_all_panels() -> None:
+    rows = mean_over_seeds(POINTS, "step", "loss", "bound")
+    spec = figure([Panel(rows, "a", "step", "loss")] * 3, LOOKS).to_dict()
+    (switch,) = spec["params"]
+    assert (switch["name"], switch["bind"]) == ("shown", "legend")
+    assert switch["select"] == {"type": "point", "fields": ["series"], "toggle": "true"}
+    for each in spec["concat"]:
+        assert all("shown" in str(layer["encoding"]["opacity"]) for layer in each["layer"][1:])
+
+
+def test_titles_are_lettered_and_wrapped() -> None:
+    assert lettered(1, "MLP on MNIST", "more, as it is") == ["(b) MLP on MNIST", "more, as it is"]
+    long = lettered(0, "AlexNet on CIFAR-10, label noise = 0.2, width = 64")
+    assert long == ["(a) AlexNet on CIFAR-10, label noise = 0.2,", "width = 64"]
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        (r"$\sigma^2$", "σ<sup>2</sup>"),
-        (r"$\mathdefault{10^{-5}}$", "10<sup>−5</sup>"),
-        (r"$\lambda_t^2 V_{t-1}$", "λ<sub>t</sub><sup>2</sup> V<sub>t−1</sub>"),
-        (r"$\tilde{V}$ and $\|g\|$", "V\u0303 and ‖g‖"),
-        (r"$\mathrm{Tr}\,H \leq \sqrt{ab}$", "Tr H ≤ √(ab)"),
-        ("%{x} </b>", "%&#123;x&#125; &lt;/b&gt;"),
-        ("costs $5", "costs $5"),
-    ],
+    ("low", "high"),
+    [(0.1, 0.7), (95, 700), (0.003, 0.04), (1, 500), (1e-9, 3), (5, 3e6), (2e-6, 9e-6), (3, 4)],
 )
-def test_mathtext_is_readable_and_escaped(text: str, shown: str) -> None:
-    assert charts_text.as_html(text) == shown
+def test_a_log_axis_has_ticks_enough_and_reads_well(low: float, high: float) -> None:
+    ticks = theme.log_ticks(low, high)
+    values = ticks["values"]
+    assert 2 <= len(values) <= 12
+    assert all(low <= value <= high for value in values)
+    assert all(f"{value:e}"[0] in "123458" or "." in f"{value:e}"[:3] for value in values)
+    labels = re.findall(r"'([^']*)'", ticks["labelExpr"].partition("[indexof")[0])
+    assert len(labels) == len(values)
+    assert not [text for text in labels if re.search(r"e[-+]|-|0{5}", text)]
+
+
+def test_an_axis_that_moves_has_ticks_beyond_and_the_same_where_it_begins() -> None:
+    first, more = theme.log_ticks(0.002, 4), theme.log_ticks(0.002, 4, beyond=100)
+    assert [v for v in more["values"] if 0.002 <= v <= 4] == first["values"]
+    assert 2e-5 <= min(more["values"]) < 0.002
+    assert 4 < max(more["values"]) <= 400
+    rows = mean_over_seeds(POINTS, "step", "loss", "bound")
+    made = chart(rows, log=True, moves=True, domain=(0.002, 4))
+    (shown,) = drawn(made)
+    assert "domain" not in shown.axes[1]["scale"]
+    assert shown.axes[1]["axis"]["values"] == more["values"]
+    assert [param["bind"] for param in made.to_dict()["params"]] == ["legend", "scales"]
 
 
 def test_docstring_examples() -> None:
-    assert doctest.testmod(charts_text).failed == 0
+    for module in (theme, charts):
+        assert doctest.testmod(module).failed == 0
 
 
-def test_ticks_of_a_log_axis_are_whole_numbers() -> None:
-    from gisgd_ray.figures.charts import _log_ticks
+def test_every_colour_stands_out_from_a_dark_page() -> None:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
-    assert _log_ticks(0.15, 1.2, 0.9) == [0.2, 0.5, 1.0]
-    assert _log_ticks(2.0, 6.0, 0.48) == [2.0, 3.0, 4.0, 5.0, 6.0]
+    assert set(theme.ON_DARK) == {*theme.COLOURS, theme.GREY}
+    assert len(set(theme.ON_DARK.values())) == len(theme.ON_DARK)
+    for colour in theme.ON_DARK.values():
+        assert (luminance(colour) + 0.05) / (luminance("#15171b") + 0.05) >= 6
+
+
+def test_on_a_page_colours_are_the_style_sheets_and_data_as_they_are() -> None:
+    rows = pd.DataFrame({"x": [1.0], "y": [2.0], "series": ["bound"]})
+    made = chart(rows.assign(scheme=theme.COLOURS[0]))
+    spec = theme.on_page(made.to_dict())
+    assert "config" not in spec
+    assert spec.pop("datasets") == made.to_dict()["datasets"]
+    assert "var(--series-0)" in str(spec)
+    assert not re.findall(r"'#[0-9A-F]{6}'", str(spec))
+    for i, (light, dark) in enumerate(theme.ON_DARK.items()):
+        assert f"--series-{i}:{light};" in theme.css().partition("@media")[0]
+        assert f"--series-{i}:{dark};" in theme.css().partition("@media")[2]
+
+
+def test_files_are_pdf_with_fonts_and_svg_with_what_is_seen_alone(tmp_path: Path) -> None:
+    points = pd.DataFrame({"step": np.arange(100), "loss": 1.0 + np.arange(100)})
+    rows = mean_over_seeds(points, "step", "loss", "bound")
+    paths = save_charts({"f": chart(rows)}, tmp_path / "figures")
+    assert paths == {"f": tmp_path / "figures" / "f.svg"}
+    svg = paths["f"].read_text(encoding="utf-8")
+    # The marks and the legend's; not those that can only be pointed at.
+    assert svg.count('fill="#0072B2"') == rows["marked"].sum() + 1
+    assert "aria-" not in svg
+    picture = Image.open(io.BytesIO(vl_convert.svg_to_png(svg)))
+    assert (0, 114, 178) in {pixel[:3] for _, pixel in picture.getcolors(1 << 20)}
+    pdf = tmp_path / "figures" / "f.pdf"
+    assert pdf.read_bytes().startswith(b"%PDF")
+    if which("pdffonts"):
+        told = subprocess.run(["pdffonts", str(pdf)], capture_output=True, text=True, check=True)
+        fonts = told.stdout.splitlines()[2:]
+        assert fonts
+        assert all("CID" in line and "Type 3" not in line for line in fonts)
+        assert all(line.split()[-5] == "yes" for line in fonts)  # embedded
+
+
+def test_a_panel_without_rows_has_its_axes(tmp_path: Path) -> None:
+    for log in (False, True):
+        empty = chart(mean_over_seeds(POINTS[:0], "step", "loss", "bound"), log=log)
+        svg = save_charts({"f": empty}, tmp_path)["f"].read_text(encoding="utf-8")
+        assert ">step<" in svg
+        assert ">loss<" in svg
+
+
+def test_same_rows_same_files(tmp_path: Path) -> None:
+    rows = mean_over_seeds(POINTS, "step", "loss", "bound")
+    for name in ("a", "b"):
+        save_charts({"f": chart(rows)}, tmp_path / name)
+    for kind in ("svg", "pdf"):
+        first, second = ((tmp_path / name / f"f.{kind}").read_bytes() for name in ("a", "b"))
+        assert first == second
+
+
+def test_it_displays_itself_in_a_notebook() -> None:
+    rows = mean_over_seeds(POINTS, "step", "loss", "bound")
+    bundle: Any = chart(rows)._repr_mimebundle_()
+    shown = bundle[0] if isinstance(bundle, tuple) else bundle
+    assert any("vega" in kind or "html" in kind for kind in shown)

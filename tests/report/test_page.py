@@ -4,6 +4,7 @@ import base64
 import doctest
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -153,7 +154,7 @@ def test_nothing_is_loaded_from_outside(tmp_path: Path) -> None:
     text = write(tmp_path, [finished("a")], figures={"f": svg, "g": svg})
     document = Document(text)
     assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in document.tags}
-    assert "Plotly" not in text  # there is nothing to draw
+    assert "vegaEmbed" not in text  # there is nothing to draw
     for tag, attributes in document.tags:
         for name, value in attributes.items():
             assert not name.startswith("on")
@@ -377,6 +378,38 @@ def test_cost_says_what_is_not_known() -> None:
     several = {"time/training_s": [3600.0] * 3, "time/measuring_s": [0.0] * 3}
     some = cost_facts(pd.DataFrame(several | {"resources/cpus": [2, None, 3]}))
     assert some["core hours"] == "5.00 h, and what 1 trial more took is not known"
+
+
+def test_every_curve_has_its_panel_with_an_axis_that_fits_its_values() -> None:
+    names = {"train/loss": "loss", "test/loss": "loss", "test/accuracy": "accuracy", "R": "R"}
+    columns = [page_curves.Column(name, name, panel) for name, panel in names.items()]
+    y = [[9.0, None, 0.2], [[0, 40], [0.5, 0.25]], None, [1.0, 2.0, 30.0]]
+    trials = [
+        {"id": "a", "x": [0, 20, 40], "y": y},
+        {"id": "b", "x": [0], "y": [[1], None, [1], [1]]},
+    ]
+    shown = page_curves.panels(page_curves.Curves(columns, trials, 3, 0, 0))
+    assert [(each["name"], each["places"]) for each in shown] == [
+        ("loss", [0, 1]),
+        ("accuracy", [2]),
+        ("R", [3]),
+    ]
+    for each, scale, title in zip(shown, ("log", None, None), ("", "%", ""), strict=True):
+        for key, colours in (("single", [names_of(each, names)]), ("several", [[""]])):
+            (panel,) = each[key]["concat"]
+            assert list(each[key]["datasets"].values()) == [[]]
+            (line,) = (part for part in panel["layer"] if part["mark"]["type"] == "line")
+            assert [line["encoding"]["stroke"]["scale"]["domain"]] == colours
+            assert line["encoding"]["y"]["scale"].get("type") == scale
+            assert (line["encoding"]["x"]["title"], line["encoding"]["y"]["title"]) == (
+                "step",
+                title,
+            )
+
+
+def names_of(panel: dict[str, Any], names: dict[str, str]) -> list[str]:
+    """Those of the panel's curves."""
+    return [list(names)[place] for place in panel["places"]]
 
 
 def test_order_of_the_page(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import altair as alt
 import pytest
 
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
-from gisgd_ray.figures.style import new_figure, save_figures
+from gisgd_ray.figures.charts import save_charts
 from gisgd_ray.results.journal import Journal
 from gisgd_ray.results.storage import Storage
 from gisgd_ray.results.tables import require_writable, results_folder, row_of, write_tables
@@ -130,8 +131,8 @@ def test_a_link_that_appears_in_between_is_not_followed_either(tmp_path: Path) -
         (tmp_path / name).symlink_to(outside / "f")
     with pytest.raises(OSError, match="symbolic link"):
         add_point(Journal(tmp_path), "a", {"step": 1})
-    save_figures({"x": new_figure(1, 1)}, tmp_path / "figures")
-    assert (tmp_path / "figures" / "x.svg").read_text().startswith("<?xml")
+    save_charts({"x": alt.concat(alt.Chart().mark_point())}, tmp_path / "figures")
+    assert (tmp_path / "figures" / "x.svg").read_text().startswith("<svg")
     assert (outside / "f").read_text() == "mine"
 
 

@@ -61,8 +61,8 @@ def _no_ray() -> Iterator[None]:
         patch.setattr(steps, "chosen_resources", lambda *_: Chosen(Resources()))
         patch.setattr(steps, "require_startable", lambda _: None)
         patch.setattr(steps, "launch", launch)
-        # Plotly's four megabytes are of no interest here.
-        patch.setattr("gisgd_ray.report.page.get_plotlyjs", lambda: "")
+        # The megabyte that draws the charts is of no interest here.
+        patch.setattr("gisgd_ray.report.page.library", lambda: "")
         yield
 
 
@@ -234,7 +234,7 @@ def test_a_folder_that_cannot_be_written_is_told(
     def fail(*_: Any) -> None:
         raise PermissionError(13, "Permission denied", "figures")
 
-    monkeypatch.setattr(sweep_report, "save_figures", fail)
+    monkeypatch.setattr(sweep_report, "save_charts", fail)
     assert refused(capsys, folder) == "error: Permission denied: figures\n"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
+from gisgd_ray.figures.charts import Chart
 from gisgd_ray.report import page
 from gisgd_ray.report.contents import Report
 from gisgd_ray.results import launch_record
@@ -125,7 +125,7 @@ def write(
     folder: Path,
     rows: Sequence[dict[str, Any]],
     *,
-    charts: Mapping[str, Figure] | None = None,
+    charts: Mapping[str, Chart] | None = None,
     price_per_hour: float | None = None,
     **changes: Any,
 ) -> str:

@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from gisgd_ray.claims.figure4 import FACTOR, TEST, TRAIN, begun, figure_panels
 from gisgd_ray.config.space import SearchSpace
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
 from sweeps import clipping
+from tests.support.charts import drawn, legend
 from tests.support.runs import config, run
 from tests.support.tables import Tables
 
@@ -42,11 +41,6 @@ def tables(trials: Sequence[TrialConfig]) -> Tables:
                 }
             )
     return Tables(pd.DataFrame(rows), pd.DataFrame(points))
-
-
-def lines(axis: Axes) -> list[Line2D]:
-    """The curves, without the triangles."""
-    return [line for line in axis.lines if line.get_linestyle() != "None"]
 
 
 @pytest.mark.parametrize("spaces", [clipping.LAPTOP, clipping.PAPER], ids=["laptop", "paper"])
@@ -92,44 +86,44 @@ def test_each_curve_is_the_mean_over_seeds_of_its_column() -> None:
     assert list(figures) == ["figure4", "figure9"]
     joined = shown.history.merge(shown.trials, on="trial_id")
     for name, model, schemes in (("figure4", "mlp", 3), ("figure9", "alexnet", 4)):
-        panels = [axis for axis in figures[name].axes if axis.get_visible()]
+        panels = drawn(figures[name])
         assert len(panels) == 2
-        for axis, noise in zip(panels, (0.2, 0.4), strict=True):
-            assert f"label noise = {noise}" in axis.get_title().replace("\n", " ")
-            drawn = lines(axis)
-            assert [line.get_linestyle() for line in drawn] == ["-", "--"] * schemes
+        for panel, noise in zip(panels, (0.2, 0.4), strict=True):
+            assert f"label noise = {noise}" in " ".join(panel.title)
+            assert panel.rows["scheme"].nunique() == schemes
             here = joined[(joined["model.name"] == model) & (joined["data.label_noise"] == noise)]
             sgd = here[(here["scheme.name"] == "sgd") & (here["step"] > 0)]
-            for line, column in zip(drawn, (TEST, TRAIN), strict=False):
+            for series, column in (("test accuracy", TEST), ("train accuracy", TRAIN)):
+                line = panel.curve(series, scheme="SGD")
                 by_hand = [
                     100 * sgd[sgd["epoch"] == e][column].mean() for e in range(1, EPOCHS + 1)
                 ]
-                assert list(line.get_xdata()) == list(range(1, EPOCHS + 1))
-                assert line.get_ydata() == pytest.approx(by_hand, rel=1e-12)
+                assert list(line["x"]) == list(range(1, EPOCHS + 1))
+                assert list(line["y"]) == pytest.approx(by_hand, rel=1e-12)
 
 
-def test_a_scheme_has_one_colour_and_its_line_in_the_legend() -> None:
+def test_a_scheme_has_one_colour_and_each_accuracy_its_line() -> None:
     for figure in clipping.plot(tables(planned(clipping.LAPTOP))).values():
-        left, right = ([line.get_color() for line in lines(axis)] for axis in figure.axes)
-        assert left == right
-        assert left[::2] == left[1::2]
-        assert len(set(left)) == len(left) // 2
-        (legend,) = figure.legends
-        named = {
-            text.get_text(): line.get_color()
-            for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)
-        }
-        assert named.pop("SGD") == "#000000" == left[0]
-        assert set(left[1:]) <= {*named.values(), "#000000"}
-        assert {"test accuracy", "train accuracy", "clipping begins (each seed)"} <= set(named)
+        colours = legend(figure)
+        assert colours["SGD"] == "#000000"
+        assert len(set(colours.values())) == len(colours)
+        for panel in drawn(figure):
+            assert set(panel.rows["scheme"]) == set(colours)
+            (line,) = panel.marks("line")
+            dashes = line["encoding"]["strokeDash"]["scale"]
+            kinds = ["test accuracy", "train accuracy", "clipping begins (each seed)"]
+            assert dashes == {"domain": kinds, "range": [[1, 0], [5, 3], [1, 0]]}
 
 
 def test_triangles_stand_where_each_seed_began_to_clip() -> None:
     mlp = [t for t in planned(clipping.LAPTOP) if t.model.name == "mlp"]
     (figure,) = clipping.plot(tables(mlp)).values()
-    marks = [line for line in figure.axes[0].lines if line.get_linestyle() == "None"]
-    at = sorted(x for line in marks for x in line.get_xdata() if np.isfinite(x))
-    assert at == sorted([1.0, 2.0, 3.0, 4.0] * 2)  # two schemes; SGD has none
+    for panel in drawn(figure):
+        marks = panel.curve("clipping begins (each seed)")
+        assert sorted(marks["x"]) == sorted([1.0, 2.0, 3.0, 4.0] * 2)  # two schemes; SGD has none
+        low, high = panel.axes[1]["scale"]["domain"]
+        assert marks["y"].between(low, high).all()
+        assert marks.groupby("scheme")["y"].nunique().tolist() == [1, 1]
 
 
 def test_only_finished_trials_are_shown() -> None:
@@ -144,8 +138,7 @@ def test_a_fifth_scheme_gets_a_colour_of_its_own() -> None:
     space = SearchSpace(fields={**clipping.AUTOMATIC, "scheme.factor": [0.1, 0.2, 0.5, 1.0]})
     trials = [TrialConfig(), *space.trials()]
     (figure,) = clipping.plot(tables(trials)).values()
-    colours = [line.get_color() for line in lines(figure.axes[0])]
-    assert len(set(colours)) == 5
+    assert len(set(legend(figure).values())) == 5
 
 
 @pytest.mark.parametrize(

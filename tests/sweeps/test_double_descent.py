@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
 
 from gisgd_ray.claims.figure3 import DISPERSION, TEST, TRAIN
 from gisgd_ray.runner import main as sweep
 from sweeps import double_descent
 from sweeps.double_descent import LEGEND, SWEEP
+from tests.support.charts import Drawn, drawn, legend
 from tests.support.tables import NO_TRIALS, Tables, history, trial
 
 VALLEYS = {"0": 20, "1": 30}
@@ -42,49 +42,62 @@ def tables(**fields: Any) -> Tables:
     return Tables(pd.DataFrame(rows), pd.concat(points))
 
 
-def upright(axis: Axes) -> dict[str, float]:
+def upright(panel: Drawn) -> dict[str, float]:
     """The epochs marked by vertical lines, by their names."""
-    lines = [line for line in axis.lines if list(line.get_ydata()) == [0, 1]]
-    return {str(line.get_label()): float(np.asarray(line.get_xdata())[0]) for line in lines}
+    rules = panel.rows[panel.rows["drawn"] == "rule"]
+    assert bool(panel.marks("rule")) or rules.empty
+    return dict(zip(rules["series"], rules["x"], strict=True))
 
 
 def test_each_curve_is_the_mean_over_seeds_of_its_column() -> None:
     shown = tables()
     (figure,) = double_descent.plot(shown).values()
-    clean, noisy, *right = figure.axes
-    assert [axis.get_title().splitlines()[0] for axis in (clean, noisy)] == [
+    clean, noisy = drawn(figure)
+    assert [panel.title[0] for panel in (clean, noisy)] == [
         "(a) MLP on MNIST, label noise = 0",
         "(b) MLP on MNIST, label noise = 0.4",
     ]
-    assert [axis.get_ylabel() for axis in right] == ["dispersion"] * 2
+    titles = ["epoch", "accuracy (%)", "dispersion"]
+    assert [axis["title"] for axis in clean.axes] == titles
     table = shown.history.merge(shown.trials[["trial_id", "data.label_noise"]])
-    for noise, axis, twin in ((0.0, clean, right[0]), (0.4, noisy, right[1])):
+    for noise, panel in ((0.0, clean), (0.4, noisy)):
         mine = table[table["data.label_noise"] == noise].groupby("epoch")
-        for where, label, column, unit in (
-            (axis, LEGEND[0], TRAIN, 100),
-            (axis, LEGEND[1], TEST, 100),
-            (twin, LEGEND[2], DISPERSION, 1),
+        for label, column, unit in (
+            (LEGEND[0], TRAIN, 100),
+            (LEGEND[1], TEST, 100),
+            (LEGEND[2], DISPERSION, 1),
         ):
-            (line,) = [line for line in where.lines if line.get_label() == label]
-            assert list(np.asarray(line.get_xdata())) == list(range(81))
+            line = panel.curve(label)
+            assert list(line["x"]) == list(range(81))
             expected = [unit * part[column].sum() / 2 for _, part in mine]
-            assert list(np.asarray(line.get_ydata())) == pytest.approx(expected)
+            assert list(line["y"]) == pytest.approx(expected)
+            (axis,) = {
+                layer["encoding"]["y"]["title"]
+                for layer in panel.marks("line")
+                if set(line["drawn"]) <= set(layer["transform"][0]["filter"]["oneOf"])
+            }
+            assert axis == ("dispersion" if label == LEGEND[2] else "accuracy (%)")
 
 
 def test_valley_and_best_test_accuracy_are_marked_at_their_means_over_seeds() -> None:
     (figure,) = double_descent.plot(tables()).values()
-    clean, noisy, *_ = figure.axes
+    clean, noisy = drawn(figure)
     assert upright(noisy) == {"valley of V": 25, "best test accuracy": 30}
     assert upright(clean) == {"best test accuracy": 30}
-    assert noisy.get_title().endswith("\nvalley of V at epoch 25, best test accuracy at 30")
-    assert clean.get_title().endswith("\nbest test accuracy at epoch 30")
+    assert noisy.title[1:] == ["valley of V at epoch 25, best test accuracy at 30"]
+    assert clean.title[1:] == ["best test accuracy at epoch 30"]
 
 
 def test_one_legend_names_all_that_is_drawn_once() -> None:
     (figure,) = double_descent.plot(tables()).values()
-    (legend,) = figure.legends
-    assert tuple(text.get_text() for text in legend.get_texts()) == LEGEND
-    assert all(axis.get_legend() is None for axis in figure.axes)
+    assert tuple(legend(figure)) == LEGEND
+    scales = {
+        str(layer["encoding"]["stroke"]["scale"])
+        for panel in drawn(figure)
+        for layer in panel.layers
+        if "stroke" in layer["encoding"]
+    }
+    assert len(scales) == 1
 
 
 def test_models_are_not_mixed_and_only_finished_trials_shown() -> None:
@@ -94,7 +107,7 @@ def test_models_are_not_mixed_and_only_finished_trials_shown() -> None:
         pd.concat([mlp.history, alexnet.history]),
     )
     (figure,) = double_descent.plot(both).values()
-    titles = [axis.get_title().splitlines()[0] for axis in figure.axes[:4]]
+    titles = [panel.title[0] for panel in drawn(figure)]
     assert titles == [
         "(a) MLP on MNIST, label noise = 0",
         "(b) MLP on MNIST, label noise = 0.4",
@@ -103,7 +116,7 @@ def test_models_are_not_mixed_and_only_finished_trials_shown() -> None:
     ]
     both.trials.loc[both.trials["seed"] == 1, "status"] = "diverged"
     (figure,) = double_descent.plot(both).values()
-    assert upright(figure.axes[1])["valley of V"] == VALLEYS["0"]
+    assert upright(drawn(figure)[1])["valley of V"] == VALLEYS["0"]
     assert double_descent.plot(NO_TRIALS) == {}
 
 
@@ -111,7 +124,7 @@ def test_a_run_without_accuracies_or_dispersion_still_has_its_panel() -> None:
     shown = tables()
     shown.history[[TRAIN, TEST, DISPERSION]] = np.nan
     (figure,) = double_descent.plot(shown).values()
-    assert upright(figure.axes[1]) == {}
+    assert upright(drawn(figure)[1]) == {}
 
 
 REFUSED = {

@@ -9,8 +9,10 @@ import pytest
 
 from gisgd_ray.claims import figure6
 from gisgd_ray.config.space import make_space
+from gisgd_ray.figures.theme import COLOURS
 from sweeps import lr_batch
 from sweeps.lr_batch import BATCH, FLATNESS, RATE, TRAJECTORY
+from tests.support.charts import drawn, legend
 from tests.support.tables import Tables
 
 RATES, BATCHES = (0.1, 0.2), (20, 40, 60)
@@ -36,39 +38,42 @@ def table(**fields: Any) -> pd.DataFrame:
 def test_each_curve_is_the_mean_over_seeds_of_its_column() -> None:
     trials = table()
     (figure,) = lr_batch.plot(Tables(trials)).values()
-    left, right = figure.axes
-    assert (left.get_title(), right.get_title()) == (
-        "(a) MLP on MNIST-5k",
-        "(b) MLP on MNIST-5k",
-    )
-    assert (left.get_ylabel(), right.get_ylabel()) == ("trajectory factor", "flatness factor")
-    for axis, column in ((left, TRAJECTORY), (right, FLATNESS)):
-        curves = [bar.lines[0] for bar in axis.containers]
-        assert [bar.get_label() for bar in axis.containers] == ["lr = 0.1", "lr = 0.2"]
-        for rate, curve in zip(RATES, curves, strict=True):
-            assert list(curve.get_xdata()) == list(BATCHES)
-            for batch, shown in zip(BATCHES, curve.get_ydata(), strict=True):
+    assert legend(figure) == {"lr = 0.1": COLOURS[0], "lr = 0.2": COLOURS[1]}
+    left, right = drawn(figure)
+    assert (left.title, right.title) == (["(a) MLP on MNIST-5k"], ["(b) MLP on MNIST-5k"])
+    for shown, column, name in (
+        (left, TRAJECTORY, "trajectory factor"),
+        (right, FLATNESS, "flatness factor"),
+    ):
+        assert [axis["title"] for axis in shown.axes] == ["batch size", name]
+        assert shown.axes[1]["scale"]["type"] == "log"
+        for rate in RATES:
+            curve = shown.curve(f"lr = {rate}")
+            assert list(curve["x"]) == list(BATCHES)
+            for batch, mean, std in zip(BATCHES, curve["y"], curve["std"], strict=True):
                 mine = [
                     row[column]
                     for row in trials.to_dict("records")
                     if row[RATE] == rate and row[BATCH] == batch
                 ]
                 assert len(mine) == 2
-                assert shown == pytest.approx(sum(mine) / 2, rel=1e-12)
+                assert mean == pytest.approx(sum(mine) / 2, rel=1e-12)
+                assert std == pytest.approx(abs(mine[0] - mine[1]) / 2**0.5, rel=1e-9)
 
 
 def test_only_finished_trials_are_shown() -> None:
     trials = table()
     trials.loc[trials[BATCH] == 60, "status"] = "diverged"
     (figure,) = lr_batch.plot(Tables(trials)).values()
-    assert list(figure.axes[0].containers[0].lines[0].get_xdata()) == [20, 40]
+    assert list(drawn(figure)[0].curve("lr = 0.1")["x"]) == [20, 40]
+    assert lr_batch.plot(Tables(trials.assign(status="failed"))) == {}
 
 
 def test_another_swept_field_has_panels_and_claims_of_its_own() -> None:
     widths, noises = (32, 64), (0.0, 0.2)
     trials = table(model__width=list(widths), data__label_noise=list(noises))
     (figure,) = lr_batch.plot(Tables(trials)).values()
-    titles = [axis.get_title() for axis in figure.axes]
+    titles = [" ".join(shown.title) for shown in drawn(figure)]
     assert len(titles) == 8
     for (width, noise), title in zip(itertools.product(widths, noises), titles[::2], strict=True):
         assert f"width = {width}" in title
