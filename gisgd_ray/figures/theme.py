@@ -76,7 +76,7 @@ def config(
             "labelFontSize": small,
             "labelLimit": 0,
             "symbolStrokeWidth": 2,
-            "symbolSize": 64,
+            "symbolSize": 120,
             "symbolBaseFillColor": grey,
             "symbolBaseStrokeColor": grey,
         },

@@ -50,6 +50,12 @@ EDITS = {
             "ModelConfig = Annotated[\n    MLPConfig\n    | DeepConfig\n",
         )
     ],
+    "theory/quantities.py": [
+        (
+            "_EVALUATED = (\n",
+            '_EVALUATED = (\n    Quantity("measure/weight_norm", "‖W‖", "Norm of the weights"),\n',
+        )
+    ],
     "config/scheme.py": [
         (
             "SchemeConfig = Annotated[\n    SGDConfig\n",
@@ -94,6 +100,17 @@ def deep(input_shape, outputs, *, width):
     return nn.Sequential(nn.Flatten(), nn.Linear(d, width), nn.ReLU(),
         nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
 """,
+    "training/measured/weight_norm.py": """
+from gisgd_ray.training.measure import Measure
+
+
+class WeightNorm(Measure):
+    at_every_point = True
+
+    def measure(self, state, point):
+        norm2 = sum(p.square().sum().item() for p in state.model.parameters())
+        return {"measure/weight_norm": norm2**0.5}
+""",
     "schemes/half.py": """
 from gisgd_ray.schemes.base import Stateless
 
@@ -114,7 +131,7 @@ def build(config, model, setting):
 }
 
 RUN = """
-import gisgd_ray, sys
+import gisgd_ray, sys, torch
 from gisgd_ray.runner import cli
 from gisgd_ray.training import loop as training
 from gisgd_ray.config.trial import TrialConfig
@@ -132,11 +149,14 @@ for config in plan.trials:
         training.advance(state)
     row = training.summary(state)
     assert row["steps"] == 12, row
+    norm = torch.cat([p.flatten() for p in state.model.parameters()]).norm().item()
+    assert abs(row["measure/weight_norm"] - norm) < 1e-4, row
+    assert all(point["measure/weight_norm"] > 0 for point in state.history)
     print(config.data.dataset, row["train/loss"] < 1.2, row["bound/theorem2_closed_form"] > 0)
 """
 
 
-def test_a_dataset_a_model_and_a_scheme_of_ones_own(tmp_path: Path) -> None:
+def test_a_dataset_a_model_a_scheme_and_a_measure_of_ones_own(tmp_path: Path) -> None:
     package = tmp_path / "gisgd_ray"
     shutil.copytree(ROOT / "gisgd_ray", package, ignore=shutil.ignore_patterns("__pycache__"))
     for name, changes in EDITS.items():

@@ -1,23 +1,21 @@
 """What is measured at the weights of a run, a file each: :data:`MEASURES` is what it walks through.
 
-Another quantity takes a file here, its place in that list and its columns in
-:mod:`gisgd_ray.theory.quantities`.
+Another quantity takes a file here, and its columns in :mod:`gisgd_ray.theory.quantities`.
 """
 
-from gisgd_ray.training.measure import Measure
-from gisgd_ray.training.measured.flatness import Flatness
-from gisgd_ray.training.measured.mean_gradient_gap import MeanGradientGap
-from gisgd_ray.training.measured.network_theorem import NetworkTheorem
-from gisgd_ray.training.measured.sensitivity import Sensitivity
-from gisgd_ray.training.measured.smoothness import Smoothness
-from gisgd_ray.training.measured.trace import Trace
+from graphlib import TopologicalSorter
+from importlib import import_module
+from pkgutil import iter_modules
 
-MEASURES: tuple[Measure, ...] = (
-    Trace(),
-    Sensitivity(),
-    MeanGradientGap(),
-    NetworkTheorem(),
-    Flatness(),
-    Smoothness(),
-)
-"""In order: a later one may take what an earlier one has found."""
+from gisgd_ray.training.measure import Measure
+
+
+def _every_measure() -> tuple[Measure, ...]:
+    for module in iter_modules(__path__):
+        import_module(f"{__name__}.{module.name}")
+    after = {kind: kind.after for kind in Measure.__subclasses__()}
+    return tuple(kind() for kind in TopologicalSorter(after).static_order())
+
+
+MEASURES = _every_measure()
+"""Each after those whose columns it takes."""

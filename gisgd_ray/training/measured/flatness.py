@@ -16,10 +16,13 @@ from gisgd_ray.measures.flatness import (
 )
 from gisgd_ray.theory.quantities import at
 from gisgd_ray.training.measure import Measure
+from gisgd_ray.training.measured.trace import Trace
 from gisgd_ray.training.state import Point, TrainState
 
 
 class Flatness(Measure):
+    after = (Trace,)
+
     def is_on(self, config: TrialConfig) -> bool:
         return config.measurement.flatness
 

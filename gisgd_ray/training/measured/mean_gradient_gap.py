@@ -17,6 +17,8 @@ from gisgd_ray.training.terms import LEMMA2_POPULATION
 
 
 class MeanGradientGap(Measure):
+    after = (Sensitivity,)
+
     def is_on(self, config: TrialConfig) -> bool:
         return config.measurement.mean_gradient_gap
 
