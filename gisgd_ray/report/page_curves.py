@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -102,21 +103,32 @@ def _panel(curves: Curves, name: str, places: list[int]) -> dict[str, Any]:
                 y for y in (found[1] if isinstance(found[0], list) else found) if y is not None
             ]
     ends = min(values, default=1.0), max(values, default=1.0)
-    empty = pd.DataFrame(columns=["x", "y", "series", "scheme", "marked"])
-    panel = charts.Panel(empty, "", "step", "%" if name == Panel.ACCURACY else "")
-    looks = {
-        curves.columns[place].label: charts.marked(i, dash=DASHES[i % len(DASHES)])
-        for i, place in enumerate(places)
-    }
+    labels = tuple(curves.columns[place].label for place in places)
     log = bool(0 < ends[0] < ends[1] / SPREAD)
-    given: dict[str, Any] = {"log": log, "domain": ends if log else None, "columns": 1}
+    unit = "%" if name == Panel.ACCURACY else ""
+    return {"name": name, "places": places, **_specs(labels, unit, ends if log else None)}
+
+
+@lru_cache
+def _specs(
+    labels: tuple[str, ...], unit: str, domain: tuple[float, float] | None
+) -> dict[str, dict[str, Any]]:
+    """Charts of so many curves, on a logarithmic axis for this domain if there is one.
+
+    Altair takes a tenth of a second for each; pages share most of them.
+    """
+    empty = pd.DataFrame(columns=["x", "y", "series", "scheme", "marked"])
+    panel = charts.Panel(empty, "", "step", unit)
+    looks = {
+        label: charts.marked(i, dash=DASHES[i % len(DASHES)]) for i, label in enumerate(labels)
+    }
+    given: dict[str, Any] = {"log": domain is not None, "domain": domain, "columns": 1}
     given |= {"letters": False, "moves": True, "height": 168, "room": 66}
     plain = {label: replace(look, dash=charts.SOLID) for label, look in looks.items()}
     single = charts.figure([panel], plain, **given)
     several = charts.figure([panel], looks, schemes={"": theme.GREY}, **given)
     both = {"single": single, "several": several}
-    specs = {key: theme.on_page(chart.to_dict()) for key, chart in both.items()}
-    return {"name": name, "places": places, **specs}
+    return {key: theme.on_page(chart.to_dict()) for key, chart in both.items()}
 
 
 def curve_columns(history: pd.DataFrame) -> list[Column]:
