@@ -108,11 +108,11 @@ def hessian(model: nn.Module, inputs: Tensor, labels: Tensor, loss: str) -> Tens
     mean = sum(_losses(double, inputs, labels, loss)) / len(inputs)
     first = torch.autograd.grad(mean, parameters, create_graph=True)
     flat = torch.cat([g.flatten() for g in first])
-    rows = []
-    for entry in flat:
-        second = torch.autograd.grad(entry, parameters, retain_graph=True, materialize_grads=True)
-        rows.append(torch.cat([g.flatten() for g in second]))
-    return torch.stack(rows)
+    every = torch.eye(len(flat), dtype=flat.dtype)
+    second = torch.autograd.grad(
+        flat, parameters, every, is_grads_batched=True, materialize_grads=True
+    )
+    return torch.cat([g.flatten(1) for g in second], dim=1)
 
 
 def hessian_trace(model: nn.Module, inputs: Tensor, labels: Tensor, loss: str) -> float:
