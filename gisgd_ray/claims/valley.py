@@ -32,6 +32,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
 from gisgd_ray.claims.statistics import LEVEL
@@ -90,9 +91,11 @@ def running_median(values: ArrayLike) -> Array:
         values: ``(..., n)``; a curve in each row.
     """
     given = np.asarray(values, dtype=np.float64)
-    medians = np.empty_like(given)
-    for j, half in enumerate(_halves(given.shape[-1])):
-        medians[..., j] = np.median(given[..., j - half : j + half + 1], axis=-1)
+    medians, halves = np.empty_like(given), np.array(_halves(given.shape[-1]))
+    for half in np.unique(halves):
+        at = np.flatnonzero(halves == half)
+        windows = sliding_window_view(given, 2 * half + 1, axis=-1)
+        medians[..., at] = np.median(windows[..., at - half, :], axis=-1)
     return medians
 
 
@@ -103,11 +106,10 @@ def _halves(n: int) -> list[int]:
 def local_scatter(logs: Array) -> Array:
     """sigma_i of the module's text, ``(..., n)`` for curves ``(..., n)`` of at least 3 points."""
     bends = np.abs(logs[..., 1:-1] - (logs[..., 2:] + logs[..., :-2]) / 2) / math.sqrt(1.5)
-    n, known = logs.shape[-1], bends.shape[-1]
-    scatter = np.empty_like(logs)
-    for j in range(n):
-        first = max(0, min(j - 1 - NEIGHBOURS // 2, known - NEIGHBOURS))
-        scatter[..., j] = 1.4826 * np.median(bends[..., first : first + NEIGHBOURS], axis=-1)
+    width = min(NEIGHBOURS, bends.shape[-1])
+    windows = sliding_window_view(bends, width, axis=-1)
+    first = np.clip(np.arange(logs.shape[-1]) - 1 - NEIGHBOURS // 2, 0, windows.shape[-2] - 1)
+    scatter: Array = 1.4826 * np.median(windows[..., first, :], axis=-1)
     return scatter
 
 
