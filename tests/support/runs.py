@@ -17,6 +17,7 @@ SMALL: dict[str, Any] = {
     "model.width": 16,
     "training.learning_rate": 0.1,
     "training.max_epochs": 3,
+    "measurement.flatness_draws": 4,
 }
 """n = 200 and b = 60: four steps an epoch, the last one of 20 samples."""
 
