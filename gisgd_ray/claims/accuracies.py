@@ -31,8 +31,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
 
 from gisgd_ray.claims.points import numbers
 from gisgd_ray.claims.statistics import (
@@ -130,7 +130,7 @@ class AccuracyInterval(Interval):
 
     def half_at(self, level: float) -> float:
         """Half the width of the interval that leaves out ``level`` on either side."""
-        t, z = stats.t.isf(level, self.n - 1), stats.norm.isf(level)
+        t, z = scipy.stats.t.isf(level, self.n - 1), scipy.stats.norm.isf(level)
         return math.hypot(t * self.error, z * self.split_error)
 
     @property
@@ -160,7 +160,9 @@ def accuracy_test(interval: AccuracyInterval, threshold: float, *, side: Side) -
     """
     n, above = interval.n, interval.mean - threshold
     if n == 1 and interval.split_error > 0:
-        side_p = float(stats.norm.sf((1 if side == "above" else -1) * above / interval.split_error))
+        side_p = float(
+            scipy.stats.norm.sf((1 if side == "above" else -1) * above / interval.split_error)
+        )
         return PValues(side_p, 1 - side_p, 1)
     if n < MIN_SEEDS - 1:
         return t_test(interval, threshold, side=side)
@@ -187,8 +189,8 @@ def lift_of_best(values: ArrayLike) -> float:
     given = np.asarray(values, dtype=np.float64)
     if len(given) < 3:
         return 0.0
-    scatter = float(np.median(np.abs(np.diff(given)))) / stats.norm.ppf(0.75) / math.sqrt(2)
-    return float(scatter * stats.norm.ppf((len(given) - 0.375) / (len(given) + 0.25)))
+    scatter = float(np.median(np.abs(np.diff(given)))) / scipy.stats.norm.ppf(0.75) / math.sqrt(2)
+    return float(scatter * scipy.stats.norm.ppf((len(given) - 0.375) / (len(given) + 0.25)))
 
 
 def _level_reached(interval: AccuracyInterval, distance: float) -> float:
@@ -200,7 +202,7 @@ def _level_reached(interval: AccuracyInterval, distance: float) -> float:
 
     if over(least) < 0:
         return LEAST
-    return math.exp(optimize.brentq(over, least, math.log(0.5)))
+    return math.exp(scipy.optimize.brentq(over, least, math.log(0.5)))
 
 
 def sign_test(seeds: Iterable[bool]) -> PValues:
@@ -213,5 +215,5 @@ def sign_test(seeds: Iterable[bool]) -> PValues:
     n, k = len(given), sum(given)
     if n == 1:
         return PValues(float(k == 0), float(k == 1), 1)
-    p_holds, p_fails = (float(stats.binom.sf(count - 1, n, 0.5)) for count in (k, n - k))
+    p_holds, p_fails = (float(scipy.stats.binom.sf(count - 1, n, 0.5)) for count in (k, n - k))
     return PValues(p_holds, p_fails, n)

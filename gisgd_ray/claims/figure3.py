@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from gisgd_ray.claims.accuracies import (
     UNDEFINED,
@@ -239,7 +239,7 @@ def shape_test(shown: Sequence[bool], denied: Sequence[bool]) -> PValues:
     n = len(shown)
     if n == 1:
         return PValues(float(not shown[0]), float(not denied[0]), 1)
-    for_it, against = (float(stats.binom.sf(sum(k) - 1, n, LEVEL)) for k in (shown, denied))
+    for_it, against = (float(scipy.stats.binom.sf(sum(k) - 1, n, LEVEL)) for k in (shown, denied))
     return enough_seeds(PValues(1.0 if any(denied) else for_it, 1.0 if any(shown) else against, n))
 
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 Verdict = Literal["holds", "fails", "undecided", "single run"]
 """A single run shows what it shows, and nothing of what another seed would have done."""
@@ -113,7 +113,7 @@ class Interval:
 
     @property
     def _half(self) -> float:
-        return float(stats.t.ppf(1 - LEVEL / 2, self._degrees)) * self.error
+        return float(scipy.stats.t.ppf(1 - LEVEL / 2, self._degrees)) * self.error
 
     def __str__(self) -> str:
         left_out = f", {self.missing} left out as undefined" if self.missing else ""
@@ -263,7 +263,7 @@ def t_test(interval: Interval, threshold: float, *, side: Side) -> PValues:
         return PValues(1.0, 1.0, interval.n)
     with np.errstate(divide="ignore"):
         t = np.float64(above) / interval.error
-    p_holds, p_fails = (float(stats.t.sf(s * t, interval._degrees)) for s in (1, -1))
+    p_holds, p_fails = (float(scipy.stats.t.sf(s * t, interval._degrees)) for s in (1, -1))
     return PValues(p_holds, p_fails, interval.n)
 
 
