@@ -13,7 +13,7 @@ setup: .venv/installed  ## make .venv with the exact versions of constraints.txt
 .venv/installed: pyproject.toml constraints.txt
 	@# An environment without pip, of an older Python, or whose setting up was cut off is made anew.
 	@test ! -e .venv/begun && $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
-	  || { echo "Setting up .venv (PyTorch and Ray: several minutes, 6 GB)"; \
+	  || { echo "Setting up .venv (PyTorch and Ray: several minutes, 7 GB)"; \
 	  $(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, not " + sys.version.split()[0]) if sys.version_info < (3, 11) else None' \
 	  && rm -rf .venv && $(PYTHON) -m venv .venv; }
 	@touch .venv/begun

@@ -76,7 +76,7 @@ def config(
             "labelFontSize": small,
             "labelLimit": 0,
             "symbolStrokeWidth": 2,
-            "symbolSize": 120,
+            "symbolSize": 90,
             "symbolBaseFillColor": grey,
             "symbolBaseStrokeColor": grey,
         },
