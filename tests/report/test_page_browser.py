@@ -356,9 +356,10 @@ def test_five_hundred_trials_open_at_once(tmp_path: Path) -> None:
     script = """const t = performance.timing;
     return [t.domComplete - t.navigationStart, document.querySelectorAll(".trials button").length,
       document.querySelectorAll(".plot svg").length];"""
-    # What the machine does besides can only add to it.
-    openings = [opened(page, tmp_path / f"profile{i}", script) for i in range(3)]
-    took, buttons, drawn_here = min(openings)
+    for attempt in range(3):  # what the machine does besides can only add to it
+        took, buttons, drawn_here = opened(page, tmp_path / f"profile{attempt}", script)
+        if took < 3000:
+            break
     print(f"{page.stat().st_size / 1e6:.2f} MB, {took} ms")
     assert buttons == 500
     assert drawn_here == 1
