@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gisgd_ray.config.measurement import MeasurementConfig
 from gisgd_ray.measures.displaced import Samples, WeightNoise
 from gisgd_ray.measures.flatness import (
     LEAST_DRAWS,
@@ -62,6 +63,10 @@ def scatter(relative: float) -> tuple[Tensor, Tensor]:
     c = math.sqrt((relative * 0.2) ** 2 * d / 2 - 0.04)
     signs = torch.tensor([1.0, -1.0]).repeat(d // 2).double()
     return train * (5.2 + c * signs).sqrt(), test * math.sqrt(5)
+
+
+DRAWS = {"measurement.flatness_draws": MeasurementConfig().flatness_draws}
+"""As by default, and not as few as other tests take."""
 
 
 class TestClosedForm:
@@ -193,7 +198,7 @@ class TestSeveralRuns:
     )
     def test_of_a_trial(self, replicas, draws):
         """32 at most by default, and two pairs of each replica at least."""
-        changes = {"replicas": replicas, "measurement.smoothness": False}
+        changes = {"replicas": replicas, "measurement.smoothness": False, **DRAWS}
         changes |= {"measurement.noise_stds": [0.3, 0.01], "training.max_steps": 6}
         row = run(changes).row
         for std in (0.3, 0.01):
@@ -249,7 +254,7 @@ class TestWhatSixDrawsGot:
     @pytest.mark.parametrize(("seed", "told"), [(7, 0.572), (8, 0.131)])
     def test_is_within_its_error_now(self, seed, told):
         changes = {"seed": seed, "training.max_epochs": 20, "measurement.noise_stds": [0.03]}
-        finished = run(changes | {"measurement.smoothness": False})
+        finished = run(changes | {"measurement.smoothness": False, **DRAWS})
         row = finished.row
 
         def drawn(draws: int) -> FlatnessGap:
