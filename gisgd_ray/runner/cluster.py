@@ -8,6 +8,7 @@ import socket
 import sys
 import uuid
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -254,21 +255,22 @@ def _grows() -> bool:
     return os.path.exists(BOOTSTRAP)
 
 
-def require_room(*, cpus: int, gpus: float) -> None:
+def require_room(*, cpus: int, gpus: float, on: "Sequence[Machine] | None" = None) -> None:
     """See that some machine can take a trial at all: Ray would wait for one without a word.
 
-    An autoscaling cluster is trusted to start such a machine.
+    Args:
+        on: the machines; without them the cluster's, which is trusted to start such a one if it
+            grows.
 
     Raises:
         UserError: none can.
     """
-    import ray
-
-    if _grows():
-        return
-    sizes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(s.get("CPU", 0) >= cpus and s.get("GPU", 0) >= gpus for s in sizes):
-        largest = ", ".join(f"{s.get('CPU', 0):g} CPUs and {s.get('GPU', 0):g} GPUs" for s in sizes)
+    if on is None:
+        if _grows():
+            return
+        on = machines()
+    if not any(machine.cpus >= cpus and machine.gpus >= gpus for machine in on):
+        largest = ", ".join(f"{each.cpus:g} CPUs and {each.gpus:g} GPUs" for each in on)
         raise UserError(
             f"a trial asks for {cpus} CPUs and {gpus:g} GPUs, but no machine has them ({largest}); "
             "lower --cpus-per-trial or --gpus-per-trial"

@@ -253,12 +253,13 @@ def sweep_cost(
     None where that can be measured only once the cluster has brought up a machine with a GPU.
 
     Raises:
-        UserError: a trial does not fit on a GPU.
+        UserError: a trial does not fit on a GPU, or on any machine.
         DataError: none can be tried out, since a dataset is missing.
     """
     cpus = options.cpus_per_trial
     if not connected:
         resources, on = Resources(cpus=cpus), [Machine(usable_cpus(), 0)]
+        require_room(cpus=cpus, gpus=0, on=on)
     else:
         if cluster_gpus() > 0 and not gpu_machines():
             return None

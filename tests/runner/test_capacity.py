@@ -268,9 +268,11 @@ def test_the_cost_on_a_machine_without_ray(
     assert together == [at_once]
 
 
-def test_a_trial_of_more_cpus_than_there_are_is_still_one(together: list[int]) -> None:
-    lines("--cpus-per-trial=64", connected=False)
-    assert together == [1]
+def test_a_trial_of_more_cpus_than_there_are_is_refused(together: list[int]) -> None:
+    """As by a launch, and not tried out with so many threads."""
+    with pytest.raises(UserError, match=r"asks for 64 CPUs .* no machine has them \(6 CPUs and 0"):
+        lines("--cpus-per-trial=64", connected=False)
+    assert together == []
 
 
 @pytest.mark.usefixtures("probed")
