@@ -88,7 +88,7 @@ class TestBFloat16:
             step(model, x[i : i + 1], y[i : i + 1], loss=loss, precision="bfloat16").plain()
             squares.append(float(flat(model).square().sum()))
         by_sample = BySample(model)
-        meter = StepMeter(model, batch_size=len(x), dispersion=by_sample)
+        meter = StepMeter(dispersion=by_sample)
         SGD().gradient(step(model, x, y, loss=loss, precision="bfloat16", meter=meter))
         found = by_sample._squared[0, : len(x)].clone()
         assert found.tolist() == pytest.approx(squares, rel=0.02)
@@ -105,7 +105,7 @@ class TestBFloat16:
         with torch.no_grad():
             for p in model.parameters():
                 p.fill_(1.0)
-        meter = StepMeter(model, batch_size=2, dispersion=BySample(model))
+        meter = StepMeter(dispersion=BySample(model))
         x, y = torch.ones(2, 4), torch.tensor([0, 1])
         SGD().gradient(step(model, x, y, precision="bfloat16", meter=meter))
         meter.close(learning_rate=0.1)
