@@ -53,7 +53,7 @@ from torch import Tensor, nn
 from gisgd_ray.measures.step_series import Array, StepSeries
 from gisgd_ray.networks.models import trainable
 from gisgd_ray.networks.per_sample import gradient_norm_parts, per_sample_norms
-from gisgd_ray.schemes.base import Scheme, Step
+from gisgd_ray.schemes.base import Number, Scheme, Step
 
 
 class Dispersion:
@@ -167,7 +167,7 @@ class StepMeter:
         self._dispersion, self._active, self._capacity = dispersion, active, capacity
         self._losses: list[Tensor] = []
         self._counts: list[Tensor] = []
-        self._factors: list[Tensor | None] = []
+        self._factors: list[Number | None] = []
         self._learning_rates: list[float] = []
         self._drained: list[StepSeries] = []
 
@@ -196,12 +196,12 @@ class StepMeter:
         """||g||, shape (), of the plain gradient seen last; None if it is not measured."""
         return self._dispersion.gradient_norm()
 
-    def close(self, *, learning_rate: float, factor: Tensor | None = None) -> None:
+    def close(self, *, learning_rate: float, factor: Number | None = None) -> None:
         """End the step seen last, the scheme's gradient being in ``.grad``.
 
         Args:
             learning_rate: lambda_t.
-            factor: of the scheme's gradient to the plain one, (); None if it is no multiple of it.
+            factor: of the scheme's gradient to the plain one; None if it is no multiple of it.
         """
         self._dispersion.close()
         self._factors.append(factor)
@@ -252,10 +252,9 @@ def to_float64(values: Tensor) -> Array:
     return values.detach().to("cpu", torch.float64, copy=True).numpy()
 
 
-def _numbers(values: Sequence[Tensor | None]) -> Array:
-    """One of each, NaN for None."""
-    numbers = np.full(len(values), np.nan)
-    known = [value for value in values if value is not None]
-    if known:
-        numbers[[value is not None for value in values]] = to_float64(torch.stack(known))
-    return numbers
+def _numbers(values: Sequence[Number | None]) -> Array:
+    """One of each, NaN for None; tensors in one copy from their device."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    copied = iter(to_float64(torch.stack(tensors)) if tensors else ())
+    known = [next(copied) if isinstance(value, Tensor) else value for value in values]
+    return np.array([np.nan if value is None else value for value in known])
