@@ -47,7 +47,7 @@ GRAM_WORK = 20
 product, on a CPU: so measured from 784 x 64 to 3072 x 512, in batches of 20 to 250."""
 
 
-def serves(config: TrialConfig, model: nn.Module) -> bool:
+def serves(config: TrialConfig, model: nn.Module, input_shape: tuple[int, ...]) -> bool:
     """Whether a run takes its steps by a :class:`DenseNetwork`, and not by autograd.
 
     Where the scheme's gradient is the plain one or a multiple of it, the optimizer plain SGD in
@@ -61,12 +61,13 @@ def serves(config: TrialConfig, model: nn.Module) -> bool:
         and t.max_gradient_norm is None
         and t.precision == "float32"
         and not (m.dispersion and config.dispersion_estimator == "groups")
-        and is_dense(model)
+        and is_dense(model, input_shape)
     )
 
 
-def is_dense(model: nn.Module) -> bool:
-    """Whether it is an ``nn.Sequential`` of flattening, then linear layers, ReLU, fixed read-outs.
+def is_dense(model: nn.Module, input_shape: tuple[int, ...]) -> bool:
+    """Whether it is an ``nn.Sequential`` of linear layers, ReLU and fixed read-outs on vectors, or
+    on what it flattens first.
 
     On a CPU, where a look at a number waits for nothing, each parameter in one place, and without
     hooks, which nothing here would call.
@@ -76,7 +77,7 @@ def is_dense(model: nn.Module) -> bool:
     parameters = [p for layer in layers for p in layer.parameters()]
     parts = (*model.modules(), *parameters)
     return (
-        type(first) is nn.Flatten
+        (type(first) is nn.Flatten or len(input_shape) == 1)
         and all(type(layer) in _KNOWN for layer in layers)  # a subclass may compute another thing
         and all((f.start_dim, f.end_dim) == (1, -1) for f in layers if isinstance(f, nn.Flatten))
         and len(set(parameters)) == len(parameters)

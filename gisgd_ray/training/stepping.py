@@ -282,7 +282,7 @@ def build_stepper(config: TrialConfig, replicas: Sequence[Replica]) -> Stepper:
     """The stepper of the trial's setting."""
     if config.replicas is None:
         (replica,) = replicas
-        if serves(config, replica.model):
+        if serves(config, replica.model, replica.dataset.input_shape):
             return DenseRun(config, replica)
         return AutogradRun(config, replica)
     return ReplicatedRun(config, replicas)
