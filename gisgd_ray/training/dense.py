@@ -51,15 +51,15 @@ def serves(config: TrialConfig, model: nn.Module, input_shape: tuple[int, ...]) 
     """Whether a run takes its steps by a :class:`DenseNetwork`, and not by autograd.
 
     Where the scheme's gradient is the plain one or a multiple of it, the optimizer plain SGD in
-    float32, the dispersion by sample or not measured, and the model dense (:func:`is_dense`). All
-    else is left to autograd, against which these steps are tested.
+    full precision, the dispersion by sample or not measured, and the model dense (see
+    :func:`is_dense`). All else is left to autograd, against which these steps are tested.
     """
     t, m = config.training, config.measurement
     return (
         SCHEMES[config.scheme.name].gradient != "another"
         and t.momentum == t.weight_decay == 0
         and t.max_gradient_norm is None
-        and t.precision == "float32"
+        and t.precision != "bfloat16"  # tf32 is float32 on a CPU
         and not (m.dispersion and config.dispersion_estimator == "groups")
         and is_dense(model, input_shape)
     )

@@ -316,7 +316,7 @@ def test_the_schemes_likewise(name, scheme):
 
 @pytest.mark.parametrize("name", ["mlp", "width 1", "linear", "two-layer ReLU"])
 def test_two_hundred_steps_in_float32_are_those_of_autograd(name):
-    assert_alike(name, "sgd", torch.float32, 200, rel=1e-4, atol=1e-5)
+    assert_alike(name, "sgd", torch.float32, 200, rel=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [n for n in NETWORKS if n not in WITH_GRADIENTS_BY_SAMPLE])
