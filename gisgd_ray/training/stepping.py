@@ -176,7 +176,8 @@ class AutogradRun(SingleRun):
         return {"optimizer": self.optimizer.state_dict(), **super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" in state:  # a DenseRun on a CPU, perhaps resumed on a GPU, has none
+            self.optimizer.load_state_dict(state["optimizer"])
         super().load_state_dict(state)
 
 

@@ -451,3 +451,18 @@ class TestToTheBit:
 
     def test_no_gradient_is_left(self):
         assert all(p.grad is None for p in run().state.model.parameters())
+
+    @pytest.mark.parametrize("changes", [{}, CLIPPED])
+    def test_a_checkpoint_of_either_engine_is_one_for_both(self, changes):
+        """As where a sweep that began on CPUs is resumed on GPUs."""
+        trial = config(changes)
+        states = [training.start(trial), training.start(trial)]
+        runs = [DenseRun(trial, states[0].replicas[0]), AutogradRun(trial, states[1].replicas[0])]
+        for step in range(3):
+            for each in runs:
+                each.step(step, learning_rate=0.1)
+        dense_run, by_autograd = runs
+        kept = [each.state_dict() for each in runs]
+        by_autograd.load_state_dict(kept[0])
+        dense_run.load_state_dict(kept[1])
+        assert [each.scheme.state_dict() for each in runs] == [k["scheme"] for k in kept[::-1]]
