@@ -18,7 +18,8 @@ the plain gradient of the loss, whatever the training scheme makes of it, unless
 ``measurement.dispersion_of`` asks for the applied one: then of the plain gradient times the factor
 of the step, the factor held.
 
-Each way to estimate s2 is a class of its own: :class:`BySample` here; between groups of the batch,
+Each way to estimate s2 is a class of its own: :class:`BySample` here; the same from a Gram matrix,
+where the step is written out, in :mod:`gisgd_ray.training.dense`; between groups of the batch,
 where samples have no gradients of their own (BatchNorm in train mode), in
 :mod:`gisgd_ray.measures.groups`.
 

@@ -20,9 +20,10 @@ and all that is measured of them follows from two numbers, with g their mean::
 The trace takes no more than the norms of the a_i and d_i. To 1^T K 1 a layer's weight gives the sum
 of (A A^T) * (D D^T), which is ||D^T A||^2: from the Gram matrices where they are less work than
 writing the product and reading it again (:data:`GRAM_WORK`), else from the product, which then is
-what the update adds. Sums are taken in float64; the rounding of the float32 factors is, in s2, of
-the order 1e-7 tr K / b as with norms by sample: steps whose gradients agree to that are counted
-alike (``StepSeries.ill_conditioned_steps``).
+what the update adds. Products are float32 and sums float64, so that s2 is good to 1e-7 of tr K / b
+like the estimators by norms; but at a step whose gradients agree so well that this may matter (one
+that ``StepSeries.ill_conditioned_steps`` counts) both numbers are taken again in float64 from the
+same A_l and D_l, and nothing cancels.
 """
 
 import math
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 from gisgd_ray.config.catalogue import SCHEMES
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.measures.dispersion import Dispersion
-from gisgd_ray.measures.step_series import Array
+from gisgd_ray.measures.step_series import ILL_CONDITIONED, Array
 from gisgd_ray.networks.losses import LossName, losses_and_gradient
 from gisgd_ray.networks.models import FixedReadout
 from gisgd_ray.schemes.base import Batch, Meter, Number, Step
@@ -154,6 +155,11 @@ class DenseNetwork:
             self._total = max(sum(layer.total() for layer in self._trained), 0.0)
         return self._total
 
+    def in_float64(self) -> tuple[float, float]:
+        """tr K and 1^T K 1 again, from products in float64."""
+        trace, total = np.sum([layer.in_float64() for layer in self._trained], axis=0).tolist()
+        return trace, total
+
     def gradient_norm(self) -> float:
         """||g||."""
         return math.sqrt(self.total()) / self._size
@@ -216,6 +222,17 @@ class _Linear:
             sums = _float64(self._summed())
             total += float(sums @ sums)
         return total
+
+    def in_float64(self) -> tuple[float, float]:
+        inputs, delta = self._inputs.double(), self._delta.double()
+        squares, trace, total = delta.square().sum(dim=1), 0.0, 0.0
+        if self._trains_weight:
+            trace += float(squares @ inputs.square().sum(dim=1))
+            total += float((delta.T @ inputs).square().sum())
+        if self._trains_bias:
+            trace += float(squares.sum())
+            total += float(delta.sum(dim=0).square().sum())
+        return trace, total
 
     def descend(self, rate: float) -> None:
         if self._trains_weight and self._by_gram:
@@ -324,9 +341,11 @@ class ByGram(Dispersion):
         self._totals: list[float] = []
 
     def see(self, batch_size: int) -> None:
-        del batch_size
-        self._traces.append(self._network.trace())
-        self._totals.append(self._network.total())
+        trace, total = self._network.trace(), self._network.total()
+        if trace - total / batch_size < ILL_CONDITIONED * trace:
+            trace, total = self._network.in_float64()
+        self._traces.append(trace)
+        self._totals.append(total)
 
     def columns(self, sizes: Array) -> dict[str, Array]:
         traces, totals = np.array(self._traces), np.array(self._totals)
