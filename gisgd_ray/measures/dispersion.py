@@ -79,8 +79,8 @@ class Dispersion:
     def close(self) -> None:
         """The scheme's gradient is in ``.grad``."""
 
-    def gradient_norm(self) -> Tensor | None:
-        """||g||, (), of the plain gradient seen last; None if it is not measured."""
+    def gradient_norm(self) -> Number | None:
+        """||g|| of the plain gradient seen last; None if it is not measured."""
 
     def columns(self, sizes: Array) -> dict[str, Array]:
         """The columns that it knows of the steps since the last call, whose batches are of these
@@ -193,8 +193,8 @@ class StepMeter:
         if self._active is not None:
             self._counts.append(self._active())
 
-    def gradient_norm(self) -> Tensor | None:
-        """||g||, shape (), of the plain gradient seen last; None if it is not measured."""
+    def gradient_norm(self) -> Number | None:
+        """||g|| of the plain gradient seen last; None if it is not measured."""
         return self._dispersion.gradient_norm()
 
     def close(self, *, learning_rate: float, factor: Number | None = None) -> None:

@@ -49,8 +49,8 @@ class Meter(Protocol):
     def see(self, losses: Tensor) -> None:
         """Note the per-sample losses (b,), and the plain gradient in ``.grad`` if it measures."""
 
-    def gradient_norm(self) -> Tensor | None:
-        """||g||, shape (), of the gradient seen last; None if it was not taken."""
+    def gradient_norm(self) -> Number | None:
+        """||g|| of the gradient seen last; None if it was not taken."""
 
 
 class Step:

@@ -317,9 +317,12 @@ class DenseStep(Step):
                 self._meter.see(losses)
         return losses
 
-    def gradient_norm(self) -> float:
-        with torch.inference_mode():
-            return self._network.gradient_norm()
+    def gradient_norm(self) -> Number:
+        norm = None if self._meter is None else self._meter.gradient_norm()
+        if norm is None:
+            with torch.inference_mode():
+                norm = self._network.gradient_norm()
+        return norm
 
     def scale(self, factor: Number) -> None:
         """Nothing is to be done before the update."""
@@ -346,6 +349,9 @@ class ByGram(Dispersion):
             trace, total = self._network.in_float64()
         self._traces.append(trace)
         self._totals.append(total)
+
+    def gradient_norm(self) -> float:
+        return self._network.gradient_norm()
 
     def columns(self, sizes: Array) -> dict[str, Array]:
         traces, totals = np.array(self._traces), np.array(self._totals)
