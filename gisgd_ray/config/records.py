@@ -124,7 +124,8 @@ class SchemeRecord(Record):
     declared_in = "scheme.py"
 
     gradient: Literal["plain", "multiple", "another"] = "another"
-    """The plain one, or a multiple of it by a factor known at every step, or another."""
+    """The plain one, or a multiple of it by a factor known at every step (both made by
+    ``Step.plain`` and ``Step.scale`` alone), or another."""
     keeps_weights: bool = False
     """Whether it keeps a copy of the weights."""
     needs: Literal["images", "classes", "layers"] | None = None

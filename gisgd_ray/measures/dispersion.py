@@ -18,7 +18,8 @@ the plain gradient of the loss, whatever the training scheme makes of it, unless
 ``measurement.dispersion_of`` asks for the applied one: then of the plain gradient times the factor
 of the step, the factor held.
 
-Each way to estimate s2 is a class of its own: :class:`BySample` here; between groups of the batch,
+Each way to estimate s2 is a class of its own: :class:`BySample` here; the same from a Gram matrix,
+where the step is written out, in :mod:`gisgd_ray.training.dense`; between groups of the batch,
 where samples have no gradients of their own (BatchNorm in train mode), in
 :mod:`gisgd_ray.measures.groups`.
 
@@ -41,7 +42,7 @@ out; of labels of their own (label noise) it is too much, by (b/n) times the par
 theirs.
 """
 
-import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -50,43 +51,40 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gisgd_ray.measures.activation import ActiveUnits
 from gisgd_ray.measures.step_series import Array, StepSeries
 from gisgd_ray.networks.models import trainable
-from gisgd_ray.networks.per_sample import gradient_norm_parts, num_norm_parts, per_sample_norms
-from gisgd_ray.schemes.base import Scheme, Step
+from gisgd_ray.networks.per_sample import gradient_norm_parts, per_sample_norms
+from gisgd_ray.schemes.base import Number, Scheme, Step
 
 
 class Dispersion:
     """Keeps of every step what s2 is made of: this one nothing, so that it is not known.
 
-    Used by :class:`StepMeter`, ``row`` being the place of a step among those not drained yet.
+    Used by :class:`StepMeter`, which asks for the columns every so many steps.
     """
 
     needs_plain_gradient = False
     """Whether the plain gradient must be in ``.grad`` at :meth:`see`."""
 
-    def reserve(self, capacity: int, batch_size: int) -> None:
-        """Make buffers for so many steps, of batches no larger than that."""
-
     def watch(self) -> AbstractContextManager[object]:
         """Context in which the plain batch-mean loss is differentiated."""
         return nullcontext()
 
-    def before(self, row: int, step: Step, scheme: Scheme) -> None:
+    def before(self, step: Step, scheme: Scheme) -> None:
         """Before the passes that the scheme makes; ``step`` is without a meter."""
 
-    def see(self, row: int, batch_size: int) -> None:
+    def see(self, batch_size: int) -> None:
         """After the plain loss was differentiated."""
 
-    def close(self, row: int) -> None:
+    def close(self) -> None:
         """The scheme's gradient is in ``.grad``."""
 
-    def gradient_norm(self, row: int) -> Tensor | None:
-        """||g||, (), of the plain gradient seen; None if it is not measured."""
+    def gradient_norm(self) -> Number | None:
+        """||g|| of the plain gradient seen last; None if it is not measured."""
 
     def columns(self, sizes: Array) -> dict[str, Array]:
-        """The columns that it knows of the steps kept, whose batches are of these sizes."""
+        """The columns that it knows of the steps since the last call, whose batches are of these
+        sizes."""
         del sizes
         return {}
 
@@ -95,22 +93,22 @@ class GradientNorm:
     """||g||^2 of the gradient in ``.grad`` at every step, by parts whose squares are summed in
     float64 (see :func:`gisgd_ray.networks.per_sample.gradient_norm_parts`)."""
 
-    def __init__(self, parameters: list[Tensor], capacity: int):
-        self._parameters, like = parameters, parameters[0]
-        count = num_norm_parts(parameters)
-        self._parts = torch.empty(capacity, count, device=like.device, dtype=like.dtype)
+    def __init__(self, parameters: list[Tensor]):
+        self._parameters = parameters
+        self._parts: list[Tensor] = []
 
-    def note(self, row: int) -> None:
-        self._parts[row] = gradient_norm_parts(self._parameters)
+    def note(self) -> None:
+        self._parts.append(gradient_norm_parts(self._parameters))
 
-    def norm(self, row: int) -> Tensor:
-        """(), of a step noted."""
-        norm: Tensor = torch.linalg.vector_norm(self._parts[row])
+    def norm(self) -> Tensor:
+        """(), of the step noted last."""
+        norm: Tensor = torch.linalg.vector_norm(self._parts[-1])
         return norm
 
-    def squares(self, rows: int) -> Array:
-        """||g||^2 of the first so many steps, (rows,)."""
-        squares: Array = np.square(to_float64(self._parts[:rows])).sum(axis=1)
+    def squares(self) -> Array:
+        """||g||^2 of the steps since the last call, (T,)."""
+        squares: Array = np.square(to_float64(torch.stack(self._parts))).sum(axis=1)
+        self._parts = []
         return squares
 
 
@@ -124,64 +122,53 @@ class BySample(Dispersion):
     needs_plain_gradient = True
 
     def __init__(self, model: nn.Module):
-        self._parameters = trainable(model)
         self._norms = per_sample_norms(model)
-
-    def reserve(self, capacity: int, batch_size: int) -> None:
-        like = self._parameters[0]
-        self._squared = torch.empty(capacity, batch_size, device=like.device, dtype=like.dtype)
-        self._gradient = GradientNorm(self._parameters, capacity)
+        self._gradient = GradientNorm(trainable(model))
+        self._squared: list[Tensor] = []
 
     def watch(self) -> AbstractContextManager[object]:
         return self._norms.watch()
 
-    def see(self, row: int, batch_size: int) -> None:
-        self._squared[row, :batch_size] = self._norms.squared(batch_size)
-        self._gradient.note(row)
+    def see(self, batch_size: int) -> None:
+        self._squared.append(self._norms.squared(batch_size))
+        self._gradient.note()
 
-    def gradient_norm(self, row: int) -> Tensor:
-        return self._gradient.norm(row)
+    def gradient_norm(self) -> Tensor:
+        return self._gradient.norm()
 
     def columns(self, sizes: Array) -> dict[str, Array]:
-        squared = to_float64(self._squared[: len(sizes)])
+        squared = to_float64(torch.cat(self._squared))
+        self._squared = []
         return {
-            "mean_squared_norm": squared.sum(axis=1, where=_used(squared, sizes)) / sizes,
-            "squared_gradient_norm": self._gradient.squares(len(sizes)),
+            "mean_squared_norm": np.add.reduceat(squared, starts(sizes)) / sizes,
+            "squared_gradient_norm": self._gradient.squares(),
         }
 
 
 class StepMeter:
-    """Collects one :class:`StepSeries` row per training step at the price of a few small copies.
+    """Collects one :class:`StepSeries` row per training step at next to no price.
 
-    Raw per-sample losses and norms go into buffers on the device; sums are taken in float64 when
-    the buffers are drained, a few hundred steps at once, so that a step neither waits for a GPU
-    nor pays for a dozen scalar operations.
+    Losses and norms stay where and as they are; joined they are, and summed in float64, a few
+    hundred steps at once, so that a step neither waits for a GPU nor pays for a dozen small
+    operations.
 
     Args:
-        model: which is trained.
-        batch_size: of the largest batch.
         dispersion: how s2 is estimated.
-        active: Theorem 4's active units, if they are asked for.
-        capacity: steps between two drains of the buffers.
+        active: Theorem 4's active units of the last batch by sample, (b,), if they are asked for.
+        capacity: steps that are joined at once.
     """
 
     def __init__(
         self,
-        model: nn.Module,
         *,
-        batch_size: int,
         dispersion: Dispersion,
-        active: ActiveUnits | None = None,
+        active: Callable[[], Tensor] | None = None,
         capacity: int = 256,
     ):
-        like = trainable(model)[0]
         self._dispersion, self._active, self._capacity = dispersion, active, capacity
-        self._losses = torch.empty(capacity, batch_size, device=like.device, dtype=like.dtype)
-        self._counts = torch.empty_like(self._losses) if active is not None else None
-        self._factors = torch.empty(capacity, device=like.device, dtype=torch.float64)
-        self._dispersion.reserve(capacity, batch_size)
-        self._size = 0
-        self._sizes: list[int] = []
+        self._losses: list[Tensor] = []
+        self._counts: list[Tensor] = []
+        self._factors: list[Number | None] = []
         self._learning_rates: list[float] = []
         self._drained: list[StepSeries] = []
 
@@ -196,36 +183,31 @@ class StepMeter:
 
     def before(self, step: Step, scheme: Scheme) -> None:
         """What the next step is to be measured by besides its own passes."""
-        self._dispersion.before(len(self._sizes), step, scheme)
+        self._dispersion.before(step, scheme)
 
-    @torch.no_grad()
     def see(self, losses: Tensor) -> None:
-        """Note the per-sample losses (b,), and the plain gradient if it is still in ``.grad``."""
-        row, b = len(self._sizes), len(losses)
-        self._size = b
-        self._losses[row, :b] = losses
-        self._dispersion.see(row, b)
-        if self._active is not None and self._counts is not None:
-            self._counts[row, :b] = self._active.counts()
+        """Note the per-sample losses (b,), not written to afterwards, and the plain gradient if it
+        is still in ``.grad``."""
+        self._losses.append(losses)
+        self._dispersion.see(len(losses))
+        if self._active is not None:
+            self._counts.append(self._active())
 
-    def gradient_norm(self) -> Tensor | None:
-        """||g||, shape (), of the plain gradient seen last; None if it is not measured."""
-        return self._dispersion.gradient_norm(len(self._sizes))
+    def gradient_norm(self) -> Number | None:
+        """||g|| of the plain gradient seen last; None if it is not measured."""
+        return self._dispersion.gradient_norm()
 
-    @torch.no_grad()
-    def close(self, *, learning_rate: float, factor: Tensor | None = None) -> None:
+    def close(self, *, learning_rate: float, factor: Number | None = None) -> None:
         """End the step seen last, the scheme's gradient being in ``.grad``.
 
         Args:
             learning_rate: lambda_t.
-            factor: of the scheme's gradient to the plain one, (); None if it is no multiple of it.
+            factor: of the scheme's gradient to the plain one; None if it is no multiple of it.
         """
-        row = len(self._sizes)
-        self._dispersion.close(row)
-        self._factors[row] = math.nan if factor is None else factor
-        self._sizes.append(self._size)
+        self._dispersion.close()
+        self._factors.append(factor)
         self._learning_rates.append(learning_rate)
-        if len(self._sizes) == self._capacity:
+        if len(self._factors) == self._capacity:
             self._flush()
 
     def drain(self) -> StepSeries:
@@ -236,38 +218,44 @@ class StepMeter:
         return drained
 
     def _flush(self) -> None:
-        rows = len(self._sizes)
-        if rows == 0:
+        if not self._factors:
             return
-        sizes = np.array(self._sizes, dtype=np.float64)
-        losses = to_float64(self._losses[:rows])
-        used = _used(losses, sizes)
-        active_loss = nothing = np.full(rows, np.nan)
-        if self._counts is not None:
-            counts = to_float64(self._counts[:rows])
-            active_loss = (counts * losses).sum(axis=1, where=used) / sizes
+        sizes = np.array([len(losses) for losses in self._losses], dtype=np.float64)
+        losses, first = to_float64(torch.cat(self._losses)), starts(sizes)
+        active_loss = nothing = np.full(len(sizes), np.nan)
+        if self._active is not None:
+            counts = to_float64(torch.cat(self._counts))
+            active_loss = np.add.reduceat(counts * losses, first) / sizes
         gradients = {"mean_squared_norm": nothing, "squared_gradient_norm": nothing}
         of_step = StepSeries(
             learning_rate=np.array(self._learning_rates),
             batch_size=sizes,
-            loss=losses.sum(axis=1, where=used) / sizes,
-            loss_min=losses.min(axis=1, where=used, initial=np.inf),
-            loss_max=losses.max(axis=1, where=used, initial=-np.inf),
+            loss=np.add.reduceat(losses, first) / sizes,
+            loss_min=np.minimum.reduceat(losses, first),
+            loss_max=np.maximum.reduceat(losses, first),
             **gradients,
             replica_dispersion=None,
             active_loss=active_loss,
             group_dispersion=None,
-            gradient_factor=to_float64(self._factors[:rows]),
+            gradient_factor=_numbers(self._factors),
         )
         self._drained.append(replace(of_step, **self._dispersion.columns(sizes)))
-        self._sizes, self._learning_rates = [], []
+        self._losses, self._counts, self._factors, self._learning_rates = [], [], [], []
 
 
-def _used(by_sample: Array, sizes: Array) -> NDArray[np.bool_]:
-    """Which entries are of a sample: a ragged last batch leaves the tail of its row unused."""
-    return np.asarray(np.arange(by_sample.shape[1]) < sizes[:, None])
+def starts(sizes: Array) -> NDArray[np.intp]:
+    """Where each step's samples begin when all are joined."""
+    return np.cumsum([0, *sizes[:-1]]).astype(np.intp)
 
 
 def to_float64(values: Tensor) -> Array:
-    """Always a copy: the buffers are written again, and the series must not change with them."""
-    return values.to("cpu", torch.float64, copy=True).numpy()
+    """Always a copy: the series must not change with what it is of."""
+    return values.detach().to("cpu", torch.float64, copy=True).numpy()
+
+
+def _numbers(values: Sequence[Number | None]) -> Array:
+    """One of each, NaN for None; tensors in one copy from their device."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    copied = iter(to_float64(torch.stack(tensors)) if tensors else ())
+    known = [next(copied) if isinstance(value, Tensor) else value for value in values]
+    return np.array([np.nan if value is None else value for value in known])

@@ -33,29 +33,26 @@ class BetweenGroups(Dispersion):
     needs_plain_gradient = True
 
     def __init__(self, model: nn.Module, groups: int):
-        self._parameters, self._groups = trainable(model), groups
+        self._groups = groups
+        self._gradient = GradientNorm(trainable(model))
+        self._between: list[Tensor] = []
 
-    def reserve(self, capacity: int, batch_size: int) -> None:
+    def before(self, step: Step, scheme: Scheme) -> None:
+        self._between.append(self.measure(step, scheme))
+
+    def see(self, batch_size: int) -> None:
         del batch_size
-        device = self._parameters[0].device
-        self._between = torch.empty(capacity, device=device, dtype=torch.float64)
-        self._gradient = GradientNorm(self._parameters, capacity)
+        self._gradient.note()
 
-    def before(self, row: int, step: Step, scheme: Scheme) -> None:
-        self._between[row] = self.measure(step, scheme)
-
-    def see(self, row: int, batch_size: int) -> None:
-        del batch_size
-        self._gradient.note(row)
-
-    def gradient_norm(self, row: int) -> Tensor | None:
-        return self._gradient.norm(row)
+    def gradient_norm(self) -> Tensor | None:
+        return self._gradient.norm()
 
     def columns(self, sizes: Array) -> dict[str, Array]:
-        rows = len(sizes)
+        del sizes
+        between, self._between = self._between, []
         return {
-            "group_dispersion": to_float64(self._between[:rows]),
-            "squared_gradient_norm": self._gradient.squares(rows),
+            "group_dispersion": to_float64(torch.stack(between)),
+            "squared_gradient_norm": self._gradient.squares(),
         }
 
     def measure(self, step: Step, scheme: Scheme) -> Tensor:
@@ -108,14 +105,14 @@ class BetweenGroupsOfApplied(BetweenGroups):
 
     needs_plain_gradient = False
 
-    def see(self, row: int, batch_size: int) -> None:
-        del row, batch_size
+    def see(self, batch_size: int) -> None:
+        del batch_size
 
-    def close(self, row: int) -> None:
-        self._gradient.note(row)
+    def close(self) -> None:
+        self._gradient.note()
 
-    def gradient_norm(self, row: int) -> None:
-        del row
+    def gradient_norm(self) -> None:
+        return None
 
     def _differentiate(self, group: Step, scheme: Scheme, place: int) -> None:
         state, draws = scheme.state_dict(), scheme.draws_by_sample

@@ -30,6 +30,22 @@ def per_sample_loss(name: LossName, outputs: Tensor, targets: Tensor) -> Tensor:
             assert_never(name)
 
 
+def losses_and_gradient(name: LossName, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`per_sample_loss`, (b,), and its gradient in each sample's outputs, (b, K), without
+    autograd: softmax (cross-entropy) or the outputs themselves (squared), less the target."""
+    if targets.is_floating_point():
+        gradient = outputs - targets.unsqueeze(-1)
+        return 0.5 * gradient.squeeze(-1).square(), gradient
+    if name == "cross_entropy":
+        logarithms = outputs.log_softmax(dim=1)
+        losses = F.nll_loss(logarithms, targets, reduction="none")
+        gradient = logarithms.exp_()
+    else:
+        losses, gradient = per_sample_loss(name, outputs, targets), outputs.clone()
+    one = outputs.new_full((), -1.0).expand(len(targets), 1)
+    return losses, gradient.scatter_add_(1, targets.unsqueeze(1), one)
+
+
 class MeanLoss:
     """Mean of :func:`per_sample_loss` over the batch, as a callable (outputs, targets) -> ()."""
 

@@ -24,6 +24,11 @@ class FixedReadout(nn.Module):
         super().__init__()
         self.register_buffer("signs", 2.0 * torch.randint(2, (width,)) - 1.0)
 
+    @property
+    def weights(self) -> Tensor:
+        """m^(-1/2) A_r, (m,)."""
+        return self.signs / math.sqrt(len(self.signs))
+
     def forward(self, hidden: Tensor) -> Tensor:
         outputs = hidden @ self.signs / math.sqrt(len(self.signs))
         return outputs.unsqueeze(1)

@@ -298,7 +298,7 @@ def _refusal(what: str, uncovered: str) -> str:
 
 
 def gradient_norm_parts(parameters: list[Tensor]) -> Tensor:
-    """Norms of disjoint parts of the ``.grad``, shape (:func:`num_norm_parts`,).
+    """Norms of disjoint parts of the ``.grad``, one vector.
 
     The parts are the rows of each parameter (its slices along the first axis) and whole vectors:
     on the CPU a float32 norm adds up in few accumulators, and over AlexNet's 4096 x 4096 layer at
@@ -311,8 +311,3 @@ def norm_parts(tensors: list[Tensor]) -> Tensor:
     """The same of any tensors shaped like parameters."""
     rows = [t.flatten(1) if t.dim() > 1 else t.reshape(1, -1) for t in tensors]
     return torch.cat([torch.linalg.vector_norm(r, dim=1) for r in rows])
-
-
-def num_norm_parts(parameters: list[Tensor]) -> int:
-    """How many norms :func:`gradient_norm_parts` returns."""
-    return sum(len(p) if p.dim() > 1 else 1 for p in parameters)

@@ -17,6 +17,10 @@ from gisgd_ray.networks.models import trainable
 from gisgd_ray.networks.per_sample import gradient_norm_parts
 from gisgd_ray.seeds import derived_seed
 
+Number = Tensor | float
+"""On a GPU a tensor, (), so that no step waits for it; on a CPU a float as well, where a look costs
+less than another operation on tensors."""
+
 
 class Batch(NamedTuple):
     """One mini-batch: inputs (b, C, H, W), targets (b,) class indices or real values."""
@@ -45,8 +49,8 @@ class Meter(Protocol):
     def see(self, losses: Tensor) -> None:
         """Note the per-sample losses (b,), and the plain gradient in ``.grad`` if it measures."""
 
-    def gradient_norm(self) -> Tensor | None:
-        """||g||, shape (), of the gradient seen last; None if it was not taken."""
+    def gradient_norm(self) -> Number | None:
+        """||g|| of the gradient seen last; None if it was not taken."""
 
 
 class Step:
@@ -68,10 +72,11 @@ class Step:
         self.model, self.batch, self.loss, self.precision = model, batch, loss, precision
         self._meter = meter
 
-    def scale(self, factor: Tensor) -> None:
-        """Multiply the gradient in ``.grad`` by a number, shape ()."""
+    def scale(self, factor: Number) -> None:
+        """Multiply the gradient in ``.grad`` by a number."""
         # On a CPU a look costs less than a pass over the gradient; on a GPU it would wait.
-        if not factor.is_cpu or factor != 1:
+        waits = isinstance(factor, Tensor) and not factor.is_cpu
+        if waits or factor != 1:
             gradients = [p.grad for p in trainable(self.model) if p.grad is not None]
             torch._foreach_mul_(gradients, factor)
 
@@ -120,8 +125,8 @@ class Step:
         if self._meter is not None and not measured:
             self._meter.see(found.losses.detach())
 
-    def gradient_norm(self) -> Tensor:
-        """||g(w, B)||, shape (), of the plain gradient, which must still be in ``.grad``."""
+    def gradient_norm(self) -> Number:
+        """||g(w, B)|| of the plain gradient, which must still be in ``.grad``."""
         norm = None if self._meter is None else self._meter.gradient_norm()
         if norm is None:
             # By the same sums as the meter: measuring must not change a bit of what is clipped.
@@ -138,15 +143,19 @@ class Step:
 
 
 class Scheme(Protocol):
-    """Leaves in ``.grad`` the vector that the optimizer is to descend along."""
+    """Leaves in ``.grad`` the vector that the optimizer is to descend along.
+
+    One whose record says "plain" or "multiple" does so by :meth:`Step.plain` and :meth:`Step.scale`
+    alone: on a dense network there is no ``.grad``, and the factor it returns is what is applied.
+    """
 
     @property
     def draws_by_sample(self) -> "Draws | None":
         """The draws in which every sample of a batch has its own, if there are any."""
 
-    def gradient(self, step: Step) -> Tensor | None:
-        """Make the passes; returns the factor, shape (), if the result is the plain gradient
-        times a number, else None."""
+    def gradient(self, step: Step) -> Number | None:
+        """Make the passes; returns the factor if the result is the plain gradient times a number,
+        else None."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold for the scheme to continue exactly; may be empty."""

@@ -55,7 +55,7 @@ def measured(
     model: nn.Module, x: Tensor, y: Tensor, *, loss: LossName, batch_sizes: tuple[int, ...]
 ) -> StepSeries:
     """One row per consecutive batch at unchanged weights; the first batch is the largest."""
-    meter = StepMeter(model, batch_size=max(batch_sizes), dispersion=BySample(model))
+    meter = StepMeter(dispersion=BySample(model))
     ends = np.cumsum([0, *batch_sizes])
     for start, stop in pairwise(ends):
         plain_pass(meter, model, x[start:stop], y[start:stop], loss)
@@ -224,8 +224,8 @@ class TestSeries:
         model = mlp((1, 4, 4), 3, width=5)
         x, y = data(40, 1, 4, 4, classes=3)
         batches = [*torch.arange(39).split(4), torch.arange(37, 40)]
-        wide = StepMeter(model, batch_size=4, dispersion=BySample(model), capacity=256)
-        narrow = StepMeter(model, batch_size=4, dispersion=BySample(model), capacity=4)
+        wide = StepMeter(dispersion=BySample(model), capacity=256)
+        narrow = StepMeter(dispersion=BySample(model), capacity=4)
         for meter in (wide, narrow):
             for indices in batches:
                 plain_pass(meter, model, x[indices], y[indices], "cross_entropy")
@@ -248,7 +248,7 @@ class TestSeries:
                 del step, scheme
                 return told[t]
 
-        meter = StepMeter(model, batch_size=2, dispersion=Told(model, 2), capacity=3)
+        meter = StepMeter(dispersion=Told(model, 2), capacity=3)
         parts = []
         for t in range(11):
             step = Step(model, Batch(x, y), loss="squared", meter=meter)
@@ -265,7 +265,7 @@ class TestSeries:
         torch.manual_seed(0)
         model = mlp((1, 4, 4), 3, width=5)
         x, y = data(6, 1, 4, 4, classes=3)
-        meter = StepMeter(model, batch_size=6, dispersion=Dispersion())
+        meter = StepMeter(dispersion=Dispersion())
         plain_pass(meter, model, x, y, "cross_entropy")
         series = meter.drain()
         losses = reference.losses(model, x, y, "cross_entropy")
@@ -303,7 +303,7 @@ def train(
     batches = batches[: len(rates)]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     estimator = BySample(model) if dispersion else Dispersion()
-    meter = StepMeter(model, batch_size=6, dispersion=estimator, capacity=5)
+    meter = StepMeter(dispersion=estimator, capacity=5)
 
     for indices, rate in zip(batches, rates, strict=True):
         optimizer.param_groups[0]["lr"] = rate
@@ -366,7 +366,7 @@ def test_flooding_gradient_is_that_of_its_objective(level):
     torch.manual_seed(0)
     model = mlp((1, 4, 4), 3, width=5)
     x, y = data(6, 1, 4, 4, classes=3)
-    meter = StepMeter(model, batch_size=6, dispersion=BySample(model))
+    meter = StepMeter(dispersion=BySample(model))
     step = Step(model, Batch(x, y), loss="cross_entropy", meter=meter)
     factor = Flooding(level=level).gradient(step)
     meter.close(learning_rate=0.1, factor=factor)

@@ -93,7 +93,7 @@ class TestInvisible:
     def test_hessian_trace_between_metered_steps(self, method):
         """The meter's BackPACK hooks are on the model, and work as before afterwards."""
         model, optimizer, x, y = in_mid_training(small_conv)
-        meter = StepMeter(model, batch_size=len(x), dispersion=BySample(model))
+        meter = StepMeter(dispersion=BySample(model))
 
         def step() -> None:
             model.zero_grad(set_to_none=True)
@@ -136,7 +136,7 @@ class TestInvisible:
     def test_recording_a_step(self, build):
         """The watched gradient is the plain one to the bit; recording only reads it."""
         model, optimizer, x, y = in_mid_training(build)
-        meter = StepMeter(model, batch_size=len(x), dispersion=BySample(model), capacity=1)
+        meter = StepMeter(dispersion=BySample(model), capacity=1)
         model.zero_grad(set_to_none=True)
         losses = per_sample_loss("cross_entropy", model(x), y)
         with meter.watch():

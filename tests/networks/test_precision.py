@@ -88,9 +88,9 @@ class TestBFloat16:
             step(model, x[i : i + 1], y[i : i + 1], loss=loss, precision="bfloat16").plain()
             squares.append(float(flat(model).square().sum()))
         by_sample = BySample(model)
-        meter = StepMeter(model, batch_size=len(x), dispersion=by_sample)
+        meter = StepMeter(dispersion=by_sample)
         SGD().gradient(step(model, x, y, loss=loss, precision="bfloat16", meter=meter))
-        found = by_sample._squared[0, : len(x)].clone()
+        found = by_sample._squared[0]
         assert found.tolist() == pytest.approx(squares, rel=0.02)
         norm = float(flat(model).square().sum())
         meter.close(learning_rate=0.1)
@@ -105,7 +105,7 @@ class TestBFloat16:
         with torch.no_grad():
             for p in model.parameters():
                 p.fill_(1.0)
-        meter = StepMeter(model, batch_size=2, dispersion=BySample(model))
+        meter = StepMeter(dispersion=BySample(model))
         x, y = torch.ones(2, 4), torch.tensor([0, 1])
         SGD().gradient(step(model, x, y, precision="bfloat16", meter=meter))
         meter.close(learning_rate=0.1)
@@ -167,6 +167,10 @@ class TestRuns:
 LIMIT = "training.max_gradient_norm"
 
 
+BY_AUTOGRAD = {"training.momentum": 0.5}
+"""As every run with a limit is."""
+
+
 class TestMaxGradientNorm:
     @pytest.mark.parametrize("scheme", ["sgd", "label_smoothing"])
     def test_steps_by_hand(self, scheme):
@@ -211,7 +215,7 @@ class TestMaxGradientNorm:
 
     @pytest.mark.parametrize("scheme", ["sgd", "gmp", "clipping"])
     def test_one_that_is_never_reached_changes_nothing(self, scheme):
-        changes = {"scheme.name": scheme}
+        changes = BY_AUTOGRAD | {"scheme.name": scheme}
         free, limited = run(changes), run(changes | {LIMIT: 1e30})
         assert weight_bits(free.state) == weight_bits(limited.state)
         assert series_bits(free.series) == series_bits(limited.series)
@@ -220,6 +224,7 @@ class TestMaxGradientNorm:
     def test_comes_after_the_scheme(self):
         """Clipped gradients have a tenth of their norm, below a limit above which it was."""
         scheme = {"scheme.name": "clipping", "scheme.start_epoch": 0, "scheme.factor": 0.1}
+        scheme |= BY_AUTOGRAD
         scheme |= {"scheme.initial_threshold": 1e-3}  # every step is clipped, to 1e-4
         free, limited = run(scheme), run(scheme | {LIMIT: 0.01})
         assert (free.series.gradient_factor < 1).all()
@@ -229,7 +234,7 @@ class TestMaxGradientNorm:
     @pytest.mark.parametrize("of", ["plain", "applied"])
     def test_what_is_measured_is_what_the_scheme_gives_out(self, of):
         """The limit belongs to the optimizer: the first step's measures do not know it."""
-        measured = {"measurement.dispersion_of": of}
+        measured = BY_AUTOGRAD | {"measurement.dispersion_of": of}
         free, limited = run(measured), run(measured | {LIMIT: 0.1})
         assert limited.series.squared_gradient_norm[0] > 0.01
         for name, column in free.series.head(1).columns().items():

@@ -76,7 +76,7 @@ def series_bits(series: StepSeries) -> dict[str, bytes]:
 
 
 def optimizer_bits(state: training.TrainState) -> list[bytes]:
-    """What the optimizer remembers; nothing where replicas advance by plain SGD."""
+    """What the optimizer remembers; nothing where the step of plain SGD is written out."""
     optimizer = getattr(state.stepper, "optimizer", None)
     if optimizer is None:
         return []

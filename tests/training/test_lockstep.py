@@ -292,7 +292,7 @@ class TestViews:
 
     def test_hooks_of_the_models_are_neither_used_nor_lost(self):
         models = replicas(small_mlp, 2)
-        meter = StepMeter(models[0], batch_size=3, dispersion=BySample(models[0]))
+        meter = StepMeter(dispersion=BySample(models[0]))
         ((x, y),) = batches(2, (3,), (1, 3, 3))
         assert one_step(models, x, y).mean_squared_norm[0] > 0
         losses = nn.functional.cross_entropy(models[0](x[0]), y[0], reduction="none")
