@@ -12,7 +12,7 @@ from gisgd_ray.config.space import validated
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.device import GPU, STAND_IN, Device, device_of, gpu, started_gpus
 from gisgd_ray.errors import UserError
-from gisgd_ray.runner.resources import with_few_draws
+from gisgd_ray.runner.estimate import with_few_draws
 from gisgd_ray.training import loop as training
 from tests.support import kinds
 from tests.support.runs import config, finish, series_bits, untimed

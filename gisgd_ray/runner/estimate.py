@@ -1,26 +1,31 @@
 """How long a sweep will take, from a few seconds of its own training.
 
-Two things are not known beforehand. The time of a step and of a measuring point is measured, on
-this machine, for a few of the trials. Where a loss ends the trial, the number of steps is a guess:
-from the loss measured so far it is extrapolated once as falling exponentially, which is too
-optimistic, and once as a power of the number of steps, which is too pessimistic; the two are the
-range.
+Two things are not known beforehand. The time of a step, of an evaluation and of every measure is
+measured, on this machine, for a few of the trials; measures with few draws, as their time is in
+proportion to those. Where a loss ends the trial, the number of steps is a guess: from the loss
+measured so far it is extrapolated once as falling exponentially, which is too optimistic, and once
+as a power of the number of steps, which is too pessimistic; the two are the range.
 """
 
 import math
 import multiprocessing
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, repeat
 from typing import Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
 
 from gisgd_ray.config.checks import planned_epoch_steps, planned_steps
+from gisgd_ray.config.frozen import Schedule
+from gisgd_ray.config.measurement import MeasurementConfig
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.downloads import data_folder, not_here
 from gisgd_ray.device import Device
@@ -29,9 +34,13 @@ from gisgd_ray.training import loop as training
 from gisgd_ray.training.measured import MEASURES
 
 TRIED = 6
-"""So many trials are tried out."""
-SECONDS_EACH = 2.0
+"""So many trials are tried out at most."""
+SECONDS_EACH = 1.0
 """Training time for each of them."""
+LAST_BEGINS_S = 3.0
+"""Another one is tried out up to here, so that a dry run answers within ten seconds."""
+UNSURE = 1.2
+"""By this factor a machine is faster or slower than in the seconds measured."""
 MEMORISED = 0.05
 """Mean training loss (nats) at which a network fits about every label."""
 ACTOR_S = 8.0
@@ -40,21 +49,30 @@ ACTOR_S = 8.0
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that a trial takes to start, for a step and for a measuring point; and its number of
-    steps, from an optimistic guess to a pessimistic one."""
+    """Seconds that a trial takes to start, for a step, for an evaluation, and for each of its
+    measures by name; and its number of steps, from an optimistic guess to a pessimistic one."""
 
     start_s: float
     step_s: float
     point_s: float
     steps: tuple[float, float]
+    measures_s: Mapping[str, float] = field(default_factory=dict)
 
     def seconds(self, config: TrialConfig) -> tuple[float, float]:
         """Of the whole trial, at the optimistic and at the pessimistic number of steps."""
-        low, high = (
-            self.start_s + steps * self.step_s + num_points(config, steps) * self.point_s
-            for steps in self.steps
-        )
+        low, high = (self._seconds(config, steps) for steps in self.steps)
         return low, high
+
+    def _seconds(self, config: TrialConfig, steps: float) -> float:
+        points = num_points(config, steps)
+        seconds = self.start_s + steps * self.step_s + points * self.point_s
+        for each in MEASURES:
+            if each.is_on(config):
+                due = [] if each.at_every_point else each.schedules(config)
+                # At W_0 and on its schedule, which mostly has the end; else at the end alone.
+                count = points if each.at_every_point else 1 + _num_due(config, steps, due)
+                seconds += count * self.measures_s.get(each.name, 0.0)
+        return seconds
 
 
 @dataclass(frozen=True)
@@ -75,12 +93,9 @@ class Estimate:
             return "nothing is left to run"
         if self.unknown:
             return f"not known, since a dry run downloads nothing, and {self.unknown}"
-        span = duration(math.sqrt(self.low_s * self.high_s))
-        if self.high_s > 1.15 * self.low_s:
-            # Both guesses are a factor off, in opposite directions.
-            span += f", between {duration(self.low_s)} and {duration(self.high_s)}"
+        span = f"between {duration(self.low_s / UNSURE)} and {duration(self.high_s * UNSURE)}"
         of = "1 trial" if self.tried == 1 else f"{self.tried} trials"
-        return f"about {span}, by {SECONDS_EACH:g} s of {of} on this machine"
+        return f"{span}, by {SECONDS_EACH:g} s of {of} on this machine"
 
 
 def estimate(
@@ -104,14 +119,15 @@ def estimate(
         return Estimate(0.0, 0.0, len(trials), 0, 0, unknown=missing)
     chosen = spread(trials, TRIED)
     if calibrate is None:
-        found = measured_together(chosen, together=together, threads=threads)
+        tried = measured_together(chosen, together=together, threads=threads)
     else:
-        found = [calibrate(t) for t in chosen]
-    flats = [config.flat() for config in chosen]
+        tried = [calibrate(t) for t in chosen]
+    found = [cost for cost in tried if cost is not None]
+    flats = [t.flat() for t, cost in zip(chosen, tried, strict=True) if cost is not None]
     lows, highs, points = [], [], 0.0
     for config in trials:
         flat = config.flat()
-        cost = found[max(range(len(chosen)), key=lambda i: alikeness(flat, flats[i]))]
+        cost = found[max(range(len(found)), key=lambda i: alikeness(flat, flats[i]))]
         low, high = cost.seconds(config)
         lows.append(low)
         highs.append(high)
@@ -119,7 +135,7 @@ def estimate(
     if not trials:
         return Estimate(0.0, 0.0, 0, 0, 0)
     walls = [ACTOR_S + max(sum(each) / together, *each) for each in (lows, highs)]
-    return Estimate(walls[0], walls[1], len(trials), round(points), len(chosen))
+    return Estimate(walls[0], walls[1], len(trials), round(points), len(found))
 
 
 def not_here_for(trials: Iterable[TrialConfig]) -> str:
@@ -150,17 +166,29 @@ def alikeness(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[int, int]:
     return len(decisive), len(same)
 
 
-def measured_together(trials: Sequence[TrialConfig], *, together: int, threads: int) -> list[Cost]:
-    """Each trial's cost while others run beside it, as they will: they share memory and caches."""
+def measured_together(
+    trials: Sequence[TrialConfig], *, together: int, threads: int
+) -> list[Cost | None]:
+    """Each trial's cost while others run beside it, as they will: they share memory and caches.
+    None of those that time is too short for."""
     if not trials:
         return []
     count = min(together, len(trials))
-    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(measured_cost, trials, repeat("cpu"), repeat(threads)))
+    # A fork has PyTorch already; where this process has other threads it might never return.
+    forks = sys.platform == "linux" and threading.active_count() == 1
+    context = multiprocessing.get_context("fork" if forks else "spawn")
+    first = time.monotonic() + LAST_BEGINS_S
+    ends = [math.inf] * count + [first] * (len(trials) - count)
+    with ProcessPoolExecutor(count, mp_context=context) as pool:
+        return list(pool.map(_cost_until, trials, repeat(threads), ends))
+
+
+def _cost_until(config: TrialConfig, threads: int, end: float) -> Cost | None:
+    return measured_cost(config, threads=threads) if time.monotonic() < end else None
 
 
 def measured_cost(config: TrialConfig, device: Device | str = "cpu", threads: int = 1) -> Cost:
-    """Train a trial for some seconds, with so many of torch's threads.
+    """Train a trial for a second, with so many of torch's threads, and measure all once.
 
     Raises:
         DataError: its dataset would have to be downloaded.
@@ -168,22 +196,40 @@ def measured_cost(config: TrialConfig, device: Device | str = "cpu", threads: in
     require_here(config)
     torch.set_num_threads(threads)
     begun = time.perf_counter()
-    state = training.start(config, device=device)
+    few = with_few_draws(config)
+    state = training.start(few, device=device)
     started = time.perf_counter()
-    training.advance(state)
+    training.measure(state)
     deadline = time.perf_counter() + SECONDS_EACH
     while state.stopped is None and time.perf_counter() < deadline:
         if training.train(state, pause=lambda: time.perf_counter() > deadline):
             training.measure(state)
-    s = state.seconds
-    taken = max(state.step, 1)
+    over = state.stopped is not None
     losses = np.concatenate([part.loss for part in (state.series, *state.unmeasured)])
+    if not over:
+        training.measure(state, last=True)
+    seconds = state.last_seconds
     return Cost(
         start_s=started - begun,
-        step_s=s["time/training_s"] / taken,
-        point_s=s["time/measuring_s"] / max(len(state.history), 1),
-        steps=steps_range(config, losses, over=state.stopped is not None),
+        step_s=state.seconds["time/training_s"] / max(state.step, 1),
+        point_s=seconds["evaluation"],
+        steps=steps_range(config, losses, over=over),
+        measures_s={
+            each.name: seconds[each.name] * each.cost(config) / each.cost(few)
+            for each in MEASURES
+            if each.name in seconds
+        },
     )
+
+
+def with_few_draws(config: TrialConfig) -> TrialConfig:
+    """The trial with as few draws in its measurements as they can be made of."""
+    fewest = {
+        f"measurement.{name}": next(rule.ge for rule in known.metadata if isinstance(rule, Ge))
+        for name, known in MeasurementConfig.model_fields.items()
+        if name in ("sensitivity_draws", "flatness_draws", "hessian_probes")
+    }
+    return config.changed(fewest)
 
 
 def steps_range(
@@ -223,11 +269,16 @@ def num_points(config: TrialConfig, steps: float) -> float:
 
     Where points that are log-spaced fall on others, they count twice.
     """
-    epoch = planned_epoch_steps(config)
-    due = {config.training.evaluation}
-    due |= {s for each in MEASURES if each.is_on(config) for s in each.schedules(config)}
+    measures = [each for each in MEASURES if each.is_on(config)]
+    due = {config.training.evaluation, *(s for each in measures for s in each.schedules(config))}
+    return 1 + _num_due(config, steps, due)
+
+
+def _num_due(config: TrialConfig, steps: float, schedules: Iterable[Schedule]) -> float:
+    """At how many of so many steps one of the schedules is due."""
+    epoch, due = planned_epoch_steps(config), set(schedules)
     periods = {s.period(epoch) for s in due if s.unit != "log"}
-    found = 1 + sum(s.count(steps, epoch) for s in due if s.unit == "log")
+    found: float = sum(s.count(steps, epoch) for s in due if s.unit == "log")
     # Multiples of one period or another, by inclusion and exclusion.
     for size in range(1, len(periods) + 1):
         for some in combinations(periods, size):

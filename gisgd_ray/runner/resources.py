@@ -16,7 +16,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from annotated_types import Ge
 
 from gisgd_ray.config.catalogue import DATASETS, SCHEMES
 from gisgd_ray.config.measurement import MeasurementConfig
@@ -36,7 +35,14 @@ from gisgd_ray.runner.cluster import (
     run_on_a_gpu,
 )
 from gisgd_ray.runner.cpus import usable_cpus
-from gisgd_ray.runner.estimate import Cost, Estimate, estimate, measured_cost, require_here
+from gisgd_ray.runner.estimate import (
+    Cost,
+    Estimate,
+    estimate,
+    measured_cost,
+    require_here,
+    with_few_draws,
+)
 from gisgd_ray.training import loop as training
 
 MARGIN = 1.15
@@ -146,16 +152,6 @@ def peak_bytes(config: TrialConfig, gpu: GPU) -> int:
             f"({gpu.name}); choose a smaller batch or network, or a larger GPU"
         ) from None
     return gpu.peak()
-
-
-def with_few_draws(config: TrialConfig) -> TrialConfig:
-    """The trial with as few draws in its measurements as they can be made of."""
-    fewest = {
-        f"measurement.{name}": next(rule.ge for rule in field.metadata if isinstance(rule, Ge))
-        for name, field in MeasurementConfig.model_fields.items()
-        if name in ("sensitivity_draws", "flatness_draws", "hessian_probes")
-    }
-    return config.changed(fewest)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ over; :func:`summary` is the row of the finished run.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -204,7 +205,8 @@ def _measure(state: TrainState, new_steps: StepSeries, *, last: bool) -> Point:
         # Diverged on the way: the weights are already some steps past the last step kept.
         point |= dict.fromkeys(EVALUATED, math.nan)
     else:
-        point |= losses_and_gap(state)
+        with _timed(state, "evaluation"):
+            point |= losses_and_gap(state)
         # A point that only another schedule asked for must not end the run.
         if evaluation_is_due(state):
             state.stopped, state.diverged = stop_reason(state, point)
@@ -220,11 +222,19 @@ def _measure(state: TrainState, new_steps: StepSeries, *, last: bool) -> Point:
     over = state.stopped is not None
     for each in MEASURES:
         if each.is_on(config) and (over or each.at_every_point or each.is_due(state)):
-            point |= each.measure(state, point)
+            with _timed(state, each.name):
+                point |= each.measure(state, point)
     if over:
         sizes = {"num_parameters": state.num_parameters, "steps": state.step}
         point |= bounds_at(config.measurement.noise_stds, point, **sizes)
     return point
+
+
+@contextmanager
+def _timed(state: TrainState, name: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    state.last_seconds[name] = time.perf_counter() - begun
 
 
 def stop_reason(state: TrainState, point: Point) -> tuple[str | None, bool]:

@@ -32,6 +32,15 @@ class Measure(ABC):
         del config
         return ()
 
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def cost(self, config: TrialConfig) -> float:
+        """What its time is in proportion to: passes over the samples, say."""
+        del config
+        return 1
+
     @abstractmethod
     def measure(self, state: TrainState, point: Point) -> Point:
         """Its columns at the present weights, of which ``point`` holds what is known already."""

@@ -46,6 +46,8 @@ class TrainState:
     stopped: str | None = None
     """Why the run is over, or None while it goes on."""
     diverged: bool = False
+    last_seconds: dict[str, float] = field(default_factory=dict)
+    """What the last evaluation took, and each measure the last time, by its name."""
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(
             ("time/training_s", "time/training_cpu_s", "time/measuring_s"), 0.0

@@ -13,7 +13,7 @@ from torch import nn
 from gisgd_ray.config.space import validated
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import load_dataset
-from gisgd_ray.runner.resources import with_few_draws
+from gisgd_ray.runner.estimate import with_few_draws
 from gisgd_ray.training import loop as training
 from tests.support import kinds
 from tests.support.accelerator import DEVICE, accelerator, dataset

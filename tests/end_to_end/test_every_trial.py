@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from gisgd_ray.results.tables import row_of
-from gisgd_ray.runner.resources import PROBE_STEPS, with_few_draws
+from gisgd_ray.runner.estimate import with_few_draws
+from gisgd_ray.runner.resources import PROBE_STEPS
 from gisgd_ray.training import checkpoint
 from gisgd_ray.training import loop as training
 from tests.support import kinds

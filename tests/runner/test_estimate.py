@@ -204,6 +204,15 @@ def test_the_cost_of_one_trial_by_hand() -> None:
     assert cost.seconds(config()) == (3 + 4 + 6, 3 + 40 + 42)
 
 
+def test_the_cost_of_measures_by_hand() -> None:
+    """Each on its schedule, whatever the others do, and those without one at the end."""
+    changes = {"measurement.sensitivity": True, "measurement.sensitivity_schedule.every": 3}
+    changes |= {"measurement.sensitivity_schedule.unit": "step", "measurement.smoothness": False}
+    measures = {"Sensitivity": 10.0, "Trace": 100.0, "Flatness": 1000.0, "Smoothness": 10000.0}
+    cost = Cost(start_s=0.0, step_s=0.0, point_s=0.0, steps=(12.0, 120.0), measures_s=measures)
+    assert cost.seconds(config(changes)) == (1100 + 50, 1100 + 410)
+
+
 @pytest.mark.parametrize(
     ("together", "low", "high"),
     [(1, 13 + 6, 85 + 60), (2, 13, 85), (4, 13, 85)],
@@ -312,14 +321,13 @@ def test_durations_for_people(seconds: float, text: str) -> None:
     ("found", "text"),
     [
         (Estimate(0.0, 0.0, 0, 0, 0), "nothing is left to run"),
-        (Estimate(100, 114, 3, 9, 1), "about 1.8 min, by 2 s of 1 trial on this machine"),
         (
-            Estimate(40, 46.1, 3, 9, 2),
-            "about 43 s, between 40 s and 46 s, by 2 s of 2 trials on this machine",
+            Estimate(100, 100, 3, 9, 1),
+            "between 83 s and 2 min, by 1 s of 1 trial on this machine",
         ),
         (
             Estimate(60, 7200, 9, 9, 6),
-            "about 11 min, between 60 s and 2 h, by 2 s of 6 trials on this machine",
+            "between 50 s and 2.4 h, by 1 s of 6 trials on this machine",
         ),
     ],
 )
@@ -345,6 +353,28 @@ def test_a_trial_that_goes_on_is_left_after_its_time(monkeypatch: pytest.MonkeyP
     assert cost.steps == (PLANNED, PLANNED)
     assert min(cost.start_s, cost.step_s, cost.point_s) > 0
     assert cost.step_s < 0.3
+
+
+def test_every_measure_is_tried_with_few_draws_and_counted_with_all() -> None:
+    changes = {"measurement.sensitivity": True, "measurement.hessian_trace": "pyhessian"}
+    every = config(changes | {"measurement.sensitivity_draws": 3998})
+    found = measured_cost(every).measures_s
+    names = {"Sensitivity", "Trace", "MeanGradientGap", "Flatness", "Smoothness"}
+    assert set(found) == names
+    # 2 draws were taken, which are three gradients: all 3,998 would take minutes.
+    few = measured_cost(config(changes | {"measurement.sensitivity_draws": 2})).measures_s
+    assert 0 < few["Sensitivity"] < 1
+    assert 100 < found["Sensitivity"] / few["Sensitivity"] < 20_000
+
+
+def test_those_that_time_is_too_short_for_cost_what_others_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(estimating, "LAST_BEGINS_S", 0.0)
+    monkeypatch.setattr(estimating, "SECONDS_EACH", 0.1)
+    found = estimate(by_batch(20, 30, 40, 50), together=1)
+    assert (found.trials, found.tried) == (4, 1)
+    assert found.low_s > ACTOR_S
 
 
 def test_a_diverging_trial_is_known_exactly() -> None:

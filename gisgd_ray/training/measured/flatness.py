@@ -26,6 +26,10 @@ class Flatness(Measure):
     def is_on(self, config: TrialConfig) -> bool:
         return config.measurement.flatness
 
+    def cost(self, config: TrialConfig) -> float:
+        """Losses over the samples: at W, and at each draw, of which there may be fewer."""
+        return 1 + config.measurement.flatness_draws
+
     def measure(self, state: TrainState, point: Point) -> Point:
         """``point`` holds Eq. 3's sigma* if it is defined."""
         columns: Point = {}

@@ -20,6 +20,10 @@ class Sensitivity(Measure):
     def schedules(self, config: TrialConfig) -> Sequence[Schedule]:
         return (config.measurement.sensitivity_schedule,)
 
+    def cost(self, config: TrialConfig) -> float:
+        """Gradients over the samples: at W, and at each draw."""
+        return 1 + config.measurement.sensitivity_draws
+
     def measure(self, state: TrainState, point: Point) -> Point:
         del point
         m, t = state.config.measurement, state.config.training

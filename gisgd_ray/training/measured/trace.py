@@ -18,6 +18,11 @@ class Trace(Measure):
         schedule = config.measurement.hessian_schedule
         return () if schedule is None else (schedule,)
 
+    def cost(self, config: TrialConfig) -> float:
+        """Probes, where it is not exact for sure."""
+        m = config.measurement
+        return m.hessian_probes if m.hessian_trace == "pyhessian" else 1
+
     def measure(self, state: TrainState, point: Point) -> Point:
         del point
         m, t = state.config.measurement, state.config.training
