@@ -35,8 +35,8 @@ from gisgd_ray.training.measured import MEASURES
 
 TRIED = 6
 """So many trials are tried out at most."""
-SECONDS_EACH = 1.0
-"""Training time for each of them."""
+SECONDS_EACH = 2.0
+"""Training time for each of them, at most: where no loss ends a trial a quarter of it does."""
 LAST_BEGINS_S = 3.0
 """Another one is tried out up to here, so that a dry run answers within ten seconds."""
 UNSURE = 1.2
@@ -95,7 +95,7 @@ class Estimate:
             return f"not known, since a dry run downloads nothing, and {self.unknown}"
         span = f"between {duration(self.low_s / UNSURE)} and {duration(self.high_s * UNSURE)}"
         of = "1 trial" if self.tried == 1 else f"{self.tried} trials"
-        return f"{span}, by {SECONDS_EACH:g} s of {of} on this machine"
+        return f"{span}, by some seconds of {of} on this machine"
 
 
 def estimate(
@@ -197,10 +197,18 @@ def measured_cost(config: TrialConfig, device: Device | str = "cpu", threads: in
     torch.set_num_threads(threads)
     begun = time.perf_counter()
     few = with_few_draws(config)
+    # Every replica is started and measured like another, and a step takes less than so many apart.
+    shared = 1.0
+    if few.replicas is not None:
+        shared = few.replicas / 2
+        few = few.changed({"replicas": 2})
     state = training.start(few, device=device)
     started = time.perf_counter()
     training.measure(state)
-    deadline = time.perf_counter() + SECONDS_EACH
+    training.train(state, pause=lambda: True)  # the first step loads what all need
+    first_s = state.seconds["time/training_s"]
+    enough = SECONDS_EACH if _last_loss(config) > 0 else SECONDS_EACH / 4
+    deadline = time.perf_counter() + enough
     while state.stopped is None and time.perf_counter() < deadline:
         if training.train(state, pause=lambda: time.perf_counter() > deadline):
             training.measure(state)
@@ -210,12 +218,12 @@ def measured_cost(config: TrialConfig, device: Device | str = "cpu", threads: in
         training.measure(state, last=True)
     seconds = state.last_seconds
     return Cost(
-        start_s=started - begun,
-        step_s=state.seconds["time/training_s"] / max(state.step, 1),
-        point_s=seconds["evaluation"],
+        start_s=shared * (started - begun),
+        step_s=shared * (state.seconds["time/training_s"] - first_s) / max(state.step - 1, 1),
+        point_s=shared * seconds["evaluation"],
         steps=steps_range(config, losses, over=over),
         measures_s={
-            each.name: seconds[each.name] * each.cost(config) / each.cost(few)
+            each.name: shared * seconds[each.name] * each.cost(config) / each.cost(few)
             for each in MEASURES
             if each.name in seconds
         },
@@ -236,12 +244,10 @@ def steps_range(
     config: TrialConfig, losses: NDArray[np.float64], *, over: bool
 ) -> tuple[float, float]:
     """How many steps the trial will take, given the batch losses of its first ones."""
-    t = config.training
     taken, most = float(len(losses)), float(planned_steps(config))
     if over:
         return taken, taken
-    # Of two rules that of the higher loss ends the trial.
-    target = max(t.stop_loss or 0.0, MEMORISED if config.stops_at_full_accuracy else 0.0)
+    target = _last_loss(config)
     if target == 0:
         return most, most
     if taken < 8:
@@ -262,6 +268,12 @@ def steps_range(
     power = where[1] * math.exp(min(math.log(late / target) / exponent, math.log(most)))
     low, high = (min(max(taken, steps), most) for steps in (exponential, power))
     return low, high
+
+
+def _last_loss(config: TrialConfig) -> float:
+    """At which the trial ends, about; 0 where none ends it. Of two rules the higher loss does."""
+    memorised = MEMORISED if config.stops_at_full_accuracy else 0.0
+    return max(config.training.stop_loss or 0.0, memorised)
 
 
 def num_points(config: TrialConfig, steps: float) -> float:

@@ -261,7 +261,7 @@ def test_the_cost_on_a_machine_without_ray(
     assert lines(f"--cpus-per-trial={cpus}", connected=False) == [
         f"Each takes {words}; {at_once} at once on this machine (6 CPUs; its GPUs, if "
         "any, are found when Ray starts).",
-        "Time: between 50 s and 72 s, by 1 s of 3 trials on this machine.",
+        "Time: between 50 s and 72 s, by some seconds of 3 trials on this machine.",
         "W&B: about 30 points in 5 runs, 0.5 a second.",
         "To stop a sweep: Ctrl-C once; --resume goes on later, from where each trial was.",
     ]

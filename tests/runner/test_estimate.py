@@ -323,11 +323,11 @@ def test_durations_for_people(seconds: float, text: str) -> None:
         (Estimate(0.0, 0.0, 0, 0, 0), "nothing is left to run"),
         (
             Estimate(100, 100, 3, 9, 1),
-            "between 83 s and 2 min, by 1 s of 1 trial on this machine",
+            "between 83 s and 2 min, by some seconds of 1 trial on this machine",
         ),
         (
             Estimate(60, 7200, 9, 9, 6),
-            "between 50 s and 2.4 h, by 1 s of 6 trials on this machine",
+            "between 50 s and 2.4 h, by some seconds of 6 trials on this machine",
         ),
     ],
 )
