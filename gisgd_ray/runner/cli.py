@@ -8,6 +8,7 @@ import argparse
 import difflib
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -26,13 +27,14 @@ from pydantic_settings import (
 )
 
 from gisgd_ray.config.space import (
+    LONGEST,
     SearchSpace,
     field_paths,
     has_distribution,
     make_space,
     takes_lists,
 )
-from gisgd_ray.errors import UserError
+from gisgd_ray.errors import UserError, one_line
 
 _CALL = re.compile(r"(uniform|log_uniform|loguniform|choice)\s*\((.*)\)")
 
@@ -201,13 +203,40 @@ def parse(
     if asked := [i for i, word in enumerate(words) if word in ("-h", "--help")]:
         _show_help(parser, varied or {}, about=words[asked[0] + 1 :])
         raise SystemExit(0)
+    _require_bare(words)
     try:
         return CliApp.run(Options, cli_args=words, cli_settings_source=source)
+    except argparse.ArgumentError as fault:
+        raise UserError(
+            f"{fault.argument_name}: {fault.message}; --help lists every option"
+        ) from None
     except SettingsError as fault:
-        message = str(fault).removeprefix("error parsing CLI: ").removeprefix("argument ")
-        raise UserError(f"{message}; --help lists every option") from None
+        raise UserError(f"{fault}; --help lists every option") from None
     except ValidationError as fault:
         raise UserError("; ".join(map(_fault, _of_each_option(fault)))) from None
+
+
+def _require_bare(words: Sequence[str]) -> None:
+    """Raises UserError on a flag with a value."""
+    flags = [
+        _option(name) for name, info in Options.model_fields.items() if info.annotation is bool
+    ]
+    for word in words:
+        name, equals, _value = word.partition("=")
+        if equals and name in flags:
+            raise UserError(
+                f"{_typed(word)}: {name} takes no value; give {name} alone, or leave it out"
+            )
+
+
+def _option(field: str) -> str:
+    """A launch option as it is typed."""
+    return f"--{field.replace('_', '-')}"
+
+
+def _typed(given: object) -> str:
+    """What was given, on one line and as a shell takes it: what is empty shows."""
+    return one_line(shlex.quote(str(given)), LONGEST)
 
 
 def _show_help(
@@ -359,19 +388,30 @@ def _fault(finding: Any) -> str:
     name = str(finding["loc"][0])
     message = finding["msg"].removeprefix("Value error, ")
     auto = ", or auto" if Options.model_fields[name].default == "auto" and name != "scale" else ""
-    option = f"--{name.replace('_', '-')}"
-    return f"{option} = {finding['input']}: {message[0].lower()}{message[1:]}{auto}"
+    value = _typed(finding["input"])
+    return f"{_option(name)} = {value}: {message[0].lower()}{message[1:]}{auto}"
 
 
 def _unknown(word: str) -> str:
-    """What to say of a word that is no option: the nearest one, or how a grid is written."""
+    """What to say of a word that is no option: the nearest ones, or how a grid is written."""
     if not word.startswith("-"):
         return f"{word!r} belongs to no option; a grid is one word, as in 0.1,0.2"
-    name = word.partition("=")[0]
-    options = [f"--{option.replace('_', '-')}" for option in Options.model_fields]
-    close = difflib.get_close_matches(name, [*options, *(f"--{p}" for p in field_paths())], n=1)
-    hint = f"did you mean {close[0]}?" if close else "--help lists every option"
-    return f"{name} is not an option; {hint}"
+    name, equals, value = word.partition("=")
+    if equals and name in ("-h", "--help"):
+        return f"{_typed(word)} is not an option; did you mean {f'{name} {value}'.strip()}?"
+    options = [_option(field) for field in Options.model_fields if field != "fields"] + ["--help"]
+    fields = [f"--{path}" for path in field_paths()]
+    close = [each for each in (*options, *fields) if name.strip("-") and each.startswith(name)][:3]
+    if not close:  # a launch option and a field of a trial may be as near
+        close = [near for each in (options, fields) for near in _closest(name, each)]
+    hint = f"did you mean {' or '.join(close)}?" if close else "--help lists every option"
+    return f"{_typed(name)} is not an option; {hint}"
+
+
+def _closest(name: str, known: Sequence[str]) -> list[str]:
+    """The nearest of the options, if one is near."""
+    bare = [each.removeprefix("--") for each in known]
+    return [f"--{near}" for near in difflib.get_close_matches(name.lstrip("-"), bare, n=1)]
 
 
 def _items(text: str) -> list[Any]:

@@ -125,6 +125,65 @@ def test_settings() -> None:
     assert options("--gpus-per-trial", ".5").gpus_per_trial == 0.5
 
 
+LAUNCH = {
+    f"--{name.replace('_', '-')}": info.annotation is bool
+    for name, info in cli.Options.model_fields.items()
+    if name != "fields"
+}
+
+
+def refused(*argv: str) -> str:
+    with pytest.raises(UserError) as caught:
+        options(*argv).overrides  # noqa: B018
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("option", [option for option, flag in LAUNCH.items() if not flag])
+def test_an_option_without_its_value(option: str) -> None:
+    sentence = f"{option}: expected one argument; --help lists every option"
+    for argv in ([option], [option, "--resume"], [option, f"--{RATE}", "0.1"]):
+        assert refused(*argv) == sentence
+
+
+@pytest.mark.parametrize("flag", [option for option, flag in LAUNCH.items() if flag])
+@pytest.mark.parametrize("value", ["maybe", "1", "true", "false", ""])
+def test_a_flag_with_a_value(flag: str, value: str) -> None:
+    assert refused(f"{flag}={value}") == (
+        f"{flag}={value}: {flag} takes no value; give {flag} alone, or leave it out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("--sede", "did you mean --seeds or --seed?"),
+        ("--fields", "--help lists every option"),
+        ("--hepl", "did you mean --help?"),
+        ("--gpu", "did you mean --gpus-per-trial?"),
+        ("--batch-size=3", f"did you mean --{BATCH}?"),
+        ("--model=mlp", "did you mean --model.name or --model.width or --model.filters?"),
+        ("--", "--help lists every option"),
+    ],
+)
+def test_what_is_no_option(word: str, hint: str) -> None:
+    assert refused(word) == f"{word.partition('=')[0]} is not an option; {hint}"
+
+
+@pytest.mark.parametrize("about", ["all", "scheme", ""])
+def test_help_takes_its_subject_after_a_space(about: str) -> None:
+    for option in ("--help", "-h"):
+        assert refused(f"{option}={about}") == (
+            f"{option}={about} is not an option; did you mean {f'{option} {about}'.strip()}?"
+        )
+
+
+@pytest.mark.parametrize(("given", "shown"), [("", "''"), ("1 2", "'1 2'"), ("1\n2", "'1 2'")])
+def test_what_was_given_shows_on_one_line(given: str, shown: str) -> None:
+    sentence = "input should be a valid integer, unable to parse string as an integer"
+    for argv in (["--seeds", given], [f"--seeds={given}"]):
+        assert refused(*argv) == f"--seeds = {shown}: {sentence}"
+
+
 # ---------------------------------------------------------------- what a field's text means
 
 
