@@ -187,6 +187,25 @@ def test_choices_are_taken_as_they_are() -> None:
     assert column(make_space({"training.stop_loss": choice(None)}), "training.stop_loss") == [None]
 
 
+@pytest.mark.parametrize(
+    ("path", "values", "said"),
+    [
+        (BATCH, (20, "abc", 30), "training.batch_size = 'abc': input should be a valid integer"),
+        (BATCH, (20, "", 30), "training.batch_size = '': input should be a valid integer"),
+        (BATCH, (20, 5000), "training.batch_size = 5000 exceeds the 4000 training samples"),
+        (RATE, (0.1, 0.2, -1), "training.learning_rate = -1: input should be greater than 0"),
+        (MILESTONES, ([5], [9, 5]), "training.lr_milestones = [9, 5] must be epochs from 1"),
+        ("model.name", ("mlp", "mpl"), "model.name = 'mpl': expected one of 'mlp', "),
+        (SCHEDULE, (None, {"every": 0}), "measurement.hessian_schedule.every = 0: input should"),
+    ],
+)
+def test_every_value_of_a_choice_must_do_whatever_is_drawn(
+    path: str, values: tuple[Any, ...], said: str
+) -> None:
+    for seed in range(8):  # one draw: at some seeds it is the bad one, at most it is not
+        assert fault({path: choice(*values)}, sampling_seed=seed).startswith(said)
+
+
 def test_a_draw_depends_on_its_own_field_alone() -> None:
     alone = column(make_space({RATE: uniform(0, 1)}, samples=4), RATE)
     assert len(set(alone)) == 4
