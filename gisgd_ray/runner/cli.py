@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -53,6 +53,13 @@ def _share(value: float) -> float:
     return value
 
 
+def _named(value: Any) -> Any:
+    """An empty path would be the working directory."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("input should name a folder")
+    return value
+
+
 class Options(BaseSettings):
     """What was asked for on the command line."""
 
@@ -71,7 +78,7 @@ class Options(BaseSettings):
         description="laptop: bundled data, minutes on 2 cores; paper: the paper's data and grid; "
         "auto: paper when the Ray cluster has a GPU",
     )
-    out: str = Field(
+    out: Annotated[str, BeforeValidator(_named)] = Field(
         "results",
         description="results go to OUT/<sweep name>; with trials on several machines a folder that "
         "all of them share, or a bucket: s3://BUCKET/DIR, gs://BUCKET/DIR",
@@ -83,7 +90,7 @@ class Options(BaseSettings):
     take_over: bool = Field(
         False, description="go on in a bucket that a driver which is gone was writing to"
     )
-    reuse: list[Path] = Field(
+    reuse: list[Annotated[Path, BeforeValidator(_named)]] = Field(
         [],
         description="take trials that have finished in another sweep's folder from there; may be "
         "repeated",
@@ -91,10 +98,11 @@ class Options(BaseSettings):
     panel: str | None = Field(None, description="run one panel of the figure only")
     seeds: int | None = Field(None, ge=1, description="replicates of every point")
     samples: int | None = Field(None, ge=1, description="draws from the distributions")
-    sampling_seed: int | None = Field(None, ge=0, description="seed of those draws")
-    cpus_per_trial: int = Field(1, ge=1, description="cores a trial takes")
+    sampling_seed: int | None = Field(None, ge=0, lt=2**63, description="seed of those draws")
+    cpus_per_trial: int = Field(1, ge=1, le=10_000, description="cores a trial takes")
     gpus_per_trial: (
-        Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_share)] | Literal["auto"]
+        Annotated[float, Field(ge=0, le=1_000, allow_inf_nan=False), AfterValidator(_share)]
+        | Literal["auto"]
     ) = Field(
         "auto",
         description="fraction of a GPU a trial takes; auto: as many share one as its memory and "
@@ -103,6 +111,7 @@ class Options(BaseSettings):
     checkpoint_every: float = Field(
         60.0,
         ge=0.1,
+        le=604_800,
         allow_inf_nan=False,
         description="seconds between a trial's checkpoints, from which it goes on when its "
         "process, its machine or this program is lost",
@@ -110,12 +119,14 @@ class Options(BaseSettings):
     retries: int = Field(
         3,
         ge=0,
+        le=1_000_000,
         description="how often in a row a lost or failing trial is tried again without getting "
         "further than before",
     )
     wandb_requests: float = Field(
         120.0,
         gt=0,
+        le=1_000_000,
         allow_inf_nan=False,
         description="requests a minute in which all trials together send W&B their new points, or "
         "two of each trial if that is more; fewer means later, never fewer points",
@@ -329,7 +340,7 @@ def apply(
     """
     if options.panel is not None and options.panel not in panels:
         raise UserError(
-            f"--panel {options.panel}: at scale {scale} this sweep has {', '.join(panels)}"
+            f"--panel {_typed(options.panel)}: at scale {scale} this sweep has {', '.join(panels)}"
         )
     chosen = {k: v for k, v in panels.items() if options.panel in (None, k)}
     fields = {name: _overridden(space.fields, options.overrides) for name, space in chosen.items()}

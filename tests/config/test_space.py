@@ -94,7 +94,7 @@ def test_the_same_space_gives_the_same_trials_every_time() -> None:
 
 
 def test_trials_that_are_the_same_count_once() -> None:
-    assert column(SearchSpace(fields={RATE: [1, 1.0, 2, True]}), RATE) == [1, 2]
+    assert column(SearchSpace(fields={RATE: [1, 1.0, 2, "1"]}), RATE) == [1, 2]
     overlap = SearchSpace(fields={BATCH: [20, 20.0, "20"]}, seeds=2)
     assert column(overlap, "seed") == [0, 1]
     # Two batch sizes, whatever was drawn; the draws are no product with themselves.
@@ -305,6 +305,34 @@ FAULTS: dict[str, dict[str, Any]] = {
         "training.max_epochs": 2**63
     },
 }
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("training.stop_loss", True),
+        ("training.batch_size", True),
+        ("training.momentum", False),
+        ("training.evaluation.every", True),
+        ("model.width", True),
+        ("seed", False),
+        ("replicas", True),
+        (STDS, [0.1, True]),
+        (MILESTONES, [True]),
+        (RATE, choice(0.1, True)),
+    ],
+)
+def test_true_and_false_are_no_numbers(path: str, value: Any) -> None:
+    shown = True if isinstance(value, dict) else value
+    for given in (value, np.array(value) if isinstance(value, bool) else value):
+        assert (
+            fault({path: given}) == f"{path} = {shown}: input should be a number, not true or false"
+        )
+
+
+def test_true_and_false_are_values_of_fields_that_take_them() -> None:
+    for path in ("training.stop_at_full_accuracy", "measurement.flatness"):
+        assert column(make_space({path: [True, False]}), path) == [True, False]
 
 
 @pytest.mark.parametrize("said", FAULTS)

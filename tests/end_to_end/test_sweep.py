@@ -144,6 +144,9 @@ BAD_INPUT = {
     "or auto",
     "--wandb-requests 0": "--wandb-requests = 0: input should be greater than 0",
     "--sampling-seed -1": "--sampling-seed = -1: input should be greater than or equal to 0",
+    "--out ": "--out = '': input should name a folder",
+    "--training.stop_loss true": "training.stop_loss = True: input should be a number, not true or "
+    "false",
     "--seeds": "--seeds: expected one argument; --help lists every option",
     "--resume=false": "--resume=false: --resume takes no value; give --resume alone, or leave it "
     "out",

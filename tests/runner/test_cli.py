@@ -177,6 +177,27 @@ def test_help_takes_its_subject_after_a_space(about: str) -> None:
         )
 
 
+@pytest.mark.parametrize(("option", "path"), [("--out", ""), ("--out", " "), ("--reuse", "")])
+def test_a_folder_has_a_name(option: str, path: str) -> None:
+    for argv in ([option, path], [f"{option}={path}"]):
+        assert refused(*argv) == f"{option} = {path!r}: input should name a folder"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "bound"),
+    [
+        ("--checkpoint-every", "1e300", "less than or equal to 604800"),
+        ("--retries", f"{10**23}", "less than or equal to 1000000"),
+        ("--wandb-requests", "1e300", "less than or equal to 1000000"),
+        ("--cpus-per-trial", f"{10**23}", "less than or equal to 10000"),
+        ("--gpus-per-trial", "1e300", "less than or equal to 1000, or auto"),
+        ("--sampling-seed", f"{2**63}", f"less than {2**63}"),
+    ],
+)
+def test_a_number_that_nobody_means(option: str, value: str, bound: str) -> None:
+    assert refused(option, value) == f"{option} = {value}: input should be {bound}"
+
+
 @pytest.mark.parametrize(("given", "shown"), [("", "''"), ("1 2", "'1 2'"), ("1\n2", "'1 2'")])
 def test_what_was_given_shows_on_one_line(given: str, shown: str) -> None:
     sentence = "input should be a valid integer, unable to parse string as an integer"
