@@ -298,13 +298,14 @@ def parse_values(path: str, text: str) -> Any:
     """A field's text as a value, a list (grid) or a distribution's dict.
 
     Raises:
-        UserError: brackets that do not parse, or an unknown distribution.
+        UserError: brackets that do not parse, an empty value, or an unknown distribution.
     """
     text = text.strip()
     call = _CALL.fullmatch(text)
     if call:
         kind, inner = call.groups()
         arguments = _items(inner)
+        _require_none_empty(path, text, arguments)
         if kind == "choice":
             if not arguments:
                 raise UserError(f"--{path} {text}: choice takes at least one value")
@@ -324,8 +325,18 @@ def parse_values(path: str, text: str) -> Any:
             "log_uniform(a,b), choice(a,b,...)"
         )
     if "," in text:
-        return [_scalar(part) for part in text.split(",") if part.strip()]
+        grid = [_scalar(part) for part in text.split(",")]
+        _require_none_empty(path, text, grid)
+        return grid
     return [_scalar(text)] if takes_lists(path) else _scalar(text)
+
+
+def _require_none_empty(path: str, text: str, values: Sequence[Any]) -> None:
+    """Raises UserError on a comma too many."""
+    if any(value == "" for value in values):
+        raise UserError(
+            f"--{path} {text}: a value is empty; leave out the comma before or after it"
+        )
 
 
 def apply(

@@ -225,8 +225,6 @@ def test_what_was_given_shows_on_one_line(given: str, shown: str) -> None:
         ("", ""),
         ("0.1,0.2", [0.1, 0.2]),
         (" 0.1 , 0.2 ", [0.1, 0.2]),
-        ("0.1,", [0.1]),
-        (",", []),
         ("-1,2", [-1, 2]),
         ("1e-3,null,keep", [1e-3, None, "keep"]),
         ("[0.1, 0.2]", [0.1, 0.2]),
@@ -259,11 +257,31 @@ def test_one_number_is_a_list_where_the_field_takes_lists() -> None:
     assert options(f"--{path}", "1e-3").overrides == {path: [1e-3]}
 
 
+def test_equal_values_of_a_grid_are_run_once() -> None:
+    for text in ("0.1,0.1", "0.1,0.10,1e-1", "[0.1, 0.1]"):
+        trials = cli.apply({"a": SearchSpace()}, options(f"--{RATE}", text), scale="laptop")[
+            "a"
+        ].trials()
+        assert [t.training.learning_rate for t in trials] == [0.1]
+
+
 MEANS_NOTHING = {
     "[0.1, 0.2": "not valid JSON (Expecting ',' delimiter)",
     "{each: 2}": "not valid JSON (Expecting property name enclosed in double quotes)",
     "uniform(1)": "uniform takes two numbers, low and high",
     "choice()": "choice takes at least one value",
+    **dict.fromkeys(
+        (
+            "0.1,",
+            ",0.1",
+            "0.1, ,0.2",
+            ",",
+            "choice(20,,30)",
+            "choice(mlp,alexnet,)",
+            "uniform(0,)",
+        ),
+        "a value is empty; leave out the comma before or after it",
+    ),
     "normal(0,1)": "expected a value, a grid like 0.1,0.2 or one of uniform(a,b), "
     "log_uniform(a,b), choice(a,b,...)",
     "uniform(0,1": "expected a value, a grid like 0.1,0.2 or one of uniform(a,b), "
