@@ -301,42 +301,41 @@ def parse_values(path: str, text: str) -> Any:
         UserError: brackets that do not parse, an empty value, or an unknown distribution.
     """
     text = text.strip()
+    given = f"--{path} {one_line(text, LONGEST)}"
     call = _CALL.fullmatch(text)
     if call:
         kind, inner = call.groups()
         arguments = _items(inner)
-        _require_none_empty(path, text, arguments)
+        _require_none_empty(given, arguments)
         if kind == "choice":
             if not arguments:
-                raise UserError(f"--{path} {text}: choice takes at least one value")
+                raise UserError(f"{given}: choice takes at least one value")
             return {"kind": "choice", "values": arguments}
         if len(arguments) != 2:
-            raise UserError(f"--{path} {text}: {kind} takes two numbers, low and high")
+            raise UserError(f"{given}: {kind} takes two numbers, low and high")
         kind = "log_uniform" if kind == "loguniform" else kind
         return {"kind": kind, "low": arguments[0], "high": arguments[1]}
     if text.startswith(("[", "{")):
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"--{path} {text}: not valid JSON ({error.msg})") from None
+            raise UserError(f"{given}: not valid JSON ({error.msg})") from None
     if "(" in text:
         raise UserError(
-            f"--{path} {text}: expected a value, a grid like 0.1,0.2 or one of uniform(a,b), "
+            f"{given}: expected a value, a grid like 0.1,0.2 or one of uniform(a,b), "
             "log_uniform(a,b), choice(a,b,...)"
         )
     if "," in text:
         grid = [_scalar(part) for part in text.split(",")]
-        _require_none_empty(path, text, grid)
+        _require_none_empty(given, grid)
         return grid
     return [_scalar(text)] if takes_lists(path) else _scalar(text)
 
 
-def _require_none_empty(path: str, text: str, values: Sequence[Any]) -> None:
+def _require_none_empty(given: str, values: Sequence[Any]) -> None:
     """Raises UserError on a comma too many."""
     if any(value == "" for value in values):
-        raise UserError(
-            f"--{path} {text}: a value is empty; leave out the comma before or after it"
-        )
+        raise UserError(f"{given}: a value is empty; leave out the comma before or after it")
 
 
 def apply(

@@ -99,7 +99,7 @@ def test_help_shows_descriptions_bounds_and_defaults(capsys: pytest.CaptureFixtu
         "(auto, exact, pyhessian, off)",
         "(epoch, step, log)",
         "draws of the perturbation zeta for Psi [>= 2, default 20]",
-        "null: the deterministic setting, one run [default null]",
+        "null: the deterministic setting, one run [<= 1e+06, default null]",
     ):
         assert re.sub(r"\s+", "", part) in unwrapped, part
 
@@ -294,6 +294,12 @@ def test_text_that_means_nothing(text: str) -> None:
     with pytest.raises(UserError) as caught:
         options(f"--{RATE}", text).overrides  # noqa: B018
     assert str(caught.value) == f"--{RATE} {text}: {MEANS_NOTHING[text]}"
+
+
+def test_of_a_long_value_the_beginning_is_shown() -> None:
+    assert refused(f"--{RATE}", "2," * 1000) == (
+        f"--{RATE} {'2,' * 100} ...: a value is empty; leave out the comma before or after it"
+    )
 
 
 # ---------------------------------------------------------------- which panels a field reaches
