@@ -281,7 +281,8 @@ def _show_help(
     print(
         "A field takes a value (0.1), a grid (0.1,0.2) or a distribution (uniform(0,1),\n"
         "log_uniform(1e-4,1e-1), choice(32,64)); a list is one value of a field that takes lists\n"
-        "(10,20), and its grid is written in JSON ([[10], [10, 20]])."
+        "(10,20), and its grid is written in JSON ([[10], [10, 20]]). Of what is given twice the\n"
+        "last counts."
     )
     if topic is None:
         print(EXAMPLES.format(prog=parser.prog))

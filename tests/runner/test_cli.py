@@ -75,6 +75,13 @@ def test_the_examples_of_help_are_sound() -> None:
         assert cli.apply({"a": SearchSpace()}, options(*argv), scale="laptop")["a"].trials()
 
 
+def test_of_what_is_given_twice_the_last_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    """As where a script has options of its own and adds those it is given."""
+    given = options("--seeds", "3", f"--{RATE}=0.1,0.2", "--seeds=4", f"--{RATE}", "0.3")
+    assert (given.seeds, given.overrides) == (4, {RATE: 0.3})
+    assert "Of what is given twice the\nlast counts." in shown_help(capsys)
+
+
 def test_help_shows_descriptions_bounds_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     text = shown_help(capsys, "all")
     unwrapped = re.sub(r"\s+", "", text)
