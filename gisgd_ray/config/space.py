@@ -155,7 +155,10 @@ class SearchSpace(Frozen):
         for flat in self._combinations():
             first = validated(flat)
             for seed in range(first.seed, first.seed + self.seeds):
-                config = first.changed({"seed": seed})
+                try:
+                    config = first.changed({"seed": seed})
+                except ValidationError as error:
+                    raise UserError(_sentences(error)) from None
                 trials.setdefault(config.trial_id, config)
         return list(trials.values())
 

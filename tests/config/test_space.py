@@ -347,6 +347,7 @@ def test_a_fault_is_one_sentence_with_field_and_value(said: str) -> None:
         (-1, 3, "seed = -1: input should be greater than or equal to 0"),
         ([0, 1], 2, "seeds = 2 and a grid of seed exclude each other"),
         ((0, 1), 2, "seeds = 2 and a grid of seed exclude each other"),
+        (2**63 - 1, 2, f"seed = {2**63}: input should be less than 2**63"),
         (0, 0, "seeds = 0: input should be greater than or equal to 1"),
         (0, 1.5, "seeds = 1.5: input should be a valid integer, got a number with a fractional "
                  "part"),
