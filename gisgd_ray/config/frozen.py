@@ -4,10 +4,17 @@ import hashlib
 import json
 import math
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 LISTED = 1_000_000
 """Of a longer range no list is made."""
@@ -56,6 +63,21 @@ def without_minus_zero(value: Any) -> Any:
     return 0.0 if type(value) is float and value == 0 else value
 
 
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of."""
+    return {annotation}.union(*map(_kinds, get_args(annotation)))
+
+
+def _has_boolean(value: Any) -> bool:
+    return any(type(each) is bool for each in (value if type(value) is list else (value,)))
+
+
+def _boolean(name: str, value: Any) -> InitErrorDetails:
+    """The finding of a boolean where a number belongs: true is no 1.0."""
+    fault = PydanticCustomError("boolean", "input should be a number, not true or false")
+    return InitErrorDetails(type=fault, loc=(name,), input=value)
+
+
 class Frozen(BaseModel):
     """Base of every configuration model: immutable, no unknown fields, no NaN or infinity."""
 
@@ -68,7 +90,19 @@ class Frozen(BaseModel):
             return given
         # A dict is of a model inside, which does the same.
         odd = [name for name, v in given.items() if type(v) not in _PLAIN and type(v) is not dict]
-        return {**given, **{name: _plain_at(name, given[name]) for name in odd}} if odd else given
+        found = {**given, **{n: _plain_at(n, given[n]) for n in odd}} if odd else given
+        if faults := [
+            _boolean(n, v) for n, v in found.items() if _has_boolean(v) and cls._counts(n)
+        ]:
+            raise ValidationError.from_exception_data(cls.__name__, faults)
+        return found
+
+    @classmethod
+    def _counts(cls, name: str) -> bool:
+        """Whether a field is a number, or numbers, and never true or false."""
+        info = cls.model_fields.get(name)
+        kinds = set() if info is None else _kinds(info.annotation)
+        return bool not in kinds and bool({int, float} & kinds)
 
     @field_validator("*")
     @classmethod

@@ -29,6 +29,7 @@ class Sections(Frozen):
     )
     replicas: int | None = Field(
         None,
+        le=1_000_000,
         description="stochastic setting: so many runs (>= 2) of seeds of their own advance "
         "together, and expectations over W are means over them (with label noise or teacher data "
         "over S as well); null: the deterministic setting, one run",

@@ -145,15 +145,20 @@ class SearchSpace(Frozen):
         """Every trial of the space, validated, in the order of the grids, seeds innermost.
 
         Raises:
-            UserError: a combination is not a valid trial; names field, value and what would do. Or
-                there are more than :data:`MOST_TRIALS`.
+            UserError: a combination is not a valid trial, or with a value of a choice that is not
+                drawn would not be; names field, value and what would do. Or there are more than
+                :data:`MOST_TRIALS`.
         """
         require_few([self])
+        self._require_sound_choices()
         trials: dict[str, TrialConfig] = {}
         for flat in self._combinations():
             first = validated(flat)
             for seed in range(first.seed, first.seed + self.seeds):
-                config = first.changed({"seed": seed})
+                try:
+                    config = first.changed({"seed": seed})
+                except ValidationError as error:
+                    raise UserError(_sentences(error)) from None
                 trials.setdefault(config.trial_id, config)
         return list(trials.values())
 
@@ -173,6 +178,18 @@ class SearchSpace(Frozen):
             for path, values in self.fields.items()
             if _is_distribution(path, values)
         }
+
+    def _require_sound_choices(self) -> None:
+        """See that every value of a choice would do, whatever is drawn.
+
+        Raises:
+            UserError: one does not, beside the first values of the other fields.
+        """
+        first = next(self._combinations())
+        for path, distribution in self._distributions().items():
+            if isinstance(distribution, Choice):
+                for value in distribution.values:
+                    validated({**first, path: value})
 
     def _combinations(self) -> Iterator[dict[str, Any]]:
         distributions = self._distributions()

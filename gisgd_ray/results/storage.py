@@ -10,6 +10,11 @@ from pathlib import Path, PurePosixPath
 from gisgd_ray.errors import UserError
 from gisgd_ray.results.whole_files import replace_file
 
+CHECKPOINTS = "checkpoints"
+"""The folder of them below a sweep's."""
+_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
+"""Of the URIs that pyarrow knows."""
+
 
 def is_uri(where: str) -> bool:
     """Whether a place is a bucket's URI and not a path.
@@ -44,6 +49,26 @@ def without_keys(where: str) -> str:
     return re.sub("://[^/@]*:.*?@", "://", where).partition("?")[0]
 
 
+def require_address(where: str) -> None:
+    """See that a URI could be that of a place, as far as it shows before anybody is asked.
+
+    Raises:
+        UserError: nothing of this kind can be used, or it names no bucket.
+    """
+    scheme, _, below = without_keys(where).partition("://")
+    if scheme not in _SCHEMES:
+        raise _unusable(where, f"it begins with {scheme}://")
+    if scheme in ("s3", "gs", "gcs") and not below.partition("/")[0]:
+        raise _unusable(where, "it names no bucket")
+
+
+def _unusable(where: str, reason: str) -> UserError:
+    return UserError(
+        f"{without_keys(where)} cannot be used for results ({reason}); give a folder, or a bucket "
+        "as s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+    )
+
+
 class Storage:
     """Small files by name below one place; names are relative, with slashes."""
 
@@ -58,12 +83,8 @@ class Storage:
             else:
                 self._fs, root = fs.LocalFileSystem(), str(Path(where).absolute())
         except (OSError, ValueError, NotImplementedError) as fault:
-            shown = without_keys(where)
-            reason = str(fault).splitlines()[0].replace(where, shown)
-            raise UserError(
-                f"{shown} cannot be used for results ({reason}); give a folder, or a bucket as "
-                "s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
-            ) from None
+            reason = str(fault).splitlines()[0].replace(where, without_keys(where))
+            raise _unusable(where, reason) from None
         self._root = PurePosixPath(root)
         self._local = isinstance(self._fs, fs.LocalFileSystem)
 

@@ -4,6 +4,7 @@
 that a crash never leaves half a table. :mod:`gisgd_ray.results.columns` says what is in them.
 """
 
+import errno
 import io
 import os
 import tempfile
@@ -49,7 +50,8 @@ def require_writable(path: Path) -> None:
         while not there.exists() and there != there.parent:
             there = there.parent
         if not there.is_dir() or not os.access(there, os.W_OK):
-            raise UserError(f"output folder {path} cannot be written; choose another with --out")
+            code = errno.EACCES if there.is_dir() else errno.ENOTDIR
+            raise OSError(code, os.strerror(code))
     except OSError as error:  # a name that is too long, say
         raise _not_written(path, error) from error
     require_no_links(path)

@@ -18,6 +18,7 @@ import torch
 
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.device import Device
+from gisgd_ray.results.storage import CHECKPOINTS as FOLDER
 from gisgd_ray.results.storage import Storage
 from gisgd_ray.training import checkpoint
 from gisgd_ray.training.checkpoint import CheckpointError
@@ -25,7 +26,6 @@ from gisgd_ray.training.state import TrainState
 
 KEPT = 2
 """How many of a trial are kept: the newest may turn out to be damaged."""
-FOLDER = "checkpoints"
 TRIES_AFTER_S = (0.5, 2.0, 5.0)
 """A storage that does not answer is asked again after so many seconds each."""
 

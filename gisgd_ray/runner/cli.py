@@ -8,13 +8,14 @@ import argparse
 import difflib
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -26,13 +27,14 @@ from pydantic_settings import (
 )
 
 from gisgd_ray.config.space import (
+    LONGEST,
     SearchSpace,
     field_paths,
     has_distribution,
     make_space,
     takes_lists,
 )
-from gisgd_ray.errors import UserError
+from gisgd_ray.errors import UserError, one_line
 
 _CALL = re.compile(r"(uniform|log_uniform|loguniform|choice)\s*\((.*)\)")
 
@@ -48,6 +50,13 @@ examples:
 def _share(value: float) -> float:
     if value > 1 and value != int(value):
         raise ValueError("input should be 0, a fraction up to 1 or a whole number")
+    return value
+
+
+def _named(value: Any) -> Any:
+    """An empty path would be the working directory."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("input should name a folder")
     return value
 
 
@@ -69,7 +78,7 @@ class Options(BaseSettings):
         description="laptop: bundled data, minutes on 2 cores; paper: the paper's data and grid; "
         "auto: paper when the Ray cluster has a GPU",
     )
-    out: str = Field(
+    out: Annotated[str, BeforeValidator(_named)] = Field(
         "results",
         description="results go to OUT/<sweep name>; with trials on several machines a folder that "
         "all of them share, or a bucket: s3://BUCKET/DIR, gs://BUCKET/DIR",
@@ -81,7 +90,7 @@ class Options(BaseSettings):
     take_over: bool = Field(
         False, description="go on in a bucket that a driver which is gone was writing to"
     )
-    reuse: list[Path] = Field(
+    reuse: list[Annotated[Path, BeforeValidator(_named)]] = Field(
         [],
         description="take trials that have finished in another sweep's folder from there; may be "
         "repeated",
@@ -89,10 +98,11 @@ class Options(BaseSettings):
     panel: str | None = Field(None, description="run one panel of the figure only")
     seeds: int | None = Field(None, ge=1, description="replicates of every point")
     samples: int | None = Field(None, ge=1, description="draws from the distributions")
-    sampling_seed: int | None = Field(None, ge=0, description="seed of those draws")
-    cpus_per_trial: int = Field(1, ge=1, description="cores a trial takes")
+    sampling_seed: int | None = Field(None, ge=0, lt=2**63, description="seed of those draws")
+    cpus_per_trial: int = Field(1, ge=1, le=10_000, description="cores a trial takes")
     gpus_per_trial: (
-        Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_share)] | Literal["auto"]
+        Annotated[float, Field(ge=0, le=1_000, allow_inf_nan=False), AfterValidator(_share)]
+        | Literal["auto"]
     ) = Field(
         "auto",
         description="fraction of a GPU a trial takes; auto: as many share one as its memory and "
@@ -101,6 +111,7 @@ class Options(BaseSettings):
     checkpoint_every: float = Field(
         60.0,
         ge=0.1,
+        le=604_800,
         allow_inf_nan=False,
         description="seconds between a trial's checkpoints, from which it goes on when its "
         "process, its machine or this program is lost",
@@ -108,12 +119,14 @@ class Options(BaseSettings):
     retries: int = Field(
         3,
         ge=0,
+        le=1_000_000,
         description="how often in a row a lost or failing trial is tried again without getting "
         "further than before",
     )
     wandb_requests: float = Field(
         120.0,
         gt=0,
+        le=1_000_000,
         allow_inf_nan=False,
         description="requests a minute in which all trials together send W&B their new points, or "
         "two of each trial if that is more; fewer means later, never fewer points",
@@ -201,13 +214,40 @@ def parse(
     if asked := [i for i, word in enumerate(words) if word in ("-h", "--help")]:
         _show_help(parser, varied or {}, about=words[asked[0] + 1 :])
         raise SystemExit(0)
+    _require_bare(words)
     try:
         return CliApp.run(Options, cli_args=words, cli_settings_source=source)
+    except argparse.ArgumentError as fault:
+        raise UserError(
+            f"{fault.argument_name}: {fault.message}; --help lists every option"
+        ) from None
     except SettingsError as fault:
-        message = str(fault).removeprefix("error parsing CLI: ").removeprefix("argument ")
-        raise UserError(f"{message}; --help lists every option") from None
+        raise UserError(f"{fault}; --help lists every option") from None
     except ValidationError as fault:
         raise UserError("; ".join(map(_fault, _of_each_option(fault)))) from None
+
+
+def _require_bare(words: Sequence[str]) -> None:
+    """Raises UserError on a flag with a value."""
+    flags = [
+        _option(name) for name, info in Options.model_fields.items() if info.annotation is bool
+    ]
+    for word in words:
+        name, equals, _value = word.partition("=")
+        if equals and name in flags:
+            raise UserError(
+                f"{_typed(word)}: {name} takes no value; give {name} alone, or leave it out"
+            )
+
+
+def _option(field: str) -> str:
+    """A launch option as it is typed."""
+    return f"--{field.replace('_', '-')}"
+
+
+def _typed(given: object) -> str:
+    """What was given, on one line and as a shell takes it: what is empty shows."""
+    return one_line(shlex.quote(str(given)), LONGEST)
 
 
 def _show_help(
@@ -241,7 +281,8 @@ def _show_help(
     print(
         "A field takes a value (0.1), a grid (0.1,0.2) or a distribution (uniform(0,1),\n"
         "log_uniform(1e-4,1e-1), choice(32,64)); a list is one value of a field that takes lists\n"
-        "(10,20), and its grid is written in JSON ([[10], [10, 20]])."
+        "(10,20), and its grid is written in JSON ([[10], [10, 20]]). Of what is given twice the\n"
+        "last counts."
     )
     if topic is None:
         print(EXAMPLES.format(prog=parser.prog))
@@ -258,34 +299,44 @@ def parse_values(path: str, text: str) -> Any:
     """A field's text as a value, a list (grid) or a distribution's dict.
 
     Raises:
-        UserError: brackets that do not parse, or an unknown distribution.
+        UserError: brackets that do not parse, an empty value, or an unknown distribution.
     """
     text = text.strip()
+    given = f"--{path} {one_line(text, LONGEST)}"
     call = _CALL.fullmatch(text)
     if call:
         kind, inner = call.groups()
         arguments = _items(inner)
+        _require_none_empty(given, arguments)
         if kind == "choice":
             if not arguments:
-                raise UserError(f"--{path} {text}: choice takes at least one value")
+                raise UserError(f"{given}: choice takes at least one value")
             return {"kind": "choice", "values": arguments}
         if len(arguments) != 2:
-            raise UserError(f"--{path} {text}: {kind} takes two numbers, low and high")
+            raise UserError(f"{given}: {kind} takes two numbers, low and high")
         kind = "log_uniform" if kind == "loguniform" else kind
         return {"kind": kind, "low": arguments[0], "high": arguments[1]}
     if text.startswith(("[", "{")):
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"--{path} {text}: not valid JSON ({error.msg})") from None
+            raise UserError(f"{given}: not valid JSON ({error.msg})") from None
     if "(" in text:
         raise UserError(
-            f"--{path} {text}: expected a value, a grid like 0.1,0.2 or one of uniform(a,b), "
+            f"{given}: expected a value, a grid like 0.1,0.2 or one of uniform(a,b), "
             "log_uniform(a,b), choice(a,b,...)"
         )
     if "," in text:
-        return [_scalar(part) for part in text.split(",") if part.strip()]
+        grid = [_scalar(part) for part in text.split(",")]
+        _require_none_empty(given, grid)
+        return grid
     return [_scalar(text)] if takes_lists(path) else _scalar(text)
+
+
+def _require_none_empty(given: str, values: Sequence[Any]) -> None:
+    """Raises UserError on a comma too many."""
+    if any(value == "" for value in values):
+        raise UserError(f"{given}: a value is empty; leave out the comma before or after it")
 
 
 def apply(
@@ -300,7 +351,7 @@ def apply(
     """
     if options.panel is not None and options.panel not in panels:
         raise UserError(
-            f"--panel {options.panel}: at scale {scale} this sweep has {', '.join(panels)}"
+            f"--panel {_typed(options.panel)}: at scale {scale} this sweep has {', '.join(panels)}"
         )
     chosen = {k: v for k, v in panels.items() if options.panel in (None, k)}
     fields = {name: _overridden(space.fields, options.overrides) for name, space in chosen.items()}
@@ -359,19 +410,30 @@ def _fault(finding: Any) -> str:
     name = str(finding["loc"][0])
     message = finding["msg"].removeprefix("Value error, ")
     auto = ", or auto" if Options.model_fields[name].default == "auto" and name != "scale" else ""
-    option = f"--{name.replace('_', '-')}"
-    return f"{option} = {finding['input']}: {message[0].lower()}{message[1:]}{auto}"
+    value = _typed(finding["input"])
+    return f"{_option(name)} = {value}: {message[0].lower()}{message[1:]}{auto}"
 
 
 def _unknown(word: str) -> str:
-    """What to say of a word that is no option: the nearest one, or how a grid is written."""
+    """What to say of a word that is no option: the nearest ones, or how a grid is written."""
     if not word.startswith("-"):
         return f"{word!r} belongs to no option; a grid is one word, as in 0.1,0.2"
-    name = word.partition("=")[0]
-    options = [f"--{option.replace('_', '-')}" for option in Options.model_fields]
-    close = difflib.get_close_matches(name, [*options, *(f"--{p}" for p in field_paths())], n=1)
-    hint = f"did you mean {close[0]}?" if close else "--help lists every option"
-    return f"{name} is not an option; {hint}"
+    name, equals, value = word.partition("=")
+    if equals and name in ("-h", "--help"):
+        return f"{_typed(word)} is not an option; did you mean {f'{name} {value}'.strip()}?"
+    options = [_option(field) for field in Options.model_fields if field != "fields"] + ["--help"]
+    fields = [f"--{path}" for path in field_paths()]
+    close = [each for each in (*options, *fields) if name.strip("-") and each.startswith(name)][:3]
+    if not close:  # a launch option and a field of a trial may be as near
+        close = [near for each in (options, fields) for near in _closest(name, each)]
+    hint = f"did you mean {' or '.join(close)}?" if close else "--help lists every option"
+    return f"{_typed(name)} is not an option; {hint}"
+
+
+def _closest(name: str, known: Sequence[str]) -> list[str]:
+    """The nearest of the options, if one is near."""
+    bare = [each.removeprefix("--") for each in known]
+    return [f"--{near}" for near in difflib.get_close_matches(name.lstrip("-"), bare, n=1)]
 
 
 def _items(text: str) -> list[Any]:

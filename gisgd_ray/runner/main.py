@@ -11,10 +11,11 @@ from typing import Any
 
 from gisgd_ray import terminal
 from gisgd_ray.errors import UserError
-from gisgd_ray.results.storage import is_uri
+from gisgd_ray.results.storage import is_uri, require_address
 from gisgd_ray.results.tables import require_results
 from gisgd_ray.runner import cli
 from gisgd_ray.runner.cluster import leave
+from gisgd_ray.runner.location import Location
 from gisgd_ray.runner.plan import Plan, make_plan
 from gisgd_ray.sweep import Sweep
 
@@ -60,9 +61,10 @@ def _main(sweep: Sweep, argv: Sequence[str] | None) -> int:
         description=f"{sweep.item}: {sweep.description}",
         varied=_varied(sweep),
     )
-    # Bad input fails here, before anything that takes seconds is loaded or started.
+    # Bad input fails here, before anything that takes seconds is loaded or started: a plan asks
+    # for what builds its networks, and PyTorch with it.
+    _require_sound(sweep, options)
     plans = _plans(sweep, options)
-    _require_sound(options)
     from gisgd_ray.runner.steps import run
 
     return run(sweep, plans, options)
@@ -92,8 +94,12 @@ def _plans(sweep: Sweep, options: cli.Options) -> dict[str, Plan | UserError]:
     return found
 
 
-def _require_sound(options: cli.Options) -> None:
+def _require_sound(sweep: Sweep, options: cli.Options) -> None:
     """Raises UserError on what can be seen to be wrong before anything starts."""
+    if is_uri(options.out):
+        require_address(options.out)
+    else:
+        Location.of(options.out, sweep.name, make=False)
     if options.take_over and not is_uri(options.out):
         raise UserError(
             f"--take-over is for a bucket, and --out {options.out} is a folder: of a driver that "

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from gisgd_ray.errors import UserError
 from gisgd_ray.results.journal import extent
-from gisgd_ray.results.storage import Storage
+from gisgd_ray.results.storage import CHECKPOINTS, Storage
 from gisgd_ray.results.whole_files import replace_file, require_no_links
-from gisgd_ray.runner.checkpoints import FOLDER as CHECKPOINTS
 
 OWNER = ".driver"
 """Who pushes: a driver that finds another's name there has been replaced."""

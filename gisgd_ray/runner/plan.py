@@ -74,12 +74,13 @@ def make_plan(
     if (count := require_few(spaces.values())) > MANY:
         print(f"Planning {count:,} trials ...", file=sys.stderr, flush=True)
     trials = {t.trial_id: t for space in spaces.values() for t in space.trials()}
-    for t in {(t.data.dataset, t.model.name, t.scheme.name): t for t in trials.values()}.values():
-        for record in (DATASETS[t.data.dataset], MODELS[t.model.name], SCHEMES[t.scheme.name]):
-            record.function()
     if check is not None:
         for config in trials.values():
             check(config)
+    # Last: PyTorch comes with these.
+    for t in {(t.data.dataset, t.model.name, t.scheme.name): t for t in trials.values()}.values():
+        for record in (DATASETS[t.data.dataset], MODELS[t.model.name], SCHEMES[t.scheme.name]):
+            record.function()
     swept = list(dict.fromkeys(p for space in spaces.values() for p in space.swept_fields()))
     if len(spaces) > 1:
         swept = ["data.dataset", "model.name", *_schemes_apart(trials.values()), *swept]

@@ -94,7 +94,7 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
         ["theorem2", True, None],
     ),
     "seed": ([0, 1, BIGGEST], [-1, 0.5, 2**63, None]),
-    "replicas": ([None, 2, BIGGEST], [0, 1, 2.5, 2**63]),
+    "replicas": ([None, 2, 10**6], [0, 1, 2.5, 10**6 + 1, 2**63]),
 }
 REGRESSION = {"data.dataset": "teacher", "training.loss": "squared"}
 NEEDS: dict[str, dict[str, Any]] = {

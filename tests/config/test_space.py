@@ -94,7 +94,7 @@ def test_the_same_space_gives_the_same_trials_every_time() -> None:
 
 
 def test_trials_that_are_the_same_count_once() -> None:
-    assert column(SearchSpace(fields={RATE: [1, 1.0, 2, True]}), RATE) == [1, 2]
+    assert column(SearchSpace(fields={RATE: [1, 1.0, 2, "1"]}), RATE) == [1, 2]
     overlap = SearchSpace(fields={BATCH: [20, 20.0, "20"]}, seeds=2)
     assert column(overlap, "seed") == [0, 1]
     # Two batch sizes, whatever was drawn; the draws are no product with themselves.
@@ -185,6 +185,25 @@ def test_choices_are_taken_as_they_are() -> None:
     lists = make_space({MILESTONES: choice([5], [5, 9])}, samples=20)
     assert sorted(column(lists, MILESTONES)) == [[5], [5, 9]]
     assert column(make_space({"training.stop_loss": choice(None)}), "training.stop_loss") == [None]
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "said"),
+    [
+        (BATCH, (20, "abc", 30), "training.batch_size = 'abc': input should be a valid integer"),
+        (BATCH, (20, "", 30), "training.batch_size = '': input should be a valid integer"),
+        (BATCH, (20, 5000), "training.batch_size = 5000 exceeds the 4000 training samples"),
+        (RATE, (0.1, 0.2, -1), "training.learning_rate = -1: input should be greater than 0"),
+        (MILESTONES, ([5], [9, 5]), "training.lr_milestones = [9, 5] must be epochs from 1"),
+        ("model.name", ("mlp", "mpl"), "model.name = 'mpl': expected one of 'mlp', "),
+        (SCHEDULE, (None, {"every": 0}), "measurement.hessian_schedule.every = 0: input should"),
+    ],
+)
+def test_every_value_of_a_choice_must_do_whatever_is_drawn(
+    path: str, values: tuple[Any, ...], said: str
+) -> None:
+    for seed in range(8):  # one draw: at some seeds it is the bad one, at most it is not
+        assert fault({path: choice(*values)}, sampling_seed=seed).startswith(said)
 
 
 def test_a_draw_depends_on_its_own_field_alone() -> None:
@@ -288,6 +307,34 @@ FAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("training.stop_loss", True),
+        ("training.batch_size", True),
+        ("training.momentum", False),
+        ("training.evaluation.every", True),
+        ("model.width", True),
+        ("seed", False),
+        ("replicas", True),
+        (STDS, [0.1, True]),
+        (MILESTONES, [True]),
+        (RATE, choice(0.1, True)),
+    ],
+)
+def test_true_and_false_are_no_numbers(path: str, value: Any) -> None:
+    shown = True if isinstance(value, dict) else value
+    for given in (value, np.array(value) if isinstance(value, bool) else value):
+        assert (
+            fault({path: given}) == f"{path} = {shown}: input should be a number, not true or false"
+        )
+
+
+def test_true_and_false_are_values_of_fields_that_take_them() -> None:
+    for path in ("training.stop_at_full_accuracy", "measurement.flatness"):
+        assert column(make_space({path: [True, False]}), path) == [True, False]
+
+
 @pytest.mark.parametrize("said", FAULTS)
 def test_a_fault_is_one_sentence_with_field_and_value(said: str) -> None:
     assert fault(FAULTS[said]) == said
@@ -300,6 +347,7 @@ def test_a_fault_is_one_sentence_with_field_and_value(said: str) -> None:
         (-1, 3, "seed = -1: input should be greater than or equal to 0"),
         ([0, 1], 2, "seeds = 2 and a grid of seed exclude each other"),
         ((0, 1), 2, "seeds = 2 and a grid of seed exclude each other"),
+        (2**63 - 1, 2, f"seed = {2**63}: input should be less than 2**63"),
         (0, 0, "seeds = 0: input should be greater than or equal to 1"),
         (0, 1.5, "seeds = 1.5: input should be a valid integer, got a number with a fractional "
                  "part"),

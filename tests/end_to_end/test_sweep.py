@@ -2,6 +2,8 @@
 
 import errno
 import importlib
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from gisgd_ray.runner.cluster import Connection
 from gisgd_ray.runner.plan import make_plan
 from sweeps.lr_batch import SWEEP
 
+ROOT = Path(__file__).parents[2]
 RATE, BATCH = "training.learning_rate", "training.batch_size"
 
 
@@ -144,6 +147,15 @@ BAD_INPUT = {
     "or auto",
     "--wandb-requests 0": "--wandb-requests = 0: input should be greater than 0",
     "--sampling-seed -1": "--sampling-seed = -1: input should be greater than or equal to 0",
+    "--out ": "--out = '': input should name a folder",
+    "--training.stop_loss true": "training.stop_loss = True: input should be a number, not true or "
+    "false",
+    "--out s3:// --take-over": "s3:// cannot be used for results (it names no bucket); give a "
+    "folder, or a bucket as s3://BUCKET/PREFIX or gs://BUCKET/PREFIX",
+    "--replicas 1e12": "replicas = 1000000000000.0: input should be less than or equal to 1000000",
+    "--seeds": "--seeds: expected one argument; --help lists every option",
+    "--resume=false": "--resume=false: --resume takes no value; give --resume alone, or leave it "
+    "out",
     "--help tests": "--help tests: there is help about all, data, model, scheme, training, "
     "measurement, seed, replicas",
 }
@@ -152,6 +164,38 @@ BAD_INPUT = {
 @pytest.mark.parametrize("argv", BAD_INPUT)
 def test_bad_input_is_one_line_and_status_2(dry_run: Any, argv: str) -> None:
     assert dry_run(*argv.split(" ")) == (2, "", f"error: {BAD_INPUT[argv]}\n")
+
+
+AT_ONCE = [
+    *BAD_INPUT,
+    "--out s3://",
+    "--out ftp://x/y",
+    "--out /dev/null/below",
+    "--take-over --out results",
+    "--replicas 1e12",
+    f"--{RATE} choice(0.1,-1)",
+]
+
+
+def test_bad_input_is_told_before_anything_heavy_is_loaded() -> None:
+    """PyTorch, Ray and W&B take seconds; all in one fresh Python that has none of them."""
+    code = (
+        "import contextlib, io, json, sys\n"
+        "from gisgd_ray.runner.main import main\n"
+        "from sweeps.lr_batch import SWEEP\n"
+        f"for argv in {[argv.split(' ') for argv in AT_ONCE]!r}:\n"
+        "    told = io.StringIO()\n"
+        "    with contextlib.redirect_stderr(told):\n"
+        "        status = main(SWEEP, [*argv, '--scale', 'laptop'])\n"
+        "    heavy = [name for name in ('torch', 'ray', 'wandb') if name in sys.modules]\n"
+        "    print(status, told.getvalue().count('error: '), told.getvalue().count('\\n'), heavy)\n"
+        "    assert not heavy, argv\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["2 1 1 []"] * len(AT_ONCE)
 
 
 def test_a_trial_that_does_not_suit_the_figure(

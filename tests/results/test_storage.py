@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.results.storage import Storage, is_uri, joined, without_keys
+from gisgd_ray.results.storage import Storage, is_uri, joined, require_address, without_keys
 
 
 @pytest.fixture
@@ -198,6 +198,36 @@ def test_a_place_below_another_keeps_the_options_of_its_uri(where: str, expected
 )
 def test_a_place_is_shown_without_its_keys(where: str, expected: str) -> None:
     assert without_keys(where) == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ("ftp://x/y", "it begins with ftp://"),
+        ("S3://bucket", "it begins with S3://"),
+        ("://x", "it begins with ://"),
+        ("s3://", "it names no bucket"),
+        ("s3:///a", "it names no bucket"),
+        ("s3://KEY:SECRET@/a", "it names no bucket"),
+        ("s3://?region=us-east-1", "it names no bucket"),
+        ("gs://", "it names no bucket"),
+    ],
+)
+def test_an_address_that_is_no_place_shows_without_asking(where: str, reason: str) -> None:
+    with pytest.raises(UserError) as caught:
+        require_address(where)
+    assert str(caught.value) == (
+        f"{without_keys(where)} cannot be used for results ({reason}); give a folder, or a bucket "
+        "as s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+    )
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["s3://bucket", "s3://KEY:SEC/RET@bucket/a?region=x", "gs://bucket/a", "file:///home/me"],
+)
+def test_an_address_that_may_be_a_place(where: str) -> None:
+    require_address(where)
 
 
 @pytest.mark.parametrize("where", ["nowhere://bucket/a", "s3:///a", "s3://bucket?colour=red"])

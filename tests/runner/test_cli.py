@@ -75,6 +75,13 @@ def test_the_examples_of_help_are_sound() -> None:
         assert cli.apply({"a": SearchSpace()}, options(*argv), scale="laptop")["a"].trials()
 
 
+def test_of_what_is_given_twice_the_last_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    """As where a script has options of its own and adds those it is given."""
+    given = options("--seeds", "3", f"--{RATE}=0.1,0.2", "--seeds=4", f"--{RATE}", "0.3")
+    assert (given.seeds, given.overrides) == (4, {RATE: 0.3})
+    assert "Of what is given twice the\nlast counts." in shown_help(capsys)
+
+
 def test_help_shows_descriptions_bounds_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     text = shown_help(capsys, "all")
     unwrapped = re.sub(r"\s+", "", text)
@@ -99,7 +106,7 @@ def test_help_shows_descriptions_bounds_and_defaults(capsys: pytest.CaptureFixtu
         "(auto, exact, pyhessian, off)",
         "(epoch, step, log)",
         "draws of the perturbation zeta for Psi [>= 2, default 20]",
-        "null: the deterministic setting, one run [default null]",
+        "null: the deterministic setting, one run [<= 1e+06, default null]",
     ):
         assert re.sub(r"\s+", "", part) in unwrapped, part
 
@@ -125,6 +132,86 @@ def test_settings() -> None:
     assert options("--gpus-per-trial", ".5").gpus_per_trial == 0.5
 
 
+LAUNCH = {
+    f"--{name.replace('_', '-')}": info.annotation is bool
+    for name, info in cli.Options.model_fields.items()
+    if name != "fields"
+}
+
+
+def refused(*argv: str) -> str:
+    with pytest.raises(UserError) as caught:
+        options(*argv).overrides  # noqa: B018
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("option", [option for option, flag in LAUNCH.items() if not flag])
+def test_an_option_without_its_value(option: str) -> None:
+    sentence = f"{option}: expected one argument; --help lists every option"
+    for argv in ([option], [option, "--resume"], [option, f"--{RATE}", "0.1"]):
+        assert refused(*argv) == sentence
+
+
+@pytest.mark.parametrize("flag", [option for option, flag in LAUNCH.items() if flag])
+@pytest.mark.parametrize("value", ["maybe", "1", "true", "false", ""])
+def test_a_flag_with_a_value(flag: str, value: str) -> None:
+    assert refused(f"{flag}={value}") == (
+        f"{flag}={value}: {flag} takes no value; give {flag} alone, or leave it out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("--sede", "did you mean --seeds or --seed?"),
+        ("--fields", "--help lists every option"),
+        ("--hepl", "did you mean --help?"),
+        ("--gpu", "did you mean --gpus-per-trial?"),
+        ("--batch-size=3", f"did you mean --{BATCH}?"),
+        ("--model=mlp", "did you mean --model.name or --model.width or --model.filters?"),
+        ("--", "--help lists every option"),
+    ],
+)
+def test_what_is_no_option(word: str, hint: str) -> None:
+    assert refused(word) == f"{word.partition('=')[0]} is not an option; {hint}"
+
+
+@pytest.mark.parametrize("about", ["all", "scheme", ""])
+def test_help_takes_its_subject_after_a_space(about: str) -> None:
+    for option in ("--help", "-h"):
+        assert refused(f"{option}={about}") == (
+            f"{option}={about} is not an option; did you mean {f'{option} {about}'.strip()}?"
+        )
+
+
+@pytest.mark.parametrize(("option", "path"), [("--out", ""), ("--out", " "), ("--reuse", "")])
+def test_a_folder_has_a_name(option: str, path: str) -> None:
+    for argv in ([option, path], [f"{option}={path}"]):
+        assert refused(*argv) == f"{option} = {path!r}: input should name a folder"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "bound"),
+    [
+        ("--checkpoint-every", "1e300", "less than or equal to 604800"),
+        ("--retries", f"{10**23}", "less than or equal to 1000000"),
+        ("--wandb-requests", "1e300", "less than or equal to 1000000"),
+        ("--cpus-per-trial", f"{10**23}", "less than or equal to 10000"),
+        ("--gpus-per-trial", "1e300", "less than or equal to 1000, or auto"),
+        ("--sampling-seed", f"{2**63}", f"less than {2**63}"),
+    ],
+)
+def test_a_number_that_nobody_means(option: str, value: str, bound: str) -> None:
+    assert refused(option, value) == f"{option} = {value}: input should be {bound}"
+
+
+@pytest.mark.parametrize(("given", "shown"), [("", "''"), ("1 2", "'1 2'"), ("1\n2", "'1 2'")])
+def test_what_was_given_shows_on_one_line(given: str, shown: str) -> None:
+    sentence = "input should be a valid integer, unable to parse string as an integer"
+    for argv in (["--seeds", given], [f"--seeds={given}"]):
+        assert refused(*argv) == f"--seeds = {shown}: {sentence}"
+
+
 # ---------------------------------------------------------------- what a field's text means
 
 
@@ -145,8 +232,6 @@ def test_settings() -> None:
         ("", ""),
         ("0.1,0.2", [0.1, 0.2]),
         (" 0.1 , 0.2 ", [0.1, 0.2]),
-        ("0.1,", [0.1]),
-        (",", []),
         ("-1,2", [-1, 2]),
         ("1e-3,null,keep", [1e-3, None, "keep"]),
         ("[0.1, 0.2]", [0.1, 0.2]),
@@ -179,11 +264,31 @@ def test_one_number_is_a_list_where_the_field_takes_lists() -> None:
     assert options(f"--{path}", "1e-3").overrides == {path: [1e-3]}
 
 
+def test_equal_values_of_a_grid_are_run_once() -> None:
+    for text in ("0.1,0.1", "0.1,0.10,1e-1", "[0.1, 0.1]"):
+        trials = cli.apply({"a": SearchSpace()}, options(f"--{RATE}", text), scale="laptop")[
+            "a"
+        ].trials()
+        assert [t.training.learning_rate for t in trials] == [0.1]
+
+
 MEANS_NOTHING = {
     "[0.1, 0.2": "not valid JSON (Expecting ',' delimiter)",
     "{each: 2}": "not valid JSON (Expecting property name enclosed in double quotes)",
     "uniform(1)": "uniform takes two numbers, low and high",
     "choice()": "choice takes at least one value",
+    **dict.fromkeys(
+        (
+            "0.1,",
+            ",0.1",
+            "0.1, ,0.2",
+            ",",
+            "choice(20,,30)",
+            "choice(mlp,alexnet,)",
+            "uniform(0,)",
+        ),
+        "a value is empty; leave out the comma before or after it",
+    ),
     "normal(0,1)": "expected a value, a grid like 0.1,0.2 or one of uniform(a,b), "
     "log_uniform(a,b), choice(a,b,...)",
     "uniform(0,1": "expected a value, a grid like 0.1,0.2 or one of uniform(a,b), "
@@ -196,6 +301,12 @@ def test_text_that_means_nothing(text: str) -> None:
     with pytest.raises(UserError) as caught:
         options(f"--{RATE}", text).overrides  # noqa: B018
     assert str(caught.value) == f"--{RATE} {text}: {MEANS_NOTHING[text]}"
+
+
+def test_of_a_long_value_the_beginning_is_shown() -> None:
+    assert refused(f"--{RATE}", "2," * 1000) == (
+        f"--{RATE} {'2,' * 100} ...: a value is empty; leave out the comma before or after it"
+    )
 
 
 # ---------------------------------------------------------------- which panels a field reaches

@@ -235,7 +235,10 @@ def test_what_is_known_is_said_where_the_time_is_not() -> None:
     [
         (["--seeds=1000000000"], r"these are 2,000,000,000 trials \(seeds 1,000,000,000 x .*2\)"),
         (
-            [f"--{RATE}={','.join(map(str, range(1, 1001)))}", f"--{BATCH}={'2,' * 1000}"],
+            [
+                f"--{RATE}={','.join(map(str, range(1, 1001)))}",
+                f"--{BATCH}={','.join(['2'] * 1000)}",
+            ],
             rf"these are 1,000,000 trials \({RATE} 1,000 x {BATCH} 1,000\)",
         ),
         (
