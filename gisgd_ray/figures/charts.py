@@ -65,12 +65,11 @@ class Look:
 def marked(place: int, **changes: Any) -> Look:
     """A line with marks, in the theme's colour and shape of this place.
 
-    Once all colours are taken they come again with the next shape and another dash: 49 pairs.
+    Once all colours are taken they come again, each with the next shape: 49 pairs.
     """
     again, colour = divmod(place, len(theme.COLOURS))
     shape = theme.SHAPES[(place + again) % len(theme.SHAPES)]
-    dash = (SOLID, DASHED, DOTTED)[again % 3]
-    return Look(theme.COLOURS[colour], shape, **{"dash": dash, **changes})
+    return Look(theme.COLOURS[colour], shape, **changes)
 
 
 BELOW_ZERO = "{} below 0 (size)"
@@ -330,7 +329,7 @@ class _Layers:
             opacity = self.if_shown(1, marked=True)
             layers.append(point.encode(self.fill, self.shape, opacity=opacity))
         if hollow := of("hollow"):
-            point = hollow.mark_point(filled=False, size=16, strokeWidth=1.2)
+            point = hollow.mark_point(filled=False, size=30, strokeWidth=1.2)
             point = point.encode(y=y, tooltip=told)
             layers.append(point.encode(self.stroke, self.shape, opacity=self.if_shown(1)))
         return alt.LayerChart(layer=layers)

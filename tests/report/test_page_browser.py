@@ -367,6 +367,18 @@ def test_curves_move_and_zoom_and_come_back(page: Path, tmp_path: Path) -> None:
     assert found["back"] == found["first"]
 
 
+def test_a_panel_without_one_of_the_kinds_is_drawn_without_a_warning(tmp_path: Path) -> None:
+    """``opened`` takes every warning for a fault."""
+    rows = pd.DataFrame({"x": [1.0, 2, 3], "y": [0.5, 1, 2], "std": 0.1, "marked": True})
+    looks = {"marked": marked(0), "bare": Look(COLOURS[1], dash=(5, 3))}
+    panels = [Panel(rows.assign(series=name), name, "step", "loss") for name in looks]
+    drawn = {"f": charts.figure(panels, looks, log=True)}
+    figures = save_charts(drawn, tmp_path / "figures")
+    write(tmp_path, [with_bounds(finished("t0"))], figures=figures, charts=drawn)
+    script = "return points().length;"
+    assert opened(tmp_path / "report.html", tmp_path / "profile", DRAWN + script) > 0
+
+
 @pytest.mark.parametrize("width", [360, 420])
 def test_a_phone_scrolls_in_one_direction(page: Path, tmp_path: Path, width: int) -> None:
     assert page.exists()
