@@ -22,17 +22,13 @@ from gisgd_ray.config.space import SearchSpace
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
 from gisgd_ray.figures.charts import (
-    BELOW_ZERO,
     Chart,
-    Look,
     Panel,
-    below_zero,
     figure,
     marked,
     mean_over_seeds,
 )
 from gisgd_ray.figures.run_panels import RunPanel
-from gisgd_ray.figures.theme import COLOURS
 from gisgd_ray.results.tables import ResultTables
 from gisgd_ray.runner.main import main
 from gisgd_ray.sweep import Sweep
@@ -129,7 +125,6 @@ def plot(tables: ResultTables) -> dict[str, Chart]:
 LOOKS = {
     "bound (Eq. 3)": marked(0),
     "gap": marked(1),
-    BELOW_ZERO: Look(COLOURS[1], "circle", drawn="hollow"),
 }
 
 
@@ -138,7 +133,7 @@ def _curves(shown: AxisPanel) -> pd.DataFrame:
         mean_over_seeds(shown.trials, shown.axis, column, name)
         for column, name in (("bound/theorem2_closed_form", "bound (Eq. 3)"), ("gap/loss", "gap"))
     )
-    return pd.concat([bound, gap, below_zero(gap)])
+    return pd.concat([bound, gap])
 
 
 SWEEP = Sweep(

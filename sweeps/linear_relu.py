@@ -29,6 +29,7 @@ from gisgd_ray.figures.charts import (
     Panel,
     below_zero,
     figure,
+    hollow,
     marked,
     mean_over_seeds,
 )
@@ -93,8 +94,8 @@ def plot(tables: ResultTables) -> dict[str, Chart]:
         gaps = {label for each in drawn for label in each.rows["series"] if "|" in label}
         looks = {f"{theorem} (bound)": marked(0)}
         looks |= {label: Look(COLOURS[1]) for label in sorted(gaps)}
-        looks[BELOW_ZERO] = Look(COLOURS[1], "circle", drawn="hollow")
-        placed: dict[str, Any] = {"columns": 1, "width": 432, "legend_columns": 2}
+        looks[BELOW_ZERO.format("gap")] = hollow(Look(COLOURS[1]))
+        placed: dict[str, Any] = {"columns": 1, "width": 432}
         figures[name] = figure(drawn, looks, log=True, letters=False, height=215, **placed)
     return figures
 
@@ -105,7 +106,7 @@ def _curves(points: pd.DataFrame, bound: str, theorem: str) -> pd.DataFrame:
     label = "|gap|" if seeds == 1 else f"|mean gap| ({seeds} seeds; each: thin)"
     gap = mean_over_seeds(points, "step", "gap/loss", label).assign(std=np.nan)
     rows = [mean_over_seeds(points, "step", bound, f"{theorem} (bound)")]
-    rows += [gap.assign(y=gap["y"].abs()), below_zero(gap)]
+    rows += [gap.assign(y=gap["y"].abs()), below_zero(gap.assign(series="gap"))]
     for trial_id, run in points.groupby("trial_id") if seeds > 1 else []:
         each = {"x": run["step"], "y": run["gap/loss"].abs(), "run": trial_id}
         rows.append(pd.DataFrame(each).assign(series=label))

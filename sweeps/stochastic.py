@@ -106,7 +106,7 @@ def plot(tables: ResultTables) -> dict[str, Chart]:
         drawn.append(Panel(rows, "V and Ṽ", "iteration", "gradient dispersion"))
         heading = f"{title.printed}, {group['replicas'].iloc[0]:.0f} replicas"
         name = "figure5" + (f"_{place + 1}" if place else "")
-        figures[name] = figure(drawn, LOOKS, log=True, title=heading, legend_columns=2)
+        figures[name] = figure(drawn, LOOKS, log=True, title=heading)
     return figures
 
 

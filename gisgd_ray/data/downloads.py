@@ -66,6 +66,8 @@ def ensure_files(name: str, folder: Path) -> None:
     """
     if not (missing := _missing(name, folder)):
         return
+    if taken := _taken(folder, missing, gz=files_of(name).gzipped):
+        raise DataError(f"{taken}; {remedy(name, folder)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with file_lock(folder / f".{name}.lock", wait=True):
@@ -85,7 +87,11 @@ def ensure_files(name: str, folder: Path) -> None:
 
 def not_here(name: str, folder: Path) -> str:
     """What is said where files of a dataset are missing and must not be fetched; "" if none is."""
-    if not _missing(name, folder) or _archive(name, folder):
+    if not (missing := _missing(name, folder)):
+        return ""
+    if taken := _taken(folder, missing, gz=files_of(name).gzipped):
+        return f"{taken}{_misplaced(name, folder)}"
+    if _archive(name, folder):
         return ""
     size = files_of(name).megabytes
     return (
@@ -103,6 +109,31 @@ def remedy(name: str, folder: Path) -> str:
         f"to supply {name} without a network, put {', '.join(files.paths)}{either}{archive} into "
         f"{folder}, or set GISGD_DATA to the folder that holds them{_misplaced(name, folder)}"
     )
+
+
+def _taken(folder: Path, missing: Sequence[Path], *, gz: bool) -> str:
+    """What stands where the folder or a missing file belongs and is none; "" if nothing does."""
+    if found := _no_folder(folder):
+        return f"{found}; the data sets need a folder there"
+    for path in [*missing, *(map(gzipped, missing) if gz else ())]:
+        if found := _no_folder(path.parent):
+            return f"{found}; {path.name} belongs into a folder there"
+        if os.path.isdir(path):
+            return f"{path} is a folder, and a file of the data set belongs there; move it away"
+        if os.path.islink(path):
+            target = os.path.realpath(path)
+            return f"{path} is a link to {target}, which is no file; mend it or delete it"
+    return ""
+
+
+def _no_folder(folder: Path) -> str:
+    """Which part of a folder's path is there and is no folder; "" if none is."""
+    for part in (folder, *folder.parents):
+        if os.path.islink(part) and not os.path.exists(part):
+            return f"{part} is a link to {os.path.realpath(part)}, which is not there"
+        if os.path.lexists(part):
+            return "" if os.path.isdir(part) else f"{part} is a file and not a folder"
+    return ""
 
 
 def _misplaced(name: str, folder: Path) -> str:

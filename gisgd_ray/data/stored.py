@@ -156,6 +156,8 @@ def _read_idx(name: str, folder: Path, path: Path, shape: tuple[int, ...]) -> ND
     if found_header != header:
         expected = f"the IDX header {header.hex(' ', -4)} for {sizes} bytes"
         found = found_header.hex(" ", -4) or "an empty file"
+        if path.suffix != ".gz" and found_header.startswith(b"\x1f\x8b"):
+            expected, found = "an unpacked file", f"a gzipped one (rename it to {path.name}.gz)"
         raise damaged(name, folder, path, expected=expected, found=found)
     if len(content) != size:
         expected = f"{size} bytes after its header, which says {sizes}"

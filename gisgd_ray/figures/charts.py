@@ -4,10 +4,11 @@ A series looks the same in all panels of a figure, so that one legend stands abo
 there shows a series alone, further ones add to it. A chart displays itself in a notebook.
 """
 
+import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any, Literal, TypeAlias
@@ -18,6 +19,7 @@ import pandas as pd
 import vl_convert
 
 from gisgd_ray.figures import theme
+from gisgd_ray.numbers import counted
 from gisgd_ray.results.whole_files import replace_file
 
 Chart: TypeAlias = alt.ConcatChart
@@ -27,6 +29,12 @@ MOST_MARKS = 12
 """Of a curve, about: where it has more points, some have none."""
 DIGITS = ".10~g"
 """Of a number under the pointer."""
+ROOM = 62
+"""What of a panel's width its axes take, in pixels; the legend begins where the axis stands."""
+SYMBOL_WIDTH = 28.0
+"""Of a legend's symbol with what is left free about it, in pixels."""
+LETTER_WIDTHS = {**dict.fromkeys("fijlrtI.,:;|!'()[] -/", 4.2), **dict.fromkeys("mwMW%@", 10.5)}
+"""Of letters in a legend that are narrower or wider than most, which take 7 pixels."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +63,17 @@ class Look:
 
 
 def marked(place: int, **changes: Any) -> Look:
-    """A line with marks, in the theme's colour and shape of this place."""
-    return Look(
-        theme.COLOURS[place % len(theme.COLOURS)],
-        theme.SHAPES[place % len(theme.SHAPES)],
-        **changes,
-    )
+    """A line with marks, in the theme's colour and shape of this place.
+
+    Once all colours are taken they come again, each with the next shape: 49 pairs.
+    """
+    again, colour = divmod(place, len(theme.COLOURS))
+    shape = theme.SHAPES[(place + again) % len(theme.SHAPES)]
+    return Look(theme.COLOURS[colour], shape, **changes)
 
 
-BELOW_ZERO = "gap below 0 (size)"
+BELOW_ZERO = "{} below 0 (size)"
+"""Names what there is below zero of a series, on a logarithmic axis."""
 
 
 def mean_over_seeds(points: pd.DataFrame, x: str, y: str, series: str) -> pd.DataFrame:
@@ -83,7 +93,13 @@ def mean_over_seeds(points: pd.DataFrame, x: str, y: str, series: str) -> pd.Dat
 def below_zero(rows: pd.DataFrame) -> pd.DataFrame:
     """The size of what lies below zero, for a logarithmic axis, which has no more of it."""
     below = rows[rows["y"] < 0]
-    return below.assign(y=below["y"].abs(), std=np.nan, series=BELOW_ZERO, marked=True)
+    names = below["series"].map(BELOW_ZERO.format)
+    return below.assign(y=below["y"].abs(), std=np.nan, series=names, marked=True)
+
+
+def hollow(look: Look) -> Look:
+    """How the size of what a series has below zero is drawn."""
+    return Look(look.colour, "circle" if look.shape == "stroke" else look.shape, drawn="hollow")
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,36 @@ class Panel:
     x: str
     y: str
     more: Sequence[str] = ()
+
+
+def on_log_axis(panel: Panel, looks: Mapping[str, Look]) -> Panel:
+    """The panel as a logarithmic axis at the left can show it: no point is left out unsaid.
+
+    What lies below zero is shown by its size, as a series of its own (:func:`below_zero`). Zero
+    has no place; a line below the title says how many points are there.
+    """
+    by_axis = [name for name, look in looks.items() if look.drawn != "rule" and not look.right]
+    its, y = panel.rows["series"].isin(by_axis), panel.rows["y"]
+    rows = panel.rows.assign(y=y.where(~its | (y > 0)))
+    if len(below := below_zero(panel.rows[its])):
+        rows = pd.concat([rows, below.assign(run=None) if "run" in rows else below])
+    zeros = int((its & (y == 0)).sum())
+    told = [f"not shown: {counted(zeros, 'point')} at 0"] if zeros else []
+    return replace(panel, rows=rows, more=[*panel.more, *told])
+
+
+def legend_columns(names: Iterable[str], width: float) -> int:
+    """Of a legend in as few rows as such a width has room for, going by the names' letters.
+
+    >>> legend_columns(["a", "b", "c"], 624), legend_columns(["gap" * 25, "b", "c", "d"], 600)
+    (3, 2)
+    """
+    wide = [SYMBOL_WIDTH + sum(LETTER_WIDTHS.get(each, 7.0) for each in name) for name in names]
+    for rows in range(1, len(wide)):
+        columns = math.ceil(len(wide) / rows)
+        if sum(max(wide[place::columns]) for place in range(columns)) <= width:
+            return columns
+    return 1
 
 
 def letter(place: int) -> str:
@@ -130,6 +176,7 @@ def figure(
     letters: bool = True,
     moves: bool = False,
     height: int = 150,
+    width: int = theme.WIDTH,
     **placed: Any,
 ) -> Chart:
     """Panels of curves, marks and upright lines, each by its series' look.
@@ -137,7 +184,7 @@ def figure(
     Args:
         panels: at least one.
         looks: of every series by its name, in the legend's order; it has those that are there.
-        log: whether y is on a logarithmic axis, on which there is nothing at or below zero.
+        log: whether y at the left is on a logarithmic axis (:func:`on_log_axis`).
         bars: deviations as bars, not as bands.
         right: title of the axis at the right.
         domain: of y; without it that of a panel's rows.
@@ -146,21 +193,26 @@ def figure(
         moves: whether a panel can be dragged and enlarged: its y-axis is then that of what it
             shows, ``domain`` what its ticks are for, and the schemes have no legend.
         height: of a panel, in pixels.
+        width: of all, into which the legend is wrapped.
         placed: as of :func:`grid`.
     """
+    if log:
+        panels = [on_log_axis(each, looks) for each in panels]
+        below = {BELOW_ZERO.format(name): hollow(look) for name, look in looks.items()}
+        looks = {**looks, **below, **looks}
     names = {name for each in panels for name in each.rows["series"]}
     looks = {name: look for name, look in looks.items() if name in names} or looks
     drawn = []
     for place, each in enumerate(panels):
         lines = lettered(place, each.title, *each.more) if letters else [each.title, *each.more]
-        layers = _Layers(each, looks, schemes, bars=bars, log=log, moves=moves)
+        layers = _Layers(each, looks, schemes, bars=bars, log=log, moves=moves, width=width)
         chart = layers.panel(each.y, right, domain)
         named = {"title": alt.Title(lines)} if any(lines) else {}
         drawn.append(chart.properties(height=height, **named))
     if right:
         placed = {"room": 100, **placed}
     switches = [_SERIES, *([_MOVED] if moves else [_SCHEME] if schemes else [])]
-    return grid(drawn, switches=switches, **placed)
+    return grid(drawn, switches=switches, width=width, **placed)
 
 
 _SERIES = alt.selection_point(name="shown", fields=["series"], bind="legend", toggle="true")
@@ -181,20 +233,21 @@ class _Layers:
         bars: bool,
         log: bool,
         moves: bool,
+        width: int,
     ):
         self.looks, self.bars, self.log, self.moves = looks, bars, log, moves
         columns = ["x", "y", "std", "series", "scheme", "marked", "run"]
         always = ("y", "std", "marked")
         rows = panel.rows.reindex(columns=[c for c in columns if c in panel.rows or c in always])
-        if log:
-            rows["y"] = rows["y"].where(rows["y"] > 0)
         # Layers go by kinds, not by names: those may be anything, and a filter is an expression.
         kinds = {name: _side(look.kind, right=look.right) for name, look in looks.items()}
         self.rows = rows.assign(drawn=rows["series"].map(kinds))
         self.spread, self.runs = bool(rows["std"].notna().any()), "run" in rows
         self.x = alt.X("x:Q", title=panel.x, scale=alt.Scale(zero=False, nice=False, padding=8))
         self.shown: Any = _SERIES & _SCHEME if schemes and not moves else _SERIES
-        legend = alt.Legend(title=None, columns=1) if schemes else alt.Legend(title=None)
+        legend = alt.Legend(
+            title=None, columns=1 if schemes else legend_columns(looks, width - ROOM)
+        )
 
         def by(channel: Any, field: str, values: Mapping[str, Any]) -> Any:
             scale = alt.Scale(domain=list(values), range=list(values.values()))
@@ -234,7 +287,12 @@ class _Layers:
 
     def layers(self, y: alt.Y, *, right: bool = False) -> alt.LayerChart:
         """All that goes by this y-axis."""
-        present = {look.kind for look in self.looks.values() if look.right == right}
+        there = set(self.rows["series"])
+        looks = {name: look for name, look in self.looks.items() if look.right == right}
+        # A layer of nothing has no extent, of which Vega complains; all layers of a chart whose
+        # rows are still to come.
+        present = {look.kind for name, look in looks.items() if name in there}
+        present = present or {look.kind for look in looks.values()}
 
         def of(*kinds: str, runs: bool = False) -> alt.Chart | None:
             """Of the rows those of these kinds, where there are any."""
@@ -271,7 +329,7 @@ class _Layers:
             opacity = self.if_shown(1, marked=True)
             layers.append(point.encode(self.fill, self.shape, opacity=opacity))
         if hollow := of("hollow"):
-            point = hollow.mark_point(filled=False, size=16, strokeWidth=1.2)
+            point = hollow.mark_point(filled=False, size=30, strokeWidth=1.2)
             point = point.encode(y=y, tooltip=told)
             layers.append(point.encode(self.stroke, self.shape, opacity=self.if_shown(1)))
         return alt.LayerChart(layer=layers)
@@ -290,11 +348,13 @@ class _Layers:
             band = ends.mark_area(opacity=1, clip=True).encode(fill=self.fill)
             return [band.encode(fillOpacity=self.if_shown(0.2))]
         ends = ends.encode(stroke=self.stroke, opacity=self.if_shown(1))
-        cap = ends.mark_tick(orient="horizontal", size=6, thickness=1.4)
-        return [
-            ends.mark_rule().encode(y=low, y2="high:Q"),
-            *(cap.encode(y=y) for y in (low, high)),
+        # Without a lower half there is no end of it either.
+        below = ends.transform_filter("datum.std < datum.y") if self.log else ends
+        caps = [
+            of.mark_tick(orient="horizontal", size=6, thickness=1.4).encode(y=end)
+            for of, end in ((below, low), (ends, high))
         ]
+        return [ends.mark_rule().encode(y=low, y2="high:Q"), *caps]
 
 
 def _side(kind: str, *, right: bool) -> str:
@@ -323,9 +383,8 @@ def grid(
     *,
     columns: int = 2,
     title: str = "",
-    room: int = 62,
+    room: int = ROOM,
     width: int = theme.WIDTH,
-    legend_columns: int = 0,
     switches: Sequence[alt.Parameter] = (),
 ) -> Chart:
     """The panels side by side in the width of a page.
@@ -336,17 +395,14 @@ def grid(
         title: above all, if any.
         room: what of a panel's width its axes take, in pixels.
         width: of all.
-        legend_columns: of it; without it a single row.
         switches: selections that the legend makes.
     """
     inner = (width - theme.SPACING * (columns - 1)) / columns - room
     first, *rest = [each.properties(width=inner) for each in panels]
     shown = [first.add_params(*switches), *rest]
-    config = theme.config()
-    if legend_columns:
-        config["legend"]["columns"] = legend_columns
     # The page takes other widths.
-    chart = alt.ConcatChart(concat=shown, columns=columns, config=config, usermeta={"room": room})
+    placed: dict[str, Any] = {"columns": columns, "usermeta": {"room": room, "width": width}}
+    chart = alt.ConcatChart(concat=shown, config=theme.config(), **placed)
     if title:
         chart.title = title
     return chart
@@ -370,11 +426,23 @@ def save_charts(charts: Mapping[str, Chart], folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for name, chart in charts.items():
-        svg = static_svg(chart)
+        svg = static_svg(_fitted(chart))
         paths[name] = folder / f"{name}.svg"
         replace_file(paths[name], svg.encode())
         replace_file(folder / f"{name}.pdf", vl_convert.svg_to_pdf(svg))
     return paths
+
+
+def _fitted(chart: Chart) -> Chart:
+    """The chart as wide as asked for: how wide the axes' numbers are shows where they are drawn."""
+    wide = re.search(r'width="([\d.]+)"', static_svg(chart))
+    over = float(wide[1]) - chart.usermeta["width"] if wide else 0.0
+    if over <= 0:
+        return chart
+    narrower = chart.copy()
+    for panel in narrower.concat:
+        panel.width -= over / min(chart.columns, len(narrower.concat))
+    return narrower
 
 
 def static_svg(chart: Chart) -> str:

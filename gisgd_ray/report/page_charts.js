@@ -3,7 +3,7 @@ window.pageCharts = (() => {
   "use strict";
   const data = JSON.parse(document.getElementById("data").textContent);
   const NARROW = 560;
-  const charts = new Map(); // element: {spec: its specification at a width, width, view}
+  const charts = new Map(); // element: {spec: its specification at a width, title, width, view}
 
   async function draw(div) {
     const chart = charts.get(div);
@@ -12,8 +12,12 @@ window.pageCharts = (() => {
     const config = structuredClone(data.config);
     if (chart.width < NARROW) config.legend.layout = { top: { direction: "vertical" } };
     const options = { actions: false, renderer: "svg", tooltip: { theme: "custom" } };
-    const { view } = await vegaEmbed(div, { ...chart.spec(chart.width), config }, options);
-    if (charts.get(div) !== chart) return view.finalize(); // taken away meanwhile
+    const inner = document.createElement("div"); // Vega gives it a role and a name of its own
+    div.replaceChildren(inner);
+    const spec = { ...chart.spec(chart.width), description: chart.title, config };
+    const { view } = await vegaEmbed(inner, spec, options);
+    // Taken away meanwhile, or drawn anew.
+    if (charts.get(div) !== chart || inner.parentNode !== div) return view.finalize();
     chart.view = view;
     div.dataset.drawn = "";
   }
@@ -31,6 +35,11 @@ window.pageCharts = (() => {
   told.setAttribute("role", "status");
   document.body.append(told);
 
+  function close() {
+    document.getElementById("vg-tooltip-element")?.classList.remove("visible");
+    told.textContent = "";
+  }
+
   /** Left and right go from point to point, up and down from curve to curve, digits switch these. */
   function keys(div) {
     let at = null;
@@ -41,9 +50,10 @@ window.pageCharts = (() => {
       const where = { bubbles: true, clientX: x + width / 2, clientY: y + height / 2 };
       point.dispatchEvent(new PointerEvent(type, where));
     };
+    div.addEventListener("blur", close);
     div.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
-      if (event.key === "Escape" && at) return send(at, "pointerout");
+      if (event.key === "Escape") return close();
       const symbols = div.querySelectorAll(".role-legend-symbol path");
       if (symbols[event.key - 1]) return send(symbols[event.key - 1], "click");
       const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 1, ArrowUp: -1 }[event.key];
@@ -63,10 +73,10 @@ window.pageCharts = (() => {
 
   /** Draw a chart in this element, which has keys from then on. */
   function show(div, spec, height, title) {
-    charts.set(div, { spec });
+    charts.set(div, { spec, title });
     div.style.minHeight = `${height}px`;
     div.tabIndex = 0;
-    div.setAttribute("role", "group");
+    div.setAttribute("role", "application"); // a screen reader leaves it the keys
     div.setAttribute("aria-roledescription", "chart");
     div.setAttribute("aria-label", `${title}. Arrow keys read the values, digits switch the series.`);
     keys(div);

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from gisgd_ray.errors import one_line
-from gisgd_ray.tracking.environment import project
+from gisgd_ray.tracking.environment import account, project, put_on
 
 Mode = Literal["online", "offline", "disabled"]
 MODES: dict[str, Mode] = {
@@ -78,9 +78,11 @@ def access() -> Access:
     """As ``WANDB_MODE`` says; offline where the server, the key or the project does not let it be
     online, or where it says nothing and nobody has logged in.
 
-    Otherwise every trial would find that out by itself, each after its own wait.
+    Otherwise every trial would find that out by itself, each after its own wait. What says which
+    run it is, of another process, is taken out of this one's environment as out of the trials'.
     """
-    chosen = os.environ.get("WANDB_MODE", "").lower()
+    put_on(account())
+    chosen = os.environ.get("WANDB_MODE", "")
     asked, entity = MODES.get(chosen), os.environ.get("WANDB_ENTITY") or None
     if asked == "disabled":
         return Access("disabled", f"WANDB_MODE is {chosen}", as_asked=True)

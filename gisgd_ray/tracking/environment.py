@@ -31,8 +31,11 @@ TRANSPORT = "WANDB__"
 
 
 def account() -> dict[str, str]:
-    """The variables of this process's environment that a trial needs."""
-    return {k: v for k, v in os.environ.items() if k in ACCOUNT or k.startswith(TRANSPORT)}
+    """The variables of this process's environment that a trial needs; the mode as W&B writes it."""
+    found = {k: v for k, v in os.environ.items() if k in ACCOUNT or k.startswith(TRANSPORT)}
+    if mode := found.get("WANDB_MODE"):
+        found["WANDB_MODE"] = mode.strip().lower()
+    return found
 
 
 def put_on(variables: Mapping[str, str]) -> None:

@@ -393,3 +393,42 @@ class TestNotHere:
         ondisk.put(tmp_path, {"cifar-10-python.tar.gz": b"something"})
         assert not_here("cifar10", tmp_path) == ""
         assert not_here("mnist5k", tmp_path) == not_here("teacher", tmp_path) == ""
+
+
+class TestWhatIsInTheWay:
+    """It is there and not missing: nothing is downloaded, and the sentence says what it is."""
+
+    @pytest.mark.parametrize("end", ["", ".gz"])
+    def test_a_folder_in_a_files_place(self, tmp_path: Path, end: str) -> None:
+        path = tmp_path / (files_of("mnist").paths[0] + end)
+        path.mkdir(parents=True)
+        said = f"{path} is a folder, and a file of the data set belongs there; move it away"
+        assert failure("mnist", tmp_path).startswith(f"{said}; to supply mnist without a network")
+        assert not_here("mnist", tmp_path) == said
+
+    @pytest.mark.parametrize("end", ["", ".gz"])
+    def test_a_link_to_nothing(self, tmp_path: Path, end: str) -> None:
+        path = tmp_path / (files_of("mnist").paths[1] + end)
+        path.parent.mkdir(parents=True)
+        path.symlink_to(tmp_path / "gone")
+        said = f"{path} is a link to {tmp_path / 'gone'}, which is no file; mend it or delete it"
+        assert failure("mnist", tmp_path).startswith(f"{said}; ")
+
+    @pytest.mark.parametrize("below", ["", "further/down"])
+    def test_a_file_where_the_folder_belongs(self, tmp_path: Path, below: str) -> None:
+        file = tmp_path / "data"
+        file.write_text("a file")
+        said = f"{file} is a file and not a folder; the data sets need a folder there"
+        for name in ("mnist", "cifar10"):
+            assert failure(name, file / below).startswith(f"{said}; ")
+
+    def test_a_folder_that_is_a_link_to_nothing(self, tmp_path: Path) -> None:
+        folder = tmp_path / "data"
+        folder.symlink_to(tmp_path / "gone")
+        said = f"{folder} is a link to {tmp_path / 'gone'}, which is not there; "
+        assert failure("svhn", folder).startswith(said)
+
+    def test_a_file_where_a_folder_within_belongs(self, tmp_path: Path) -> None:
+        within = tmp_path / Path(files_of("mnist").paths[0]).parts[0]
+        within.write_text("a file")
+        assert failure("mnist", tmp_path).startswith(f"{within} is a file and not a folder; ")

@@ -219,6 +219,16 @@ class TestDamagedIdx:
             "train-images-idx3-ubyte); "
         )
 
+    def test_a_gzipped_file_named_as_an_unpacked_one(self, put, tmp_path):
+        """As some browsers leave it."""
+        put("mnist", gz=True)
+        path = tmp_path / self.IMAGES
+        path.with_name(path.name + ".gz").rename(path)
+        assert sentence("mnist", tmp_path).startswith(
+            f"{path} is damaged: expected an unpacked file, found a gzipped one (rename it to "
+            "train-images-idx3-ubyte.gz); "
+        )
+
     def test_another_dataset_of_the_format(self, put, tmp_path, monkeypatch):
         """Sound files with another number of samples, as a cut-down MNIST would have."""
         put("mnist")

@@ -17,7 +17,6 @@ from PIL import Image
 
 from gisgd_ray.figures import charts, theme
 from gisgd_ray.figures.charts import (
-    BELOW_ZERO,
     Chart,
     Look,
     Panel,
@@ -28,7 +27,7 @@ from gisgd_ray.figures.charts import (
     mean_over_seeds,
     save_charts,
 )
-from tests.support.charts import drawn
+from tests.support.charts import drawn, legend
 
 NAN = math.nan
 POINTS = pd.DataFrame(
@@ -80,15 +79,76 @@ def test_what_is_missing_or_infinite_is_left_out_of_a_row() -> None:
 
 
 def test_below_zero_is_shown_by_its_size_on_a_log_axis() -> None:
-    rows = pd.DataFrame({"x": [1, 2, 3], "y": [0.5, -0.25, 0.0], "std": 0.1, "series": "gap"})
-    below = below_zero(rows)
-    assert below[["x", "y", "series"]].values.tolist() == [[2, 0.25, BELOW_ZERO]]
+    rows = pd.DataFrame({"x": [1, 2, 3], "y": [0.5, -0.25, 0.0], "std": 0.1, "series": "bound"})
+    below, name = below_zero(rows), "bound below 0 (size)"
+    assert below[["x", "y", "series"]].values.tolist() == [[2, 0.25, name]]
     assert below_zero(rows[rows["y"] > 0]).empty
-    shown = drawn(chart(pd.concat([rows, below]), log=True))[0]
-    assert shown.curve("gap")["y"].tolist() == pytest.approx([0.5, NAN, NAN], nan_ok=True)
+    made = chart(rows, log=True)
+    shown = drawn(made)[0]
+    assert shown.curve("bound")["y"].tolist() == pytest.approx([0.5, NAN, NAN], nan_ok=True)
+    assert shown.curve(name)[["x", "y", "drawn"]].values.tolist() == [[2, 0.25, "hollow"]]
+    assert shown.title == ["(a) a", "not shown: 1 point at 0"]
+    assert legend(made) == dict.fromkeys(["bound", name], theme.COLOURS[0])
     assert shown.axes[1]["scale"]["type"] == "log"
     low, high = shown.axes[1]["scale"]["domain"]
     assert low < 0.25 < 0.6 < high  # with the deviation above
+
+
+def test_a_linear_axis_has_all_of_it() -> None:
+    rows = pd.DataFrame({"x": [1, 2, 3], "y": [0.5, -0.25, 0.0], "series": "bound"})
+    shown = drawn(chart(rows))[0]
+    assert shown.rows["y"].tolist() == [0.5, -0.25, 0.0]
+    assert shown.title == ["(a) a"]
+
+
+def test_every_run_and_every_series_of_a_log_axis_is_there() -> None:
+    """What goes by the axis at the right, which is not logarithmic, is left as it is."""
+    rows = pd.DataFrame({"x": [1.0, 2, 1, 2, 1, 2], "y": [3.0, -4, -5, 6, -7, 0]})
+    rows = rows.assign(
+        series=["a", "a", "a", "a", "r", "r"], run=[None, None, "s", "s", None, None]
+    )
+    looks = {"a": Look(theme.COLOURS[1]), "r": marked(2, right=True)}
+    made = figure([Panel(rows, "t", "x", "left")], looks, log=True, right="right", letters=False)
+    (shown,) = drawn(made)
+    assert shown.title == ["t"]
+    assert shown.curve("r")["y"].tolist() == [-7, 0]
+    sizes = shown.curve("a below 0 (size)")
+    assert sizes[["x", "y"]].values.tolist() == [[2, 4], [1, 5]]
+    assert sizes["run"].isna().all()
+    assert legend(made)["a below 0 (size)"] == theme.COLOURS[1]
+
+
+def test_forty_nine_series_look_unlike() -> None:
+    looks = [marked(place) for place in range(49)]
+    assert len({(look.colour, look.shape) for look in looks}) == 49
+    assert looks[7].colour == looks[0].colour
+    assert marked(8, dash=(1, 1)).dash == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["lr = {}", "learning rate = 0.0{}", "sensitivity Ψ (Neu et al.) {}", "m" * 25 + "{}"]
+)
+@pytest.mark.parametrize("count", [1, 4, 8, 10, 20])
+def test_a_legend_is_wrapped_into_the_width(name: str, count: int, tmp_path: Path) -> None:
+    looks = {name.format(place): marked(place) for place in range(count)}
+    curves = [pd.DataFrame({"x": [1, 2], "y": [1e-7, 123456.0], "series": each}) for each in looks]
+    made = figure([Panel(pd.concat(curves), "t", "x", "y")] * 2, looks)
+    svg = save_charts({"f": made}, tmp_path)["f"].read_text(encoding="utf-8")
+    wide = re.search(r'width="([\d.]+)"', svg)
+    assert wide
+    assert 0.9 * theme.WIDTH < float(wide[1]) <= theme.WIDTH
+    assert svg.count(f">{name.format(count - 1)}<") == 1
+
+
+def test_a_panel_has_layers_for_what_is_there_alone() -> None:
+    """Vega complains of a layer without rows, which has no extent."""
+    looks = {"marked": marked(0), "bare": Look(theme.COLOURS[1])}
+    rows = pd.DataFrame({"x": [1.0, 2], "y": [1.0, 2]})
+    made = figure([Panel(rows.assign(series=name), name, "x", "y") for name in looks], looks)
+    for shown in drawn(made):
+        kinds = [set(layer["transform"][0]["filter"]["oneOf"]) for layer in shown.layers]
+        assert kinds
+        assert all(its & set(shown.rows["drawn"]) for its in kinds)
 
 
 def test_a_deviation_that_reaches_zero_has_no_lower_half_on_a_log_axis() -> None:
@@ -99,6 +159,16 @@ def test_a_deviation_that_reaches_zero_has_no_lower_half_on_a_log_axis() -> None
         assert ends == {"low": low or "datum.y - datum.std", "high": "datum.y + datum.std"}
         assert band["encoding"]["y"]["field"] == "low"
         assert band["encoding"]["y2"]["field"] == "high"
+
+
+def test_a_bar_that_reaches_zero_has_no_lower_cap_on_a_log_axis() -> None:
+    """The mean of one series is 0.5 ± 0.75, of the other 0.5 ± 0.25."""
+    rows = pd.DataFrame({"x": [1, 2], "y": 0.5, "std": [0.75, 0.25], "series": "bound"})
+    for log, caps in ((True, 3), (False, 4)):
+        made = chart(rows, log=log, bars=True)
+        svg = charts.static_svg(made)
+        found = re.findall(r'<g class="mark-rect role-mark[^"]*"[^>]*>(.*?)</g>', svg)
+        assert sum(group.count("<path") for group in found) == caps
 
 
 def test_bars_in_place_of_bands_and_neither_for_one_seed() -> None:

@@ -60,7 +60,7 @@ def test_files_fit_a_page_and_are_legible(name: str, tmp_path: Path) -> None:
         svg = path.read_text(encoding="utf-8")
         found = re.search(r'width="([\d.]+)" height="([\d.]+)"', svg)
         assert found
-        assert float(found[1]) <= theme.WIDTH * 1.02, figure
+        assert float(found[1]) <= theme.WIDTH, figure
         assert float(found[2]) <= 9.5 * 96, figure
         sizes = [float(size) for size in re.findall(r'font-size="([\d.]+)px"', svg)]
         assert min(sizes) >= 7 * 96 / 72

@@ -297,6 +297,48 @@ def test_arrow_keys_read_the_values(page: Path, tmp_path: Path) -> None:
     assert told[3:] == [last, first]
 
 
+def test_a_chart_says_what_it_is_and_which_keys_it_has(page: Path, tmp_path: Path) -> None:
+    script = """document.querySelector(".trials button").click();
+    while (!document.querySelector("#drawn .plot[data-drawn]")) await sleep(20);
+    const said = (div) => ["role", "aria-roledescription", "aria-label"]
+      .map((name) => div.getAttribute(name));
+    const plots = [figure.querySelector(".plot"), document.querySelector("#drawn .plot")];
+    const inner = plots.map((plot) => plot.querySelector("[role=graphics-document]"));
+    return [plots.map(said), inner.map((div) => div.getAttribute("aria-label"))];"""
+    said, inner = opened(page, tmp_path / "profile", DRAWN + script)
+    keys = "Arrow keys read the values, digits switch the series."
+    assert [each[:2] for each in said] == [["application", "chart"]] * 2
+    assert [each[2] for each in said] == [f"{name}. {keys}" for name in inner]
+    assert "Vega visualization" not in inner
+    assert inner[1] == "loss"
+
+
+@pytest.mark.parametrize("pointed", [False, True])
+def test_escape_closes_a_value_and_so_does_leaving(
+    page: Path, tmp_path: Path, pointed: bool
+) -> None:
+    script = """const plot = figure.querySelector(".plot");
+    const visible = () => {
+      const told = document.getElementById("vg-tooltip-element");
+      return told !== null && getComputedStyle(told).visibility === "visible";
+    };
+    const press = (key) => plot.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+    const { x, y } = points()[1].getBoundingClientRect();
+    const there = { bubbles: true, clientX: x, clientY: y };
+    const show = () => %s;
+    const found = [visible()];
+    plot.focus(); show(); found.push(visible());
+    press("Escape"); found.push(visible());
+    show(); found.push(visible());
+    plot.blur(); found.push(visible());
+    found.push(document.querySelector("[role=status].unseen").textContent);
+    return found;"""
+    move = 'points()[1].dispatchEvent(new PointerEvent("pointermove", there))'
+    show = move if pointed else 'press("ArrowRight")'
+    found = opened(page, tmp_path / "profile", DRAWN + script % show)
+    assert found == [False, True, False, True, False, ""]
+
+
 def test_curves_move_and_zoom_and_come_back(page: Path, tmp_path: Path) -> None:
     script = """document.querySelector(".trials button").click();
     const plot = document.querySelector("#drawn .plot");
@@ -323,6 +365,18 @@ def test_curves_move_and_zoom_and_come_back(page: Path, tmp_path: Path) -> None:
     assert found["zoomed"][0] is True
     assert found["zoomed"][1] != found["first"]
     assert found["back"] == found["first"]
+
+
+def test_a_panel_without_one_of_the_kinds_is_drawn_without_a_warning(tmp_path: Path) -> None:
+    """``opened`` takes every warning for a fault."""
+    rows = pd.DataFrame({"x": [1.0, 2, 3], "y": [0.5, 1, 2], "std": 0.1, "marked": True})
+    looks = {"marked": marked(0), "bare": Look(COLOURS[1], dash=(5, 3))}
+    panels = [Panel(rows.assign(series=name), name, "step", "loss") for name in looks]
+    drawn = {"f": charts.figure(panels, looks, log=True)}
+    figures = save_charts(drawn, tmp_path / "figures")
+    write(tmp_path, [with_bounds(finished("t0"))], figures=figures, charts=drawn)
+    script = "return points().length;"
+    assert opened(tmp_path / "report.html", tmp_path / "profile", DRAWN + script) > 0
 
 
 @pytest.mark.parametrize("width", [360, 420])

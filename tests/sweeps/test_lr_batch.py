@@ -1,6 +1,8 @@
 """What Figure 6 shows is what the tables hold, and nothing is averaged over but seeds."""
 
 import itertools
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 
 from gisgd_ray.claims import figure6
 from gisgd_ray.config.space import make_space
-from gisgd_ray.figures.theme import COLOURS
+from gisgd_ray.figures.charts import save_charts
+from gisgd_ray.figures.theme import COLOURS, WIDTH
 from sweeps import lr_batch
 from sweeps.lr_batch import BATCH, FLATNESS, RATE, TRAJECTORY
 from tests.support.charts import drawn, legend
@@ -88,3 +91,37 @@ def test_claims_about_what_does_not_vary_say_so() -> None:
     trials = table()
     claim = figure6.claims(Tables(trials[trials[BATCH] == 20]))[1].evidence
     assert claim == "not varied in this run (n = 0)"
+
+
+def test_a_trace_below_zero_is_shown_by_its_size_and_zero_is_told() -> None:
+    trials = table()
+    first = trials[BATCH] == 20
+    trials.loc[first, FLATNESS] *= -1
+    (figure,) = lr_batch.plot(Tables(trials)).values()
+    shown = drawn(figure)[1]
+    names = [f"lr = {rate} below 0 (size)" for rate in RATES]
+    assert list(legend(figure)) == [*(f"lr = {rate}" for rate in RATES), *names]
+    for rate, name in zip(RATES, names, strict=True):
+        mean = -trials[first & (trials[RATE] == rate)][FLATNESS].mean()
+        assert shown.curve(name)[["x", "y"]].values.tolist() == [[20, pytest.approx(mean)]]
+    trials.loc[first, FLATNESS] = 0.0
+    (figure,) = lr_batch.plot(Tables(trials)).values()
+    assert drawn(figure)[1].title == ["(b) MLP on MNIST-5k", "not shown: 2 points at 0"]
+
+
+@pytest.mark.parametrize("count", [8, 10])
+def test_many_rates_fit_a_page_and_look_unlike(count: int, tmp_path: Path) -> None:
+    rates = [0.05 + place / 100 for place in range(count)]
+    trials = pd.concat([table().assign(**{RATE: rate}) for rate in rates])
+    charts = lr_batch.plot(Tables(trials))
+    svg = save_charts(charts, tmp_path)["figure6"].read_text(encoding="utf-8")
+    wide = re.search(r'width="([\d.]+)"', svg)
+    assert wide
+    assert float(wide[1]) <= WIDTH
+    shapes = next(
+        layer["encoding"]["shape"]["scale"]["range"]
+        for layer in drawn(charts["figure6"])[0].layers
+        if "shape" in layer["encoding"]
+    )
+    looks = list(zip(legend(charts["figure6"]).values(), shapes, strict=True))
+    assert len(set(looks)) == count

@@ -138,3 +138,35 @@ def test_a_project_that_cannot_be(server: Server, tmp_path: Path, mode: str) -> 
         "W&B: disabled, since W&B does not take its settings (Invalid project name 'a/b': "
     )
     assert server.requests == []
+
+
+@pytest.mark.parametrize("mode", ["", "OFFLINE"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RUN_ID", "a/b:c"),
+        ("RUN_ID", " x "),
+        ("RESUME", "bogus"),
+        ("TAGS", "t" * 200),
+        ("FORK_FROM", "x"),
+        ("RESUME_FROM", "y"),
+        ("REINIT", "zzz"),
+        ("CONFIG_PATHS", "/nope"),
+        ("SERVICE", "3-1-unix-/tmp/of-a-process-that-is-gone"),
+    ],
+)
+def test_another_runs_variables_change_nothing(
+    server: Server, tmp_path: Path, mode: str, name: str, value: str
+) -> None:
+    line = told(server, tmp_path, WANDB_MODE=mode, **{f"WANDB_{name}": value})
+    kept = f"W&B: offline, since WANDB_MODE is offline. {KEPT}"
+    assert line == (kept if mode else "W&B: online, in tester/gisgd-ray.")
+
+
+@pytest.mark.parametrize("mode", ["OFFLINE", "DryRun", " offline"])
+def test_the_mode_in_any_letters(server: Server, tmp_path: Path, mode: str) -> None:
+    line = told(server, tmp_path, WANDB_MODE=mode)
+    assert line == f"W&B: offline, since WANDB_MODE is {mode.strip().lower()}. {KEPT}"
+    ask = ASK.replace("access())", "access().silent)")
+    assert told(server, tmp_path, ask, WANDB_MODE="DISABLED") == "True"
+    assert server.requests == []

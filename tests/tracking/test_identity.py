@@ -20,6 +20,10 @@ INHERITED = {
     "WANDB_RESUME": "must",
     "WANDB_SERVICE": "3-1-unix-/tmp/of-a-process-that-is-gone",
     "WANDB_RUN_NAME": "another",
+    "WANDB_FORK_FROM": "x",
+    "WANDB_RESUME_FROM": "y",
+    "WANDB_REINIT": "zzz",
+    "WANDB_CONFIG_PATHS": "/nope",
 }
 """As of a notebook's own run, or of W&B's agent."""
 
