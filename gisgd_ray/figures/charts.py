@@ -196,12 +196,13 @@ def figure(
         width: of all, into which the legend is wrapped.
         placed: as of :func:`grid`.
     """
+    listed = dict(looks)
     if log:
         panels = [on_log_axis(each, looks) for each in panels]
         below = {BELOW_ZERO.format(name): hollow(look) for name, look in looks.items()}
-        looks = {**looks, **below, **looks}
+        listed = {**looks, **below, **looks}
     names = {name for each in panels for name in each.rows["series"]}
-    looks = {name: look for name, look in looks.items() if name in names} or looks
+    looks = {name: look for name, look in listed.items() if name in names} or looks
     drawn = []
     for place, each in enumerate(panels):
         lines = lettered(place, each.title, *each.more) if letters else [each.title, *each.more]
