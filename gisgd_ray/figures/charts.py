@@ -427,23 +427,24 @@ def save_charts(charts: Mapping[str, Chart], folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for name, chart in charts.items():
-        svg = static_svg(_fitted(chart))
+        svg = _fitted_svg(chart)
         paths[name] = folder / f"{name}.svg"
         replace_file(paths[name], svg.encode())
         replace_file(folder / f"{name}.pdf", vl_convert.svg_to_pdf(svg))
     return paths
 
 
-def _fitted(chart: Chart) -> Chart:
+def _fitted_svg(chart: Chart) -> str:
     """The chart as wide as asked for: how wide the axes' numbers are shows where they are drawn."""
-    wide = re.search(r'width="([\d.]+)"', static_svg(chart))
+    svg = static_svg(chart)
+    wide = re.search(r'width="([\d.]+)"', svg)
     over = float(wide[1]) - chart.usermeta["width"] if wide else 0.0
     if over <= 0:
-        return chart
+        return svg
     narrower = chart.copy()
     for panel in narrower.concat:
         panel.width -= over / min(chart.columns, len(narrower.concat))
-    return narrower
+    return static_svg(narrower)
 
 
 def static_svg(chart: Chart) -> str:
