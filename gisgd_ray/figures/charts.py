@@ -437,8 +437,9 @@ def save_charts(charts: Mapping[str, Chart], folder: Path) -> dict[str, Path]:
 def _fitted_svg(chart: Chart) -> str:
     """The chart as wide as asked for: how wide the axes' numbers are shows where they are drawn."""
     svg = static_svg(chart)
+    asked = chart.usermeta if isinstance(chart.usermeta, dict) else {}  # one of the user's own
     wide = re.search(r'width="([\d.]+)"', svg)
-    over = float(wide[1]) - chart.usermeta["width"] if wide else 0.0
+    over = float(wide[1]) - asked.get("width", theme.WIDTH) if wide else 0.0
     if over <= 0:
         return svg
     narrower = chart.copy()
