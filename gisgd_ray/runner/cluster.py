@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from gisgd_ray.errors import UserError
-from gisgd_ray.runner.cluster_watch import own_halted
+from gisgd_ray.runner.cluster_watch import is_gone
 from gisgd_ray.runner.cpus import usable_cpus
 from gisgd_ray.runner.private_folder import TOKEN, make_private_folder, remove_private_folder
 from gisgd_ray.runner.running_cluster import CannotJoinError, ask, no_answer
@@ -174,9 +174,9 @@ def _kill_orphans(folder: Path) -> None:
 
 
 def leave(status: int) -> None:
-    """End the process, if it has abandoned a cluster, or its own is halted: Ray would hold it for a
-    minute, or for as long."""
-    if not _abandoned and own_halted():
+    """End the process, if it has abandoned a cluster, or its cluster is gone: Ray and Tune ask it
+    once more when a process ends, and wait for an answer."""
+    if not _abandoned and is_gone():
         abandon()
     if _abandoned:
         sys.stdout.flush()

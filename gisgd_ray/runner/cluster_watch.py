@@ -81,14 +81,25 @@ class ClusterWatch:
                 self.lost = f"it has not answered for {SILENT_S:g} s"
 
 
-def own_halted() -> bool:
-    """Whether a process of the Ray that this process has started, if any, is halted."""
+def is_gone() -> bool:
+    """Whether the connected cluster, if any, would not answer: a process of an own one has ended or
+    is halted, or nobody answers."""
     if "ray" not in sys.modules:
         return False
     from ray._private import worker
+    from ray.exceptions import RayError
 
-    node = worker._global_node
-    return node is not None and any(_is_halted(p.pid) for p in _own_processes(node).values())
+    node, client = worker._global_node, getattr(worker.global_worker, "gcs_client", None)
+    if node is None or client is None:
+        return False
+    own = _own_processes(node).values()
+    if any(process.poll() is not None or _is_halted(process.pid) for process in own):
+        return True
+    try:
+        client.check_alive([], timeout=ASK_TIMEOUT_S)
+    except (RayError, OSError):
+        return True
+    return False
 
 
 def _own_processes(node: Any) -> dict[str, Any]:

@@ -35,15 +35,19 @@ print("written down", flush=True)
 """
 
 
-HALTED = """
-import os, signal, time
+LEAVING = """
+import os, sys, time
 from gisgd_ray.runner import cluster
 
 cluster.connect(address="local")
+from ray import tune
+tune.register_trainable("one", lambda config: None)
 from ray._private import worker
-os.kill(worker._global_node.all_processes["raylet"][0].process.pid, signal.SIGSTOP)
+name, number = sys.argv[1:]
+os.kill(worker._global_node.all_processes[name][0].process.pid, int(number))
 time.sleep(1)
 cluster.leave(3)
+sys.exit(3)
 """
 
 
@@ -103,6 +107,16 @@ def test_a_driver_goes_on_without_its_cluster(outliving: subprocess.Popen[str]) 
     assert (outliving.returncode, out.splitlines()) == (0, ["left", "written down"]), err
 
 
-def test_a_driver_is_not_held_by_a_ray_that_was_halted_at_its_end() -> None:
-    done = subprocess.run([sys.executable, "-c", HALTED], env=environment(), cwd=ROOT, timeout=60)
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("raylet", signal.SIGSTOP),
+        ("gcs_server", signal.SIGSTOP),
+        ("gcs_server", signal.SIGTERM),
+        ("raylet", signal.SIGKILL),
+    ],
+)
+def test_a_driver_is_not_held_by_a_ray_that_is_gone_at_its_end(name: str, number: int) -> None:
+    command = [sys.executable, "-c", LEAVING, name, str(int(number))]
+    done = subprocess.run(command, env=environment(), cwd=ROOT, timeout=60)
     assert done.returncode == 3
