@@ -66,12 +66,11 @@ class Cost:
     def _seconds(self, config: TrialConfig, steps: float) -> float:
         points = num_points(config, steps)
         seconds = self.start_s + steps * self.step_s + points * self.point_s
-        for each in MEASURES:
-            if each.is_on(config):
-                due = [] if each.at_every_point else each.schedules(config)
-                # At W_0 and on its schedule, which mostly has the end; else at the end alone.
-                count = points if each.at_every_point else 1 + _num_due(config, steps, due)
-                seconds += count * self.measures_s.get(each.name, 0.0)
+        for each in filter(lambda each: each.is_on(config), MEASURES):
+            # At W_0 and on its schedule, which mostly has the end; else at the end alone.
+            due = 1 + _num_due(config, steps, each.schedules(config))
+            count = points if each.at_every_point else due
+            seconds += count * self.measures_s.get(each.name, 0.0)
         return seconds
 
 

@@ -100,9 +100,9 @@ def _require_sound(sweep: Sweep, options: cli.Options) -> None:
         require_address(options.out)
     else:
         Location.of(options.out, sweep.name, make=False)
-    if options.take_over and not is_uri(options.out):
-        raise UserError(
-            f"--take-over is for a bucket, and --out {options.out} is a folder: of a driver that "
-            "is gone a folder knows by itself"
-        )
+        if options.take_over:
+            raise UserError(
+                f"--take-over is for a bucket, and --out {options.out} is a folder: of a driver "
+                "that is gone a folder knows by itself"
+            )
     require_results(options.reuse)
