@@ -20,7 +20,11 @@ MODES: dict[str, Mode] = {
     "run": "online",
 }
 """What ``WANDB_MODE`` may be."""
-ASK_TIMEOUT_S = 10
+ANSWER_TIMEOUT_S = 4
+"""How long one try for an answer of W&B may take."""
+ASK_TIMEOUT_S = 15
+"""How long a question is waited for: longer than its two tries. A question that is given up is
+still asked by W&B's own process, for the end of which this one would then wait at its own end."""
 FAULTS = (wandb.Error, WandbApiFailedError, ValidationError, OSError)
 """What W&B's client raises where W&B does not answer, or does not take what it is told."""
 
@@ -54,7 +58,11 @@ def client() -> wandb.Api:
     Raises:
         Exception: one of :data:`FAULTS`.
     """
-    _set_up(x_graphql_retry_max=1)
+    _set_up(
+        x_graphql_retry_max=1,
+        x_graphql_timeout_seconds=ANSWER_TIMEOUT_S,
+        x_graphql_retry_wait_max_seconds=1,
+    )
     return wandb.Api(timeout=ASK_TIMEOUT_S)
 
 

@@ -81,6 +81,8 @@ def test_a_server_that_only_listens(tmp_path: Path) -> None:
         where = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         sentence = told(server, tmp_path, WANDB_BASE_URL=where)
     assert sentence.startswith(f"W&B: offline, since {where} does not answer (")
+    # Its own process has given up, and is not waited for when this one ends.
+    assert "deadline exceeded" in sentence
 
 
 @pytest.mark.parametrize("status", [429, 500])
