@@ -136,6 +136,16 @@ class Schedule(Frozen):
             return step == 0 or step in near
         return step % self.period(steps_per_epoch) == 0
 
+    def next(self, step: int, steps_per_epoch: int) -> int:
+        """The first update after ``step`` after which it fires."""
+        if self.unit == "log":
+            j = max(0, math.floor(self.every * math.log10(step + 0.5)) - 1)
+            while round(10 ** (j / self.every)) <= step:
+                j += 1 + j // 2**50  # the next one that a float can tell from it
+            return round(10 ** (j / self.every))
+        period = self.period(steps_per_epoch)
+        return step - step % period + period
+
     def count(self, steps: float, steps_per_epoch: int) -> float:
         """About how many points lie after step 0 and up to ``steps``."""
         if self.unit == "log":

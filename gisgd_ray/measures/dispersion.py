@@ -237,7 +237,7 @@ class StepMeter:
             replica_dispersion=None,
             active_loss=active_loss,
             group_dispersion=None,
-            gradient_factor=_numbers(self._factors),
+            gradient_factor=numbers(self._factors),
         )
         self._drained.append(replace(of_step, **self._dispersion.columns(sizes)))
         self._losses, self._counts, self._factors, self._learning_rates = [], [], [], []
@@ -253,7 +253,7 @@ def to_float64(values: Tensor) -> Array:
     return values.detach().to("cpu", torch.float64, copy=True).numpy()
 
 
-def _numbers(values: Sequence[Number | None]) -> Array:
+def numbers(values: Sequence[Number | None]) -> Array:
     """One of each, NaN for None; tensors in one copy from their device."""
     tensors = [value for value in values if isinstance(value, Tensor)]
     copied = iter(to_float64(torch.stack(tensors)) if tensors else ())

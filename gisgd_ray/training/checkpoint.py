@@ -44,7 +44,7 @@ def dump(state: TrainState, *, without: int = 0) -> bytes:
     content = {
         "config": state.config.model_dump(mode="json"),
         "own_data": state.own_data,
-        "models": [replica.model.state_dict() for replica in state.replicas],
+        "models": [_own(replica.model.state_dict()) for replica in state.replicas],
         "stepper": state.stepper.state_dict(),
         "measured": _measured(state, without),
         "unmeasured": _tensors(StepSeries.concatenate(state.unmeasured)),
@@ -54,6 +54,11 @@ def dump(state: TrainState, *, without: int = 0) -> bytes:
         "progress": {name: getattr(state, name) for name in PROGRESS},
     }
     return _packed(content)
+
+
+def _own(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights alone: of a view, as into a stack of other runs, all would be saved."""
+    return {name: value.clone() for name, value in weights.items()}
 
 
 def dump_measured(state: TrainState, begin: int) -> bytes:

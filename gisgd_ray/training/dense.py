@@ -29,6 +29,7 @@ same A_l and D_l, and nothing cancels.
 import math
 from collections.abc import Iterator
 from itertools import dropwhile
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 
 from gisgd_ray.config.catalogue import SCHEMES
 from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.measures.dispersion import Dispersion
+from gisgd_ray.measures.dispersion import Dispersion, numbers
 from gisgd_ray.measures.step_series import ILL_CONDITIONED, Array
 from gisgd_ray.networks.losses import LossName, losses_and_gradient
 from gisgd_ray.networks.models import FixedReadout
@@ -55,6 +56,11 @@ def serves(config: TrialConfig, model: nn.Module, input_shape: tuple[int, ...]) 
     full precision, the dispersion by sample or not measured, and the model dense (see
     :func:`is_dense`). All else is left to autograd, against which these steps are tested.
     """
+    return plain_descent(config) and is_dense(model, input_shape)
+
+
+def plain_descent(config: TrialConfig) -> bool:
+    """Whether a trial's steps are along multiples of the plain gradient, in full precision."""
     t, m = config.training, config.measurement
     return (
         SCHEMES[config.scheme.name].gradient != "another"
@@ -62,18 +68,17 @@ def serves(config: TrialConfig, model: nn.Module, input_shape: tuple[int, ...]) 
         and t.max_gradient_norm is None
         and t.precision != "bfloat16"  # tf32 is float32 on a CPU
         and not (m.dispersion and config.dispersion_estimator == "groups")
-        and is_dense(model, input_shape)
     )
 
 
-def is_dense(model: nn.Module, input_shape: tuple[int, ...]) -> bool:
+def is_dense(model: nn.Module, input_shape: tuple[int, ...], *, on_cpu: bool = True) -> bool:
     """Whether it is an ``nn.Sequential`` of linear layers, ReLU and fixed read-outs on vectors, or
     on what it flattens first.
 
-    On a CPU, where a look at a number waits for nothing, each parameter in one place, and without
-    hooks, which nothing here would call.
+    Each parameter in one place, and without hooks, which nothing here would call; ``on_cpu``, where
+    a look at a number waits for nothing.
     """
-    layers = list(_leaves(model))
+    layers = list(leaves(model))
     first = next(dropwhile(lambda layer: type(layer) is nn.Identity, layers), None)
     parameters = [p for layer in layers for p in layer.parameters()]
     parts = (*model.modules(), *parameters)
@@ -83,7 +88,7 @@ def is_dense(model: nn.Module, input_shape: tuple[int, ...]) -> bool:
         and all((f.start_dim, f.end_dim) == (1, -1) for f in layers if isinstance(f, nn.Flatten))
         and len(set(parameters)) == len(parameters)
         and any(p.requires_grad for p in parameters)
-        and all(p.is_cpu for p in parameters)
+        and (not on_cpu or all(p.is_cpu for p in parameters))
         and not any(getattr(part, name, None) for part in parts for name in _HOOKS)
     )
 
@@ -98,24 +103,24 @@ _HOOKS = (
 )
 
 
-def _leaves(model: nn.Module) -> Iterator[nn.Module]:
+def leaves(model: nn.Module) -> Iterator[nn.Module]:
     """The layers of nested ``nn.Sequential`` in order; any other module is one."""
     if type(model) is not nn.Sequential:
         yield model
         return
     for part in model:
-        yield from _leaves(part)
+        yield from leaves(part)
 
 
 class DenseNetwork:
     """The layers of a dense model, whose weights it trains, and a batch's A_l and D_l.
 
-    In turn: :meth:`forward`, :meth:`backward`, what is to be known of K, :meth:`descend`.
+    In turn: :meth:`passes`, what is to be known of K, :meth:`descend`.
     """
 
     def __init__(self, model: nn.Module):
         self._layers: list[_Linear | _ReLU | _Readout] = []
-        for layer in _leaves(model):
+        for layer in leaves(model):
             if isinstance(layer, nn.Linear):
                 self._layers.append(_Linear(layer))
             elif isinstance(layer, nn.ReLU):
@@ -126,6 +131,13 @@ class DenseNetwork:
         self._trained = [layer for layer in self._linear if layer.is_trained]
         self._size = 0
         self._total: float | None = None
+
+    def passes(self, batch: Batch, loss: LossName) -> Tensor:
+        """Forward and backward; the losses l(w, z_i), (b,)."""
+        outputs = self.forward(batch.inputs)
+        losses, delta = losses_and_gradient(loss, outputs, batch.targets)
+        self.backward(delta)
+        return losses
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs (b, K) of inputs (b, ...)."""
@@ -168,10 +180,10 @@ class DenseNetwork:
         """How many outputs of the first linear layer are at least 0, by sample, (b,)."""
         return (self._linear[0].outputs >= 0).sum(dim=1)
 
-    def descend(self, rate: float) -> None:
+    def descend(self, rate: Number) -> None:
         """W <- W - rate g."""
         for layer in self._trained:
-            layer.descend(rate / self._size)
+            layer.descend(float(rate) / self._size)
 
 
 class _Linear:
@@ -245,8 +257,7 @@ class _Linear:
     @property
     def _by_gram(self) -> bool:
         """Whether D^T A is never written: measured or not, so that no bit of W depends on it."""
-        outs, ins = self._weight.shape
-        return len(self._delta) ** 2 * (outs + ins) < GRAM_WORK * outs * ins
+        return by_gram(len(self._delta), self._weight.shape)
 
     def _multiplied(self) -> Tensor:
         """D^T A, (out, in)."""
@@ -261,6 +272,12 @@ class _Linear:
         if self._sums is None:
             self._sums = self._delta.sum(dim=0)
         return self._sums
+
+
+def by_gram(batch_size: int, shape: tuple[int, ...]) -> bool:
+    """Whether Gram matrices are less work than the product, for weights of this shape."""
+    outs, ins = shape
+    return batch_size**2 * (outs + ins) < GRAM_WORK * outs * ins
 
 
 def _float64(vector: Tensor) -> Array:
@@ -289,15 +306,41 @@ class _Readout:
         return delta * self._layer.weights
 
 
+class Passes(Protocol):
+    """What a step on a dense network is made of: a :class:`DenseNetwork`, or one of a stack."""
+
+    def passes(self, batch: Batch, loss: LossName) -> Tensor:
+        """Forward and backward; the losses l(w, z_i), (b,)."""
+
+    def trace(self) -> Number:
+        """tr K."""
+
+    def total(self) -> Number:
+        """1^T K 1."""
+
+    def in_float64(self) -> tuple[float, float]:
+        """Both again, from products in float64."""
+
+    def gradient_norm(self) -> Number:
+        """||g||."""
+
+    def active_units(self) -> Tensor:
+        """How many outputs of the first linear layer are at least 0, by sample, (b,)."""
+
+    def descend(self, rate: Number) -> None:
+        """W <- W - rate g."""
+
+
 class DenseStep(Step):
-    """A step on a dense network, for schemes whose gradient is a multiple of the plain one.
+    """A step on a dense network, for schemes whose gradient is a multiple of the plain one; taken
+    where autograd is off.
 
     Nothing is left in ``.grad``: the factor that the scheme returns goes into the update.
     """
 
     def __init__(
         self,
-        network: DenseNetwork,
+        network: Passes,
         model: nn.Module,
         batch: Batch,
         *,
@@ -309,28 +352,23 @@ class DenseStep(Step):
 
     def plain(self) -> Tensor:
         """The losses l(w, z_i), (b,), of the batch, whose A_l and D_l are in the network then."""
-        with torch.inference_mode():  # as no_grad, for a tenth less of a small network's step
-            outputs = self._network.forward(self.batch.inputs)
-            losses, delta = losses_and_gradient(self.loss, outputs, self.batch.targets)
-            self._network.backward(delta)
-            if self._meter is not None:
-                self._meter.see(losses)
+        losses = self._network.passes(self.batch, self.loss)
+        if self._meter is not None:
+            self._meter.see(losses)
         return losses
 
     def gradient_norm(self) -> Number:
         norm = None if self._meter is None else self._meter.gradient_norm()
         if norm is None:
-            with torch.inference_mode():
-                norm = self._network.gradient_norm()
+            norm = self._network.gradient_norm()
         return norm
 
     def scale(self, factor: Number) -> None:
         """Nothing is to be done before the update."""
 
-    def descend(self, rate: float) -> None:
+    def descend(self, rate: Number) -> None:
         """W <- W - rate g."""
-        with torch.inference_mode():
-            self._network.descend(rate)
+        self._network.descend(rate)
 
 
 class ByGram(Dispersion):
@@ -338,23 +376,24 @@ class ByGram(Dispersion):
 
     needs_plain_gradient = True
 
-    def __init__(self, network: DenseNetwork):
+    def __init__(self, network: Passes):
         self._network = network
-        self._traces: list[float] = []
-        self._totals: list[float] = []
+        self._traces: list[Number] = []
+        self._totals: list[Number] = []
 
     def see(self, batch_size: int) -> None:
         trace, total = self._network.trace(), self._network.total()
-        if trace - total / batch_size < ILL_CONDITIONED * trace:
+        # On a GPU nobody looks, and the row counts such steps.
+        if not isinstance(trace, Tensor) and trace - total / batch_size < ILL_CONDITIONED * trace:
             trace, total = self._network.in_float64()
         self._traces.append(trace)
         self._totals.append(total)
 
-    def gradient_norm(self) -> float:
+    def gradient_norm(self) -> Number:
         return self._network.gradient_norm()
 
     def columns(self, sizes: Array) -> dict[str, Array]:
-        traces, totals = np.array(self._traces), np.array(self._totals)
+        traces, totals = numbers(self._traces), numbers(self._totals)
         self._traces, self._totals = [], []
         return {
             "mean_squared_norm": traces / sizes,

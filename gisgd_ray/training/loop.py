@@ -120,8 +120,8 @@ def train(state: TrainState, pause: Callable[[], bool] | None = None) -> bool:
     A paused run can be saved, and trained on as if nothing had happened.
     """
     begun, cpu_begun = time.perf_counter(), time.process_time()
-    paused = False
-    while not (paused or measuring_is_due(state)):
+    paused, until = False, next_point(state)
+    while not paused and state.step < until:
         rate = learning_rate(state.config, state.step // state.steps_per_epoch)
         state.stepper.step(state.step, learning_rate=rate)
         state.step += 1
@@ -163,11 +163,19 @@ def measure(state: TrainState, *, last: bool = False) -> tuple[Point, StepSeries
 
 def measuring_is_due(state: TrainState) -> bool:
     """Whether the run stands at a measuring point that has not been measured yet."""
+    return state.step >= next_point(state)
+
+
+def next_point(state: TrainState) -> int:
+    """The step of the first measuring point that has not been measured yet."""
     if not state.history:
-        return True
-    if state.step == state.last_point["step"]:
-        return False
-    return evaluation_is_due(state) or any(each.is_due(state) for each in MEASURES)
+        return 0
+    config, step = state.config, state.last_point["step"]
+    t, per_epoch = config.training, state.steps_per_epoch
+    measured = [each.schedules(config) for each in MEASURES if each.is_on(config)]
+    schedules = [t.evaluation, *(schedule for each in measured for schedule in each)]
+    limits = [limit for limit in (t.max_steps, t.max_epochs * per_epoch) if limit and limit > step]
+    return min([*limits, *(schedule.next(step, per_epoch) for schedule in schedules)])
 
 
 def learning_rate(config: TrialConfig, epoch: int) -> float:

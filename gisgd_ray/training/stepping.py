@@ -25,7 +25,7 @@ from gisgd_ray.measures.step_series import StepSeries
 from gisgd_ray.networks.losses import LossName
 from gisgd_ray.networks.models import trainable
 from gisgd_ray.schemes.base import Batch, Meter, Setting, Step, build_scheme
-from gisgd_ray.training.dense import ByGram, DenseNetwork, DenseStep, serves
+from gisgd_ray.training.dense import ByGram, DenseNetwork, DenseStep, Passes, serves
 from gisgd_ray.training.lockstep import Lockstep
 
 
@@ -107,12 +107,12 @@ class SingleRun(ABC):
         self.meter = StepMeter(dispersion=dispersion, active=active)
         data = replica.dataset
         self._augmentation = Augmentation.of(config.data, data, seed=replica.seed)
-        self._trajectory = BatchingTrajectory(
+        self.trajectory = BatchingTrajectory(
             config, replica.seed, num_samples=data.num_samples, device=data.train_x.device
         )
 
     def step(self, step: int, *, learning_rate: float) -> None:
-        self.train_on(self._trajectory.batch(step), step=step, learning_rate=learning_rate)
+        self.train_on(self.trajectory.batch(step), step=step, learning_rate=learning_rate)
 
     def train_on(self, indices: Tensor, *, learning_rate: float, step: int = 0) -> None:
         """W_t = W_{t-1} - lambda_t * the scheme's gradient on batch B_t = S[indices].
@@ -125,10 +125,10 @@ class SingleRun(ABC):
         inputs = data.train_x.index_select(0, indices)
         if self._augmentation is not None:
             inputs = self._augmentation(inputs, step)
-        self._descend(Batch(inputs, data.train_y.index_select(0, indices)), learning_rate)
+        self.descend(Batch(inputs, data.train_y.index_select(0, indices)), learning_rate)
 
     @abstractmethod
-    def _descend(self, batch: Batch, learning_rate: float) -> None:
+    def descend(self, batch: Batch, learning_rate: float) -> None:
         """Measure the batch and take the step."""
 
     def drain(self) -> StepSeries:
@@ -157,7 +157,7 @@ class AutogradRun(SingleRun):
         active = ActiveUnits(model).counts if config.network_theorem == "theorem4" else None
         super().__init__(config, replica, dispersion=_dispersion(config, model), active=active)
 
-    def _descend(self, batch: Batch, learning_rate: float) -> None:
+    def descend(self, batch: Batch, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.meter.before(self._step(batch), self.scheme)
@@ -183,21 +183,27 @@ class AutogradRun(SingleRun):
 
 class DenseRun(SingleRun):
     """Dense networks, plain SGD and schemes whose gradient is a multiple of the plain one (see
-    :func:`gisgd_ray.training.dense.serves`)."""
+    :func:`gisgd_ray.training.dense.serves`); ``network`` may be one of a stack of such."""
 
-    def __init__(self, config: TrialConfig, replica: Replica):
-        self._network = DenseNetwork(replica.model)
+    def __init__(self, config: TrialConfig, replica: Replica, network: Passes | None = None):
+        self._network = network or DenseNetwork(replica.model)
         dispersion = ByGram(self._network) if config.measurement.dispersion else Dispersion()
         active = self._network.active_units if config.network_theorem == "theorem4" else None
         super().__init__(config, replica, dispersion=dispersion, active=active)
 
-    def _descend(self, batch: Batch, learning_rate: float) -> None:
+    @torch.inference_mode()  # as no_grad, for a tenth less of a small network's step
+    def train_on(self, indices: Tensor, *, learning_rate: float, step: int = 0) -> None:
+        super().train_on(indices, learning_rate=learning_rate, step=step)
+
+    def descend(self, batch: Batch, learning_rate: float) -> None:
         model, loss = self.replicas[0].model, self._training.loss
         step = DenseStep(self._network, model, batch, loss=loss, meter=self.meter)
         factor = self.scheme.gradient(step)
         assert factor is not None, "a scheme's record says that its gradient is a multiple"
         self.meter.close(learning_rate=learning_rate, factor=factor)
-        step.descend(learning_rate * float(factor))
+        if isinstance(factor, Tensor) and factor.is_cpu:
+            factor = factor.item()
+        step.descend(learning_rate * factor)
 
 
 def _dispersion(config: TrialConfig, model: nn.Module) -> Dispersion:

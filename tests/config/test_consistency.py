@@ -120,6 +120,19 @@ def fires(every: int, unit: str, *, until: int, steps_per_epoch: int = 7) -> lis
     return [step for step in range(until + 1) if schedule.is_due(step, steps_per_epoch)]
 
 
+@pytest.mark.parametrize("unit", ["epoch", "step", "log"])
+@pytest.mark.parametrize("every", [1, 2, 3, 10, BIGGEST])
+def test_the_next_is_the_first_that_fires(every: int, unit: str) -> None:
+    schedule = Schedule.model_validate({"every": every, "unit": unit})
+    found = [0]
+    while found[-1] < 150:
+        found.append(schedule.next(found[-1], 7))
+    assert [step for step in found if step <= 150] == fires(every, unit, until=150)
+    fired = found[1:]
+    for step in range(150):
+        assert schedule.next(step, 7) == min(s for s in fired if s > step)
+
+
 def test_every_so_many_steps_or_epochs() -> None:
     assert fires(1, "step", until=4) == [0, 1, 2, 3, 4]
     assert fires(3, "step", until=10) == [0, 3, 6, 9]

@@ -120,7 +120,7 @@ def replay(config: TrialConfig) -> list[dict[str, float]]:
     state = start(config, dataset=data())
     model = reference.in_float64(state.model)
     x, y = state.dataset.train_x, state.dataset.train_y
-    trajectory = state.stepper._trajectory
+    trajectory = state.stepper.trajectory
     two_layer = config.model.name == "two_layer_relu"
     every: list[float] = []
     losses: list[float] = []

@@ -121,6 +121,7 @@ def by_sample(model: nn.Module, x: Tensor, y: Tensor, loss: LossName) -> tuple[A
     return np.array(losses), np.array(gradients)
 
 
+@torch.no_grad()
 def passed(
     model: nn.Module, x: Tensor, y: Tensor, loss: LossName
 ) -> tuple[DenseNetwork, Tensor, DenseStep]:
@@ -166,7 +167,8 @@ class TestOneBatch:
     def test_the_update(self, name, loss):
         model, (x, y) = built(name), samples(7, real=name in REAL)
         before = copy.deepcopy(model)
-        passed(model, x, y, loss)[-1].descend(0.3)
+        with torch.no_grad():
+            passed(model, x, y, loss)[-1].descend(0.3)
         mean = by_sample(before, x, y, loss)[1].mean(axis=0)
         pairs = list(zip(before.parameters(), model.parameters(), strict=True))
         moved = [new.double() - old.double() for old, new in pairs if old.requires_grad]
@@ -182,7 +184,8 @@ class TestOneBatch:
         x, y = one + spread * x, y.expand(9)
         network = DenseNetwork(model)
         meter = StepMeter(dispersion=ByGram(network))
-        DenseStep(network, model, Batch(x, y), loss="cross_entropy", meter=meter).plain()
+        with torch.no_grad():
+            DenseStep(network, model, Batch(x, y), loss="cross_entropy", meter=meter).plain()
         meter.close(learning_rate=0.1, factor=1.0)
         series = meter.drain()
         expected = reference.batch_moments(model, x, y, "cross_entropy")
@@ -202,7 +205,8 @@ class TestOneBatch:
         network, losses, step = passed(model, *samples(6), "squared")
         assert losses.tolist() == [0.5] * 6
         assert (network.trace(), network.total()) == (0.0, 0.0)
-        step.descend(0.1)
+        with torch.no_grad():
+            step.descend(0.1)
         assert torch.equal(reference.weights(model), before)
 
 
@@ -212,7 +216,8 @@ def test_the_two_forms_are_chosen_by_their_work():
     first, last = network._trained
     for size, expected in ((20, True), (60, True), (120, False)):
         x, y = torch.randn(size, 1, 28, 28), torch.zeros(size, dtype=torch.int64)
-        DenseStep(network, model, Batch(x, y), loss="cross_entropy").plain()
+        with torch.no_grad():
+            DenseStep(network, model, Batch(x, y), loss="cross_entropy").plain()
         assert (first._by_gram, last._by_gram) == (expected, False)
 
 
@@ -336,7 +341,7 @@ def test_frozen_layers_whose_dispersion_autograd_does_not_measure(name):
     other = AutogradRun(plain, Replica(0, twin, data(torch.float32, real=False)))
     expected = []
     for step in range(6):
-        indices = other._trajectory.batch(step)
+        indices = other.trajectory.batch(step)
         x, y = (tensor[indices] for tensor in samples(40))
         gradients = by_sample(twin, x, y, "cross_entropy")[1]
         centred = ((gradients - gradients.mean(axis=0)) ** 2).sum() / (len(x) - 1)

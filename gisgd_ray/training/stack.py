@@ -1,0 +1,366 @@
+"""Trials of one shape advanced together: each step one product of matrices for all of them.
+
+A small network's step is mostly the calling of operations. Trials on networks of one shape, with
+batches of one size and the same loss, share those calls: the weights of all lie in one stack a
+parameter, (R, out, in), and what :mod:`gisgd_ray.training.dense` writes out for one network is
+written out for all, by batched products. Rates, seeds, data, labels, order of the batches, scheme
+and stopping rule are each trial's own, and so are its state, its meter and its checkpoints: who
+shares a stack changes a trial's numbers by rounding alone.
+
+(Replicas of one trial, of which the gradients themselves are compared at every step, are
+:mod:`gisgd_ray.training.lockstep`'s.)
+"""
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from gisgd_ray.config.trial import TrialConfig
+from gisgd_ray.errors import UserError
+from gisgd_ray.measures.dispersion import to_float64
+from gisgd_ray.networks.losses import LossName, losses_and_gradient
+from gisgd_ray.networks.models import FixedReadout
+from gisgd_ray.schemes.base import Batch, Number
+from gisgd_ray.training import dense
+from gisgd_ray.training.loop import learning_rate, measuring_is_due, next_point
+from gisgd_ray.training.state import TrainState
+from gisgd_ray.training.stepping import DenseRun, SingleRun
+
+
+def shape(config: TrialConfig) -> Hashable:
+    """What trials must have in common to share a stack; None for one that can share none."""
+    t, m = config.training, config.measurement
+    if config.replicas is not None or config.data.augmented or not dense.plain_descent(config):
+        return None
+    network = (config.model, config.data.dataset, config.network_theorem)
+    return (*network, t.batch_size, t.loss, t.precision, m.dispersion)
+
+
+class Stack:
+    """R runs, advanced by the same calls.
+
+    From here on the weights of each are views into the stack, and its own stepper takes a step
+    only together with the others. A run that is over leaves by a new stack of the rest.
+
+    Args:
+        states: of one :func:`shape`, at whichever steps.
+
+    Raises:
+        UserError: a network that is not dense.
+        ValueError: networks of different shapes.
+    """
+
+    def __init__(self, states: Sequence[TrainState]):
+        self.states = tuple(states)
+        for state in states:
+            if not dense.is_dense(state.model, state.dataset.input_shape, on_cpu=False):
+                raise UserError(
+                    f"trial {state.config.trial_id}: its network is not made of linear layers and "
+                    "ReLU alone, which trials in a stack must be; choose --trials-per-stack 1"
+                )
+        t = states[0].config.training
+        self._network = StackedNetwork([state.model for state in states], t.loss)
+        self._rows = [_Row(self._network, r) for r in range(len(states))]
+        self._runs: list[DenseRun] = []
+        for state, row in zip(states, self._rows, strict=True):
+            assert isinstance(state.stepper, SingleRun)
+            (replica,), kept = state.stepper.replicas, state.stepper.state_dict()
+            state.stepper = DenseRun(state.config, replica, network=row)
+            state.stepper.load_state_dict(kept)
+            self._runs.append(state.stepper)
+
+    def train(self, pause: Callable[[], bool] | None = None) -> list[TrainState]:
+        """Take steps until a measuring point is due for one (which are returned), or ``pause`` says
+        so after a step; as :func:`gisgd_ray.training.loop.train` does for one run alone.
+
+        A run's time is its share of that of all.
+        """
+        begun, cpu_begun = time.perf_counter(), time.process_time()
+        left = min(next_point(state) - state.step for state in self.states)
+        paused = False
+        while left > 0 and not paused:
+            self._step()
+            left -= 1
+            paused = pause is not None and pause()
+        share = 1 / len(self.states)
+        for state in self.states:
+            state.unmeasured.append(state.stepper.drain())
+            state.seconds["time/training_s"] += share * (time.perf_counter() - begun)
+            state.seconds["time/training_cpu_s"] += share * (time.process_time() - cpu_begun)
+        return [state for state in self.states if measuring_is_due(state)]
+
+    @torch.inference_mode()
+    def _step(self) -> None:
+        """One step of every run: those side by side whose batches are of one size together."""
+        batches = [
+            run.trajectory.batch(state.step)
+            for run, state in zip(self._runs, self.states, strict=True)
+        ]
+        for _, group in groupby(range(len(batches)), key=lambda r: len(batches[r])):
+            chosen = list(group)
+            self._step_of(slice(chosen[0], chosen[-1] + 1), [batches[r] for r in chosen])
+
+    def _step_of(self, chosen: slice, batches: Sequence[Tensor]) -> None:
+        states, runs = self.states[chosen], self._runs[chosen]
+        data = [state.dataset for state in states]
+        inputs = _gathered([each.train_x for each in data], batches)
+        targets = _gathered([each.train_y for each in data], batches)
+        self._network.passes(chosen, inputs, targets)
+        for state, run, x, y in zip(states, runs, inputs, targets, strict=True):
+            rate = learning_rate(state.config, state.step // state.steps_per_epoch)
+            run.descend(Batch(x, y), rate)
+            state.step += 1
+        self._network.descend([row.rate for row in self._rows[chosen]])
+
+
+def _gathered(sources: Sequence[Tensor], batches: Sequence[Tensor]) -> Tensor:
+    """(G, b, ...): of each source the samples of its batch; one call where all are the same."""
+    if all(source is sources[0] for source in sources):
+        chosen = sources[0].index_select(0, torch.cat(tuple(batches)))
+        return chosen.view(len(batches), -1, *chosen.shape[1:])
+    first = sources[0]
+    gathered = first.new_empty((len(batches), len(batches[0]), *first.shape[1:]))
+    for source, batch, row in zip(sources, batches, gathered.unbind(), strict=True):
+        torch.index_select(source, 0, batch, out=row)
+    return gathered
+
+
+class _Row:
+    """One network of a stack, as a step of it sees it once the passes of all have been made."""
+
+    def __init__(self, network: "StackedNetwork", index: int):
+        self._network, self._index = network, index
+        self.rate: Number = 0.0
+
+    def passes(self, batch: Batch, loss: LossName) -> Tensor:
+        """The losses (b,): the passes are made."""
+        del batch, loss
+        return self._network.losses[self._at]
+
+    def trace(self) -> Number:
+        return self._network.traces()[self._at]
+
+    def total(self) -> Number:
+        return self._network.totals()[self._at]
+
+    def in_float64(self) -> tuple[float, float]:
+        return self._network.in_float64(self._at)
+
+    def gradient_norm(self) -> Number:
+        norm: Number = self.total() ** 0.5 / self._network.losses.shape[1]
+        return norm
+
+    def active_units(self) -> Tensor:
+        return self._network.active_units()[self._at]
+
+    def descend(self, rate: Number) -> None:
+        """Note how far: the stack descends for all."""
+        self.rate = rate
+
+    @property
+    def _at(self) -> int:
+        return self._index - self._network.chosen.start
+
+
+class StackedNetwork:
+    """The layers of R dense models of one shape, whose weights become views into it, and the A_l
+    and D_l of a batch each, (G, b, ...), for G of them that lie side by side.
+
+    In turn: :meth:`passes`, what is to be known of each K, :meth:`descend`.
+
+    Raises:
+        ValueError: models of different shapes.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], loss: LossName):
+        self._loss: LossName = loss
+        self._layers: list[_Linear | _ReLU | _Readout] = []
+        for same in zip(*(dense.leaves(model) for model in models), strict=True):
+            if isinstance(same[0], nn.Linear):
+                self._layers.append(_Linear(same))
+            elif isinstance(same[0], nn.ReLU):
+                self._layers.append(_ReLU())
+            elif isinstance(same[0], FixedReadout):
+                self._layers.append(_Readout(same))
+        self._linear = [layer for layer in self._layers if isinstance(layer, _Linear)]
+        self._trained = [layer for layer in self._linear if layer.is_trained]
+        self.chosen = slice(0, len(models))
+        """Which networks the last passes were of."""
+        self.losses = torch.empty(0)
+        """(G, b) of the last passes."""
+        self._traces: Sequence[Number] | None = None
+        self._totals: Sequence[Number] | None = None
+
+    def passes(self, chosen: slice, inputs: Tensor, targets: Tensor) -> None:
+        """Forward and backward of networks side by side: inputs (G, b, ...), targets (G, b)."""
+        self.chosen, self._traces, self._totals = chosen, None, None
+        hidden = inputs.flatten(2)
+        for layer in self._layers:
+            hidden = layer.forward(chosen, hidden)
+        losses, delta = losses_and_gradient(self._loss, hidden.flatten(0, 1), targets.flatten(0, 1))
+        self.losses, delta = losses.view(targets.shape), delta.view(hidden.shape)
+        first = self._trained[0]
+        for layer in reversed(self._layers):
+            if layer is first:
+                break
+            delta = layer.backward(chosen, delta)
+        first.keep(delta)
+
+    def traces(self) -> Sequence[Number]:
+        """tr K of each, (G,): floats, or on an accelerator a tensor, float64."""
+        if self._traces is None:
+            self._traces = _numbers(sum(layer.traces() for layer in self._trained))
+        return self._traces
+
+    def totals(self) -> Sequence[Number]:
+        """1^T K 1 of each, likewise; where it is 0, rounding below it reads as 0."""
+        if self._totals is None:
+            total = sum(layer.totals() for layer in self._trained)
+            assert isinstance(total, Tensor)
+            self._totals = _numbers(total.clamp_(min=0))
+        return self._totals
+
+    def in_float64(self, index: int) -> tuple[float, float]:
+        """tr K and 1^T K 1 of one again, from products in float64."""
+        found = [layer.in_float64(index) for layer in self._trained]
+        return sum(trace for trace, _ in found), sum(total for _, total in found)
+
+    def active_units(self) -> Tensor:
+        """How many outputs of the first linear layer are at least 0, by sample, (G, b)."""
+        return (self._linear[0].outputs >= 0).sum(dim=2)
+
+    def descend(self, rates: Sequence[Number]) -> None:
+        """W_r <- W_r - rate_r g_r."""
+        if any(isinstance(rate, Tensor) and not rate.is_cpu for rate in rates):
+            steps = torch.stack([torch.as_tensor(rate).to(self.losses.device) for rate in rates])
+            steps = steps.to(self.losses)
+        else:
+            steps = self.losses.new_tensor([float(rate) for rate in rates])
+        steps = steps.div_(-self.losses.shape[1]).view(-1, 1, 1)
+        for layer in self._trained:
+            layer.descend(self.chosen, steps)
+
+
+def _numbers(values: Tensor | int) -> Sequence[Number]:
+    assert isinstance(values, Tensor)
+    found: Sequence[Number] = values.tolist() if values.is_cpu else values.unbind()
+    return found
+
+
+class _Linear:
+    """A layer of every network: what :class:`gisgd_ray.training.dense.DenseNetwork` does, by
+    batched products."""
+
+    def __init__(self, layers: Sequence[nn.Linear]):
+        if len({layer.weight.shape for layer in layers}) > 1:
+            raise ValueError("networks of different shapes")
+        first = layers[0]
+        biased = isinstance(first.bias, Tensor)
+        self._weight = _stacked([layer.weight for layer in layers])
+        self._bias = _stacked([layer.bias for layer in layers]) if biased else None
+        self._trains_weight = first.weight.requires_grad
+        self._trains_bias = biased and first.bias.requires_grad
+        self.is_trained = self._trains_weight or self._trains_bias
+        self._inputs = self._delta = self.outputs = torch.empty(0)
+        self._product: Tensor | None = None
+
+    def forward(self, chosen: slice, inputs: Tensor) -> Tensor:
+        weight = self._weight[chosen].transpose(1, 2)
+        if self._bias is None:
+            self.outputs = torch.bmm(inputs, weight)
+        else:
+            self.outputs = torch.baddbmm(self._bias[chosen].unsqueeze(1), inputs, weight)
+        self._inputs = inputs
+        return self.outputs
+
+    def backward(self, chosen: slice, delta: Tensor) -> Tensor:
+        self.keep(delta)
+        return torch.bmm(delta, self._weight[chosen])
+
+    def keep(self, delta: Tensor) -> None:
+        self._delta, self._product = delta, None
+
+    def traces(self) -> Tensor:
+        squares, found = self._delta.square().sum(dim=2), self._delta.new_zeros(())
+        if self._trains_weight:
+            found = found + squares * self._inputs.square().sum(dim=2)
+        if self._trains_bias:
+            found = found + squares
+        return found.sum(dim=1, dtype=torch.float64)
+
+    def totals(self) -> Tensor:
+        total = self._delta.new_zeros((), dtype=torch.float64)
+        if self._trains_weight and self._by_gram:
+            gram = torch.bmm(self._inputs, self._inputs.transpose(1, 2))
+            gram = gram.mul_(torch.bmm(self._delta, self._delta.transpose(1, 2)))
+            total = total + gram.sum(dim=2).sum(dim=1, dtype=torch.float64)
+        elif self._trains_weight:
+            rows: Tensor = self._multiplied().square().sum(dim=2)
+            total = total + rows.sum(dim=1, dtype=torch.float64)
+        if self._trains_bias:
+            total = total + self._delta.sum(dim=1).square().sum(dim=1, dtype=torch.float64)
+        return total
+
+    def in_float64(self, index: int) -> tuple[float, float]:
+        inputs, delta = to_float64(self._inputs[index]), to_float64(self._delta[index])
+        squares, trace, total = (delta**2).sum(axis=1), 0.0, 0.0
+        if self._trains_weight:
+            trace += float(squares @ (inputs**2).sum(axis=1))
+            total += float(((delta.T @ inputs) ** 2).sum())
+        if self._trains_bias:
+            trace += float(squares.sum())
+            total += float((delta.sum(axis=0) ** 2).sum())
+        return trace, total
+
+    def descend(self, chosen: slice, steps: Tensor) -> None:
+        """W + steps D^T A, with ``steps`` (G, 1, 1) already of the batch's mean and downward."""
+        if self._trains_weight and self._by_gram:
+            delta = (self._delta * steps).transpose(1, 2)
+            self._weight[chosen].baddbmm_(delta, self._inputs)
+        elif self._trains_weight:
+            self._weight[chosen].addcmul_(self._multiplied(), steps)
+        if self._trains_bias:
+            assert self._bias is not None
+            self._bias[chosen].addcmul_(self._delta.sum(dim=1), steps.squeeze(2))
+
+    @property
+    def _by_gram(self) -> bool:
+        """Whether D^T A is never written, as for one network alone."""
+        return dense.by_gram(self._delta.shape[1], self._weight.shape[1:])
+
+    def _multiplied(self) -> Tensor:
+        """D^T A, (G, out, in)."""
+        if self._product is None:
+            self._product = torch.bmm(self._delta.transpose(1, 2), self._inputs)
+        return self._product
+
+
+class _ReLU:
+    def forward(self, _: slice, inputs: Tensor) -> Tensor:
+        self._outputs = inputs.relu()
+        return self._outputs
+
+    def backward(self, _: slice, delta: Tensor) -> Tensor:
+        return delta.mul_(self._outputs.sign())
+
+
+class _Readout:
+    def __init__(self, layers: Sequence[FixedReadout]):
+        self._weights = torch.stack([layer.weights for layer in layers])
+
+    def forward(self, chosen: slice, hidden: Tensor) -> Tensor:
+        return torch.bmm(hidden, self._weights[chosen].unsqueeze(2))
+
+    def backward(self, chosen: slice, delta: Tensor) -> Tensor:
+        return delta * self._weights[chosen].unsqueeze(1)
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """(R, *shape), of which the given tensors become views."""
+    stack = torch.stack([tensor.detach() for tensor in tensors])
+    for tensor, row in zip(tensors, stack, strict=True):
+        tensor.data = row
+    return stack
