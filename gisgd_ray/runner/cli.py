@@ -108,6 +108,11 @@ class Options(BaseSettings):
         description="fraction of a GPU a trial takes; auto: as many share one as its memory and "
         "the CPUs allow, measured on the largest trial; no GPU where there is none",
     )
+    trials_per_stack: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = Field(
+        "auto",
+        description="trials of one shape (network, batch size, loss; linear layers and ReLU) that "
+        "advance together in one process; auto: 1 on a CPU, on a GPU as many as measuring says",
+    )
     checkpoint_every: float = Field(
         60.0,
         ge=0.1,

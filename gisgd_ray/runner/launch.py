@@ -7,6 +7,7 @@ themselves, to a storage that all nodes share.
 
 import contextlib
 import logging
+import pickle
 import shutil
 import signal
 import sys
@@ -43,6 +44,7 @@ from gisgd_ray.runner.progress import Progress
 from gisgd_ray.runner.recorder import Recorder
 from gisgd_ray.runner.resources import Chosen, Resources, at_once, give_back_freed
 from gisgd_ray.runner.settings import RunSettings
+from gisgd_ray.runner.stacks import formed
 from gisgd_ray.tracking import launch as wandb_launch
 from gisgd_ray.tracking.environment import account
 from gisgd_ray.tracking.run import WandbSettings
@@ -199,7 +201,7 @@ def _run(job: Job) -> Ran:
         wandb = wandb_launch.begin(
             job.location.folder,
             job.name,
-            trials_at_once=at_once(machines(), resources),
+            trials_at_once=at_once(machines(), resources) * job.chosen.per_stack,
             requests_per_minute=options.wandb_requests,
             note=progress.note,
         )
@@ -236,16 +238,24 @@ def _fetch_data(trials: Sequence[TrialConfig]) -> None:
 
 def _rounds(job: Job, run: RunSettings, recorder: Recorder) -> Resources:
     """Run the trials, and those again, with more room, that ran out of memory; the room at last."""
-    waiting, folder = job.left.waiting, job.location.folder
+    waiting, folder, per_stack = job.left.waiting, job.location.folder, job.chosen.per_stack
     while True:
         try:
-            stopped = tune_trials(waiting, run, recorder)
+            stopped = tune_trials(formed(waiting, per_stack), run, recorder)
         except (OSError, TuneFailedError) as error:
             _raise_if_storage_failed(folder, recorder.fault or error)
             raise
         waiting = [t for t in waiting if t.trial_id in recorder.out_of_memory]
         if not waiting or stopped:
             return run.resources
+        some = f"{counted(len(waiting), 'trial')} ran out of memory with"
+        if per_stack > 1:
+            recorder.progress.note(
+                f"{some} {per_stack} in a stack; run again with {per_stack // 2} in one"
+            )
+            per_stack //= 2
+            recorder.out_of_memory.clear()
+            continue
         roomier = run.resources.roomier(most_cpus=most_cpus())
         if roomier is None:
             try:
@@ -254,10 +264,7 @@ def _rounds(job: Job, run: RunSettings, recorder: Recorder) -> Resources:
             except OSError as error:
                 _raise_if_storage_failed(folder, error)
             return run.resources
-        recorder.progress.note(
-            f"{counted(len(waiting), 'trial')} ran out of memory with {run.resources} each; run "
-            f"again with {roomier}"
-        )
+        recorder.progress.note(f"{some} {run.resources} each; run again with {roomier}")
         run = replace(run, resources=roomier)
         recorder.out_of_memory.clear()
 
@@ -277,10 +284,13 @@ def _raise_if_storage_failed(folder: Path, error: Exception) -> None:
         ) from error
 
 
-def tune_trials(trials: Sequence[TrialConfig], run: RunSettings, recorder: Recorder) -> bool:
+def tune_trials(
+    stacks: Sequence[Sequence[TrialConfig]], run: RunSettings, recorder: Recorder
+) -> bool:
     """Run the Tuner over the trials until all have ended; whether a signal stopped it before.
 
     Args:
+        stacks: the trials, those together that share a process.
         recorder: notes what becomes of each trial.
 
     Raises:
@@ -297,11 +307,11 @@ def tune_trials(trials: Sequence[TrialConfig], run: RunSettings, recorder: Recor
     try:
         tuner = tune.Tuner(
             TrialTrainable,
-            param_space=param_space(trials, run, recorder.progress.labels),
+            param_space=param_space(stacks, run, recorder.progress.labels),
             tune_config=tune.TuneConfig(
                 reuse_actors=True,
-                trial_name_creator=lambda trial: _id_of(trial),
-                trial_dirname_creator=lambda trial: _id_of(trial),
+                trial_name_creator=lambda trial: _ids_of(trial.config)[0],
+                trial_dirname_creator=lambda trial: _ids_of(trial.config)[0],
             ),
             run_config=tune.RunConfig(
                 name="trials",
@@ -382,38 +392,55 @@ def _tune_callback(recorder: Recorder, watch: ClusterWatch, received: Sequence[i
             if self.is_over():
                 raise _StoppedError
 
+        def left(self, trial: Any) -> list[str]:
+            """Those of its trials that have not ended."""
+            over = self.recorder.over if self.recorder is not None else set()
+            return [trial_id for trial_id in _ids_of(trial.config) if trial_id not in over]
+
         def on_trial_start(self, trial: Any, **_info: Any) -> None:
             if self.recorder is not None:
-                self.recorder.started(_id_of(trial))
+                for name in self.left(trial):
+                    self.recorder.started(name)
 
         def on_trial_result(self, trial: Any, result: Any, **_info: Any) -> None:
             if self.recorder is None or self.watch.lost:
                 return
-            if self.recorder.report(_id_of(trial), result):
-                trial.max_failures = trial.num_failures + self.recorder.retries
             # Tune remembers every trial's last result; the journal has this one.
-            result.pop("payload", None)
+            for name, payload in pickle.loads(result.pop("payload")).items():
+                if self.recorder.report(name, payload):
+                    trial.max_failures = trial.num_failures + self.recorder.retries
 
         def on_trial_recover(self, trial: Any, **_info: Any) -> None:
             if self.recorder is None or self.is_over():
                 return
-            name = _id_of(trial)
-            if self.recorder.begun_again(name):
+            left = self.left(trial)
+            failed = any(name in self.recorder.failing for name in left)
+            further = [self.recorder.begun_again(name) for name in left]
+            if any(further):
                 # This attempt is the first of those allowed; one at least.
                 more = max(self.recorder.retries - 1, 1)
                 trial.max_failures = trial.num_failures + more
-            # With the same fault once more the next attempt ends the trial by itself.
-            trial.config["trial"]["fault_before"] = self.recorder.faults.get(name)
+            # What has ended is not begun again. With the same fault once more the next attempt
+            # ends a trial by itself; of several that share a stack, which fails is found apart.
+            given = zip(_ids_of(trial.config), trial.config["trials"], strict=True)
+            trial.config["trials"] = [
+                each | {"fault_before": self.recorder.faults.get(name)}
+                for name, each in given
+                if name in left
+            ]
+            if failed:
+                trial.config["apart"] = True
 
         def on_trial_error(self, trial: Any, **_info: Any) -> None:
             if self.recorder is None or self.is_over():
                 return
-            name, failure = _id_of(trial), _traceback_of(trial)
-            if "OutOfMemory" in failure:  # Ray kills the largest when a machine's memory runs out
-                self.recorder.out_of_memory[name] = failure
-                self.recorder.progress.stopped(name)
-            else:
-                self.recorder.failed(name, failure)
+            failure = _traceback_of(trial)
+            for name in self.left(trial):
+                if "OutOfMemory" in failure:  # Ray kills the largest when a machine has no more
+                    self.recorder.out_of_memory[name] = failure
+                    self.recorder.progress.stopped(name)
+                else:
+                    self.recorder.failed(name, failure)
 
     return Callback(recorder, watch, received)
 
@@ -433,9 +460,9 @@ def _no_reporter() -> Any:
     return Silent()
 
 
-def _id_of(trial: Any) -> str:
-    """Our name of a trial of Ray's."""
-    return TrialConfig.model_validate(trial.config["trial"]["config"]).trial_id
+def _ids_of(config: Mapping[str, Any]) -> list[str]:
+    """Of the trials that one of Ray's carries."""
+    return [TrialConfig.model_validate(each["config"]).trial_id for each in config["trials"]]
 
 
 def _traceback_of(trial: Any) -> str:
@@ -497,10 +524,10 @@ def _stop_on_signal(received: list[int]) -> Iterator[None]:
 
 
 def param_space(
-    trials: Iterable[TrialConfig], run: RunSettings, names: Mapping[str, str]
+    stacks: Iterable[Sequence[TrialConfig]], run: RunSettings, names: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Ray Tune's ``param_space``: a grid over the trials, each with its name for people, and
-    ``run`` the same for all.
+    """Ray Tune's ``param_space``: a grid over the stacks of trials, each trial with its name for
+    people, and ``run`` the same for all.
 
     The trials are expanded here and not by Ray, so that they are known, checked and counted before
     anything starts, and finished ones can be left out.
@@ -508,7 +535,10 @@ def param_space(
     from ray import tune
 
     each = [
-        {"config": t.model_dump(mode="json"), "name": names.get(t.trial_id, t.trial_id)}
-        for t in trials
+        [
+            {"config": t.model_dump(mode="json"), "name": names.get(t.trial_id, t.trial_id)}
+            for t in stack
+        ]
+        for stack in stacks
     ]
-    return {"trial": tune.grid_search(each), "run": run.plain()}
+    return {"trials": tune.grid_search(each), "run": run.plain()}

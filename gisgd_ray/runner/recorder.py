@@ -2,10 +2,8 @@
 
 import contextlib
 import math
-import pickle
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.errors import UserError
@@ -14,6 +12,7 @@ from gisgd_ray.results.storage import Storage
 from gisgd_ray.results.tables import row_of, write_steps, write_tables
 from gisgd_ray.runner.checkpoints import Checkpoints, step_of
 from gisgd_ray.runner.location import Location
+from gisgd_ray.runner.payload import Payload
 from gisgd_ray.runner.progress import Progress
 from gisgd_ray.runner.resources import give_back_freed
 
@@ -56,7 +55,10 @@ class Recorder:
         """How often one failed and was begun again."""
         self.faults: dict[str, str] = {}
         """What each trial failed with last, if it was begun again: step and error."""
-        self._failing: set[str] = set()
+        self.over: set[str] = set()
+        """Trials that have ended here."""
+        self.failing: set[str] = set()
+        """Trials that have failed and wait to be begun again."""
         self._storage, self._mirror = Storage(location.storage), location.mirror
         self._furthest: dict[str, int] = {}
         self._tables_due = time.monotonic()
@@ -64,16 +66,15 @@ class Recorder:
     def started(self, trial_id: str) -> None:
         self.progress.started(trial_id)
 
-    def report(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def report(self, trial_id: str, payload: Payload) -> bool:
         """Note one report; whether the trial is further than it ever was."""
-        payload = pickle.loads(result["payload"])
         if payload.out_of_memory is not None:
             self.out_of_memory[trial_id] = payload.out_of_memory
             self.progress.stopped(trial_id)
             return True
         if payload.fault is not None:
             self.faults[trial_id] = payload.fault
-            self._failing.add(trial_id)
+            self.failing.add(trial_id)
             return False
         try:
             if payload.failure is not None:
@@ -94,14 +95,14 @@ class Recorder:
             self.fault = fault
             raise
         before = self._furthest.get(trial_id, -1)
-        self._furthest[trial_id] = max(result["step"], before)
-        return bool(result["step"] > before)
+        self._furthest[trial_id] = max(payload.step, before)
+        return payload.step > before
 
     def begun_again(self, trial_id: str) -> bool:
         """The trial was lost, or failed, and waits to be started again; whether the attempt that
         has ended got further than any before, by its checkpoints."""
-        if trial_id in self._failing:
-            self._failing.remove(trial_id)
+        if trial_id in self.failing:
+            self.failing.remove(trial_id)
             self.tried_again += 1
         else:
             self.lost += 1
@@ -126,6 +127,7 @@ class Recorder:
 
     def _finish(self, trial_id: str, row: Row) -> None:
         self.journal.add_row(trial_id, row)
+        self.over.add(trial_id)
         self.progress.finished(trial_id, row)
         if row["status"] != Status.FAILED:  # a failed one goes on from there if it is tried again
             with contextlib.suppress(OSError):  # what is left behind the next launch clears

@@ -43,6 +43,7 @@ from gisgd_ray.runner.estimate import (
     require_here,
     with_few_draws,
 )
+from gisgd_ray.runner.stacks import fastest_size, most_alike, step_seconds
 from gisgd_ray.training import loop as training
 
 MARGIN = 1.15
@@ -177,6 +178,8 @@ class Chosen:
     resources: Resources
     why: Measured | None = None
     """None where it is what the user asks for, or there is no GPU."""
+    per_stack: int = 1
+    """How many trials of one shape share that."""
 
 
 def chosen_resources(
@@ -188,22 +191,28 @@ def chosen_resources(
         UserError: not even one trial fits on a GPU, or PyTorch can use none of them.
         DataError: to know it takes a dataset that is not there.
     """
-    cpus = options.cpus_per_trial
+    cpus, asked = options.cpus_per_trial, options.trials_per_stack
+    per_stack, of_stack = 1 if asked == "auto" else asked, 0
+    on_gpus = bool(trials) and options.gpus_per_trial != 0 and cluster_gpus() > 0
+    if on_gpus and asked != 1 and len(alike := most_alike(trials)) > 1:
+        size = None if asked == "auto" else asked
+        per_stack, of_stack = run_on_a_gpu(_probe_stack, alike, size, may_download)
     if options.gpus_per_trial != "auto":
         if options.gpus_per_trial > 0 and trials and gpu_machines():
             run_on_a_gpu(_gpu_name)
-        return Chosen(Resources(cpus=cpus, gpus=options.gpus_per_trial))
-    if cluster_gpus() == 0 or not trials:
-        return Chosen(Resources(cpus=cpus))
+        return Chosen(Resources(cpus=cpus, gpus=options.gpus_per_trial), per_stack=per_stack)
+    if not on_gpus:
+        return Chosen(Resources(cpus=cpus), per_stack=per_stack)
     probed = largest_trials(trials)
     # One after the other, each alone on a GPU; where none is up, this is what brings one up.
     measured = [run_on_a_gpu(_probe, config, may_download) for config in probed]
-    peak = max(probed.peak for probed in measured)
+    # A stack's members are measured one at a time, beside the stack.
+    peak = max(probed.peak for probed in measured) + of_stack
     smallest = min(measured, key=lambda probed: probed.memory)
     cpus_to_a_gpu = min(machine.cpus / machine.gpus for machine in gpu_machines())
     share = gpu_share(peak, memory=smallest.memory, cpus_to_a_gpu=cpus_to_a_gpu, cpus=cpus)
     why = Measured(peak, smallest.memory, smallest.name, cpus_to_a_gpu)
-    return Chosen(Resources(cpus=cpus, gpus=share), why)
+    return Chosen(Resources(cpus=cpus, gpus=share), why, per_stack)
 
 
 @dataclass(frozen=True)
@@ -215,6 +224,7 @@ class SweepCost:
     machines: Sequence[Machine]
     joined: bool
     """Whether those are a cluster's; else it is this machine, before Ray has counted its GPUs."""
+    per_stack: int = 1
 
     @property
     def together(self) -> int:
@@ -231,8 +241,9 @@ class SweepCost:
         rate = found.points / max(found.high_s, 1)
         often = f"{rate:.2g}" if rate < 99.5 else f"{rate:,.0f}"
         points = f"about {counted(found.points, 'point')} in " if not found.unknown else ""
+        each = "Each" if self.per_stack == 1 else f"Each stack of up to {self.per_stack}"
         return [
-            f"Each takes {self.resources}; {self.together} at once on {on}.",
+            f"{each} takes {self.resources}; {self.together} at once on {on}.",
             f"Time: {found}.",
             f"W&B: {points}{counted(found.trials, 'run')}"
             + (f", {often} a second" if found.points else "")
@@ -252,16 +263,17 @@ def sweep_cost(
         UserError: a trial does not fit on a GPU, or on any machine.
         DataError: none can be tried out, since a dataset is missing.
     """
-    cpus = options.cpus_per_trial
+    cpus, per_stack = options.cpus_per_trial, options.trials_per_stack
     if not connected:
         resources, on = Resources(cpus=cpus), [Machine(usable_cpus(), 0)]
+        chosen = Chosen(resources, per_stack=1 if per_stack == "auto" else per_stack)
         require_room(cpus=cpus, gpus=0, on=on)
     else:
         if cluster_gpus() > 0 and not gpu_machines():
             return None
-        resources = chosen_resources(trials, options, may_download=False).resources
+        chosen, on = chosen_resources(trials, options, may_download=False), machines()
+        resources = chosen.resources
         require_room(cpus=resources.cpus, gpus=resources.gpus)
-        on = machines()
 
     def on_a_gpu(trial: TrialConfig) -> Cost:
         cost: Cost = run_on_a_gpu(_cost_on_a_gpu, trial)
@@ -270,7 +282,7 @@ def sweep_cost(
     calibrate = on_a_gpu if resources.gpus > 0 else None
     together = at_once(on, resources)
     found = estimate(trials, together=together, threads=cpus, calibrate=calibrate)
-    return SweepCost(found, resources, on, joined=connected)
+    return SweepCost(found, resources, on, joined=connected, per_stack=chosen.per_stack)
 
 
 def at_once(machines: Sequence[Machine], resources: Resources) -> int:
@@ -302,6 +314,20 @@ def _probe(config: TrialConfig, may_download: bool) -> Probed:
     if not may_download:
         require_here(config)
     return Probed(peak_bytes(config, found), found.memory, found.name)
+
+
+def _probe_stack(
+    alike: Sequence[TrialConfig], size: int | None, may_download: bool
+) -> tuple[int, int]:
+    """How many of these a stack has, as asked for or as is fastest; and the bytes that it takes."""
+    found = gpu()
+    if not may_download:
+        require_here(alike[0])
+    size = size or fastest_size(alike, found)
+    found.empty_cache()
+    found.reset_peak()
+    step_seconds(alike[:size], found)
+    return size, found.peak() if size > 1 else 0
 
 
 def _cost_on_a_gpu(config: TrialConfig) -> Cost:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import wandb
 
@@ -111,6 +111,8 @@ class WandbRun:
 
     _unreachable_until = 0.0
     """No online run is tried in this process before this time: the wait would add up."""
+    _open_here: ClassVar[set[str]] = set()
+    """Ids of the runs that are open in this process."""
 
     def __init__(
         self,
@@ -135,6 +137,7 @@ class WandbRun:
             return
         with self._contained():
             self._run = self._open()
+            WandbRun._open_here.add(self._id)
             self.path = "/".join(filter(None, (settings.entity, settings.project, self._id)))
             if self._run.resumed:
                 self._sent = int(self._run.starting_step)
@@ -162,7 +165,8 @@ class WandbRun:
             except Exception as fault:  # as in _contained
                 reason = _explained(fault)
             WandbRun._unreachable_until = time.monotonic() + RETRY_ONLINE_S
-            wandb.teardown()  # the failed attempt holds on to the run's id
+            if not WandbRun._open_here:  # it would end those of other trials of this process
+                wandb.teardown()  # the failed attempt holds on to the run's id
         self.status = WandbStatus(Where.OFFLINE, reason)
         return self._init("offline")
 
@@ -239,7 +243,11 @@ class WandbRun:
                     f"W&B did not take the run within {FINISH_TIMEOUT_S:g} s; make sync uploads "
                     "the rest"
                 ) from None
-            self._run = None
+            self._close()
+
+    def _close(self) -> None:
+        self._run = None
+        WandbRun._open_here.discard(self._id)
 
     @contextlib.contextmanager
     def _contained(self) -> Iterator[None]:
@@ -251,7 +259,7 @@ class WandbRun:
         try:
             yield
         except Exception as fault:
-            self._run = None
+            self._close()
             self.status = WandbStatus(Where.OFF, _explained(fault))
 
 

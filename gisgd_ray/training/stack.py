@@ -13,16 +13,18 @@ shares a stack changes a trial's numbers by rounding alone.
 
 import time
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
+from gisgd_ray.config.catalogue import DATASETS
+from gisgd_ray.config.model import ModelConfig
 from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.errors import UserError
 from gisgd_ray.measures.dispersion import to_float64
 from gisgd_ray.networks.losses import LossName, losses_and_gradient
-from gisgd_ray.networks.models import FixedReadout
+from gisgd_ray.networks.models import FixedReadout, build_model
 from gisgd_ray.schemes.base import Batch, Number
 from gisgd_ray.training import dense
 from gisgd_ray.training.loop import learning_rate, measuring_is_due, next_point
@@ -35,8 +37,18 @@ def shape(config: TrialConfig) -> Hashable:
     t, m = config.training, config.measurement
     if config.replicas is not None or config.data.augmented or not dense.plain_descent(config):
         return None
+    if not _is_dense(config.model, config.data.dataset):
+        return None
     network = (config.model, config.data.dataset, config.network_theorem)
     return (*network, t.batch_size, t.loss, t.precision, m.dispersion)
+
+
+@lru_cache(maxsize=1024)
+def _is_dense(model: ModelConfig, dataset: str) -> bool:
+    data = DATASETS[dataset]
+    with torch.device("meta"):
+        network = build_model(model, data.shape, data.outputs, seed=0)
+    return dense.is_dense(network, data.shape, on_cpu=False)
 
 
 class Stack:
@@ -49,18 +61,14 @@ class Stack:
         states: of one :func:`shape`, at whichever steps.
 
     Raises:
-        UserError: a network that is not dense.
-        ValueError: networks of different shapes.
+        ValueError: states of different shapes, or of one that can share no stack.
     """
 
     def __init__(self, states: Sequence[TrainState]):
+        shapes = {shape(state.config) for state in states}
+        if len(shapes) != 1 or None in shapes:
+            raise ValueError(f"trials of shapes {shapes} share no stack")
         self.states = tuple(states)
-        for state in states:
-            if not dense.is_dense(state.model, state.dataset.input_shape, on_cpu=False):
-                raise UserError(
-                    f"trial {state.config.trial_id}: its network is not made of linear layers and "
-                    "ReLU alone, which trials in a stack must be; choose --trials-per-stack 1"
-                )
         t = states[0].config.training
         self._network = StackedNetwork([state.model for state in states], t.loss)
         self._rows = [_Row(self._network, r) for r in range(len(states))]
@@ -68,9 +76,10 @@ class Stack:
         for state, row in zip(states, self._rows, strict=True):
             assert isinstance(state.stepper, SingleRun)
             (replica,), kept = state.stepper.replicas, state.stepper.state_dict()
-            state.stepper = DenseRun(state.config, replica, network=row)
-            state.stepper.load_state_dict(kept)
-            self._runs.append(state.stepper)
+            run = _StackedRun(state.config, replica, network=row)
+            run.load_state_dict(kept)
+            self._runs.append(run)
+            state.stepper = run
 
     def train(self, pause: Callable[[], bool] | None = None) -> list[TrainState]:
         """Take steps until a measuring point is due for one (which are returned), or ``pause`` says
@@ -114,6 +123,14 @@ class Stack:
             run.descend(Batch(x, y), rate)
             state.step += 1
         self._network.descend([row.rate for row in self._rows[chosen]])
+
+
+class _StackedRun(DenseRun):
+    """A run that shares a stack."""
+
+    def step(self, step: int, *, learning_rate: float) -> None:
+        del step, learning_rate
+        raise RuntimeError("it takes its steps with its stack")
 
 
 def _gathered(sources: Sequence[Tensor], batches: Sequence[Tensor]) -> Tensor:

@@ -396,15 +396,16 @@ def test_ray_is_given_the_trials_as_one_grid() -> None:
     trials = make_space({RATE: [0.1, 0.2], MILESTONES: [[5], []]}, seeds=2).trials()
     wandb = WandbSettings("online", "f", "0123456789ab", group="g", project="p")
     run = RunSettings(Resources(cpus=2), "name", 60.0, wandb)
-    space = param_space(trials, run, {trials[1].trial_id: "the second"})
+    space = param_space([[trials[0]], trials[1:]], run, {trials[1].trial_id: "the second"})
     assert RunSettings.of(space["run"]) == run
     assert type(space) is dict
     dumps = [trial.model_dump(mode="json") for trial in trials]
     names = [trials[0].trial_id, "the second", *(t.trial_id for t in trials[2:])]
     each = [{"config": c, "name": n} for c, n in zip(dumps, names, strict=True)]
-    assert space == {"trial": {"grid_search": each}, "run": run.plain()}
+    assert space == {"trials": {"grid_search": [each[:1], each[1:]]}, "run": run.plain()}
     expanded = [config for _, config in generate_variants(space)]
-    assert [TrialConfig.model_validate(c["trial"]["config"]) for c in expanded] == trials
+    found = [each["config"] for c in expanded for each in c["trials"]]
+    assert [TrialConfig.model_validate(each) for each in found] == trials
     assert all(c["run"] == space["run"] for c in expanded)
 
 

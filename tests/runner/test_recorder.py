@@ -2,7 +2,6 @@
 
 import errno
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from gisgd_ray.results.tables import ResultTables, row_of
 from gisgd_ray.runner import recorder
 from gisgd_ray.runner.checkpoints import Checkpoints
 from gisgd_ray.runner.location import Location
+from gisgd_ray.runner.payload import Payload
 from gisgd_ray.runner.progress import Progress
 from gisgd_ray.runner.recorder import TABLES_EVERY_S, TABLES_SHARE, Recorder
-from gisgd_ray.runner.trainable import Payload
 from tests.support.journals import series
 from tests.support.runs import config
 
@@ -38,18 +37,18 @@ def make(folder: Path, *, mirror: Any = None, retries: int = 3) -> Recorder:
     return Recorder(Location(folder, str(folder), mirror), [TRIAL, OTHER], display, retries=retries)
 
 
-def result(step: int, **payload: Any) -> dict[str, Any]:
-    """What Tune hands over: by default the five steps up to ``step`` and the point there."""
+def result(step: int, **payload: Any) -> Payload:
+    """What a trial reports: by default the five steps up to ``step`` and the point there."""
     told: dict[str, Any] = {
         "points": [{"step": step, "train/loss": 0.5, "gap/loss": 0.1}],
         "first_step": max(step - 5, 0),
         "steps": series(min(step, 5)),
     }
-    return {"payload": pickle.dumps(Payload(**(told | payload))), "step": step}
+    return Payload(**({"step": step} | told | payload))
 
 
-def nothing(**payload: Any) -> dict[str, Any]:
-    return result(0, points=[], steps=StepSeries.empty(), **payload)
+def nothing(**payload: Any) -> Payload:
+    return result(payload.pop("step", 0), points=[], steps=StepSeries.empty(), **payload)
 
 
 def row(status: str = "finished", trial: TrialConfig = TRIAL) -> dict[str, Any]:
@@ -134,7 +133,7 @@ def test_what_failed_and_what_was_lost_are_counted_apart(tmp_path: Path) -> None
     made = make(tmp_path)
     assert made.report(ID, result(10))
     # Further than ever, but not to be had again: it counts by its checkpoints alone.
-    assert not made.report(ID, nothing(fault="step 12: ValueError: no") | {"step": 12})
+    assert not made.report(ID, nothing(fault="step 12: ValueError: no", step=12))
     assert made.faults == {ID: "step 12: ValueError: no"}
     assert not made.begun_again(ID)
     assert (made.lost, made.tried_again) == (0, 1)
