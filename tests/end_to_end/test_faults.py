@@ -45,6 +45,39 @@ def test_trials_save_themselves_at_a_notice_and_killed_go_on_from_there(
     assert_undisturbed(running.folder, undisturbed)
 
 
+def test_stacks_that_are_killed_go_on_each_trial_from_its_own_checkpoint(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """Two stacks of two; the numbers are those of each alone, but for rounding."""
+    running = Launch(
+        tmp_path, "--checkpoint-every=600", "--trials-per-stack=2", WANDB_MODE="offline"
+    )
+    running.wait_for(lambda: len(running.workers()) >= 2)
+    for pid in running.workers():
+        os.kill(pid, signal.SIGTERM)
+    running.wait_for(
+        lambda: len({path.parent.name for path in running.checkpoints()}) == 4, seconds=60
+    )
+    killed = running.workers()
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    status, out, err = running.end()
+    assert status == 0, err
+    assert "4 finished in" in out
+    assert "4 times a trial was lost, and taken up again" in out
+    assert told_again(running.folder) == 4
+    found, expected = (ResultTables(folder) for folder in (running.folder, undisturbed))
+    for name in ("trials", "history"):
+        keys = ["trial_id", *(["step"] if name == "history" else [])]
+        ours, theirs = (getattr(t, name).set_index(keys).sort_index() for t in (found, expected))
+        assert list(ours.index) == list(theirs.index)
+        for column in ("train/loss", "test/loss", "measure/gradient_dispersion"):
+            pd.testing.assert_series_equal(ours[column], theirs[column], rtol=1e-3)
+    for trial_id, points in found.history.groupby("trial_id"):
+        (record,) = running.folder.glob(f"wandb/offline-run-*-{trial_id}/*.wandb")
+        assert points_in(record) == len(points)
+
+
 def test_a_driver_that_is_killed_stopped_or_told_to_end_is_resumed_each_time(
     undisturbed: Path, tmp_path: Path
 ) -> None:
