@@ -15,6 +15,8 @@ from gisgd_ray.training.state import TrainState
 
 GAIN = 0.9
 """A stack is doubled while a trial's step then takes at most this share of its time before."""
+FIRST = 8
+"""A stack of two or three pays for the calls of batched products and has little of them."""
 STEPS, TIMED = 20, 3
 """So many steps are timed at once, so often."""
 
@@ -42,17 +44,19 @@ def _alike(trials: Sequence[TrialConfig]) -> list[list[TrialConfig]]:
 
 
 def fastest_size(alike: Sequence[TrialConfig], device: Device) -> int:
-    """How many of these, of one shape, a stack had best have on this device: doubled while the time
-    per trial and step falls and memory allows."""
+    """How many of these, of one shape, a stack had best have on this device: :data:`FIRST` if that
+    is faster than one alone, then doubled while the time per trial and step falls and memory
+    allows."""
     size, best = 1, step_seconds(alike[:1], device)
-    while 2 * size <= len(alike):
+    while size < len(alike):
+        more = min(max(FIRST, 2 * size), len(alike))
         try:
-            found = step_seconds(alike[: 2 * size], device)
+            found = step_seconds(alike[:more], device)
         except torch.OutOfMemoryError:
             break
         if found > GAIN * best:
             break
-        size, best = 2 * size, found
+        size, best = more, found
     return size
 
 

@@ -73,6 +73,7 @@ class Stack:
         self._network = StackedNetwork([state.model for state in states], t.loss)
         self._rows = [_Row(self._network, r) for r in range(len(states))]
         self._runs: list[DenseRun] = []
+        self._memory: dict[tuple[int, ...], Tensor] = {}
         for state, row in zip(states, self._rows, strict=True):
             assert isinstance(state.stepper, SingleRun)
             (replica,), kept = state.stepper.replicas, state.stepper.state_dict()
@@ -115,14 +116,32 @@ class Stack:
     def _step_of(self, chosen: slice, batches: Sequence[Tensor]) -> None:
         states, runs = self.states[chosen], self._runs[chosen]
         data = [state.dataset for state in states]
-        inputs = _gathered([each.train_x for each in data], batches)
-        targets = _gathered([each.train_y for each in data], batches)
+        inputs = self._gathered([each.train_x for each in data], batches)
+        targets = self._gathered([each.train_y for each in data], batches)
         self._network.passes(chosen, inputs, targets)
         for state, run, x, y in zip(states, runs, inputs, targets, strict=True):
             rate = learning_rate(state.config, state.step // state.steps_per_epoch)
             run.descend(Batch(x, y), rate)
             state.step += 1
         self._network.descend([row.rate for row in self._rows[chosen]])
+
+    def _gathered(self, sources: Sequence[Tensor], batches: Sequence[Tensor]) -> Tensor:
+        """(G, b, ...): of each source the samples of its batch; one call where all are the same.
+
+        Valid until the next step: memory of such a size is not taken anew each time.
+        """
+        first = sources[0]
+        of_all = (len(batches), len(batches[0]), *first.shape[1:])
+        if of_all not in self._memory:
+            self._memory[of_all] = first.new_empty(of_all)
+        gathered = self._memory[of_all]
+        if all(source is first for source in sources):
+            chosen = torch.cat(tuple(batches))
+            torch.index_select(first, 0, chosen, out=gathered.flatten(0, 1))
+            return gathered
+        for source, batch, row in zip(sources, batches, gathered, strict=True):
+            torch.index_select(source, 0, batch, out=row)
+        return gathered
 
 
 class _StackedRun(DenseRun):
@@ -131,18 +150,6 @@ class _StackedRun(DenseRun):
     def step(self, step: int, *, learning_rate: float) -> None:
         del step, learning_rate
         raise RuntimeError("it takes its steps with its stack")
-
-
-def _gathered(sources: Sequence[Tensor], batches: Sequence[Tensor]) -> Tensor:
-    """(G, b, ...): of each source the samples of its batch; one call where all are the same."""
-    if all(source is sources[0] for source in sources):
-        chosen = sources[0].index_select(0, torch.cat(tuple(batches)))
-        return chosen.view(len(batches), -1, *chosen.shape[1:])
-    first = sources[0]
-    gathered = first.new_empty((len(batches), len(batches[0]), *first.shape[1:]))
-    for source, batch, row in zip(sources, batches, gathered.unbind(), strict=True):
-        torch.index_select(source, 0, batch, out=row)
-    return gathered
 
 
 class _Row:
@@ -229,15 +236,18 @@ class StackedNetwork:
     def traces(self) -> Sequence[Number]:
         """tr K of each, (G,): floats, or on an accelerator a tensor, float64."""
         if self._traces is None:
-            self._traces = _numbers(sum(layer.traces() for layer in self._trained))
+            self._traces = _numbers(_sum_of_squares([layer.norms() for layer in self._trained]))
         return self._traces
 
     def totals(self) -> Sequence[Number]:
         """1^T K 1 of each, likewise; where it is 0, rounding below it reads as 0."""
         if self._totals is None:
-            total = sum(layer.totals() for layer in self._trained)
-            assert isinstance(total, Tensor)
-            self._totals = _numbers(total.clamp_(min=0))
+            grams = [gram for layer in self._trained if (gram := layer.gram()) is not None]
+            rows = [row for layer in self._trained if (row := layer.rows()) is not None]
+            total = _sum_of_squares(rows) if rows else self.losses.new_zeros(())
+            for gram in grams:
+                total = total + gram.sum(dim=2).sum(dim=1, dtype=torch.float64)
+            self._totals = _numbers(total.clamp(min=0))
         return self._totals
 
     def in_float64(self, index: int) -> tuple[float, float]:
@@ -251,18 +261,23 @@ class StackedNetwork:
 
     def descend(self, rates: Sequence[Number]) -> None:
         """W_r <- W_r - rate_r g_r."""
-        if any(isinstance(rate, Tensor) and not rate.is_cpu for rate in rates):
-            steps = torch.stack([torch.as_tensor(rate).to(self.losses.device) for rate in rates])
-            steps = steps.to(self.losses)
+        if any(isinstance(rate, Tensor) for rate in rates):  # as clipping's on a GPU
+            given = [r if isinstance(r, Tensor) else self.losses.new_full((), r) for r in rates]
+            steps = torch.stack(given).to(self.losses)
         else:
-            steps = self.losses.new_tensor([float(rate) for rate in rates])
+            steps = torch.tensor(rates).to(self.losses)
         steps = steps.div_(-self.losses.shape[1]).view(-1, 1, 1)
         for layer in self._trained:
             layer.descend(self.chosen, steps)
 
 
-def _numbers(values: Tensor | int) -> Sequence[Number]:
-    assert isinstance(values, Tensor)
+def _sum_of_squares(parts: Sequence[Tensor]) -> Tensor:
+    """Over all entries of (G, ...) each, (G,) float64."""
+    norms: Tensor = torch.linalg.vector_norm(torch.cat(tuple(parts), 1), dim=1, dtype=torch.float64)
+    return norms.square_()
+
+
+def _numbers(values: Tensor) -> Sequence[Number]:
     found: Sequence[Number] = values.tolist() if values.is_cpu else values.unbind()
     return found
 
@@ -283,6 +298,9 @@ class _Linear:
         self.is_trained = self._trains_weight or self._trains_bias
         self._inputs = self._delta = self.outputs = torch.empty(0)
         self._product: Tensor | None = None
+        self._one = self._weight.new_ones(())
+        # Fresh memory of a product's size costs a page fault every 4 kB.
+        self._memory: Tensor | None = None
 
     def forward(self, chosen: slice, inputs: Tensor) -> Tensor:
         weight = self._weight[chosen].transpose(1, 2)
@@ -300,26 +318,35 @@ class _Linear:
     def keep(self, delta: Tensor) -> None:
         self._delta, self._product = delta, None
 
-    def traces(self) -> Tensor:
-        squares, found = self._delta.square().sum(dim=2), self._delta.new_zeros(())
-        if self._trains_weight:
-            found = found + squares * self._inputs.square().sum(dim=2)
-        if self._trains_bias:
-            found = found + squares
-        return found.sum(dim=1, dtype=torch.float64)
+    def norms(self) -> Tensor:
+        """||g_i|| by sample, (G, b): ||d_i|| sqrt(||a_i||^2 + 1)."""
+        deltas: Tensor = torch.linalg.vector_norm(self._delta, dim=2)
+        if not self._trains_weight:
+            return deltas
+        inputs: Tensor = torch.linalg.vector_norm(self._inputs, dim=2)
+        return deltas.mul_(inputs.hypot_(self._one) if self._trains_bias else inputs)
 
-    def totals(self) -> Tensor:
-        total = self._delta.new_zeros((), dtype=torch.float64)
-        if self._trains_weight and self._by_gram:
-            gram = torch.bmm(self._inputs, self._inputs.transpose(1, 2))
-            gram = gram.mul_(torch.bmm(self._delta, self._delta.transpose(1, 2)))
-            total = total + gram.sum(dim=2).sum(dim=1, dtype=torch.float64)
-        elif self._trains_weight:
-            rows: Tensor = self._multiplied().square().sum(dim=2)
-            total = total + rows.sum(dim=1, dtype=torch.float64)
+    def gram(self) -> Tensor | None:
+        """(A A^T + 1 1^T) * (D D^T), (G, b, b); None where D^T A is written instead."""
+        if not (self._trains_weight and self._by_gram):
+            return None
+        other = self._inputs.transpose(1, 2)
         if self._trains_bias:
-            total = total + self._delta.sum(dim=1).square().sum(dim=1, dtype=torch.float64)
-        return total
+            gram = torch.baddbmm(self._one, self._inputs, other)
+        else:
+            gram = torch.bmm(self._inputs, other)
+        return gram.mul_(torch.bmm(self._delta, self._delta.transpose(1, 2)))
+
+    def rows(self) -> Tensor | None:
+        """The norms of the rows of D^T A, with D^T 1 beside it, (G, out); None where the Gram
+        matrix serves."""
+        if not self._trains_weight:
+            return self._delta.sum(dim=1)
+        if self._by_gram:
+            return None
+        # By rows: a float32 norm over the whole of a large matrix is off by up to 1e-3.
+        rows: Tensor = torch.linalg.vector_norm(self._multiplied(), dim=2)
+        return rows.hypot_(self._delta.sum(dim=1)) if self._trains_bias else rows
 
     def in_float64(self, index: int) -> tuple[float, float]:
         inputs, delta = to_float64(self._inputs[index]), to_float64(self._delta[index])
@@ -351,7 +378,10 @@ class _Linear:
     def _multiplied(self) -> Tensor:
         """D^T A, (G, out, in)."""
         if self._product is None:
-            self._product = torch.bmm(self._delta.transpose(1, 2), self._inputs)
+            if self._memory is None:
+                self._memory = torch.empty_like(self._weight)
+            product = self._memory[: len(self._delta)]
+            self._product = torch.bmm(self._delta.transpose(1, 2), self._inputs, out=product)
         return self._product
 
 

@@ -15,6 +15,7 @@ from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.data.dataset import load_dataset
 from gisgd_ray.runner.estimate import with_few_draws
 from gisgd_ray.training import loop as training
+from gisgd_ray.training.stack import Stack
 from tests.support import kinds
 from tests.support.accelerator import DEVICE, accelerator, dataset
 
@@ -84,6 +85,29 @@ def test_every_kind_of_trial_of_a_sweep_stays_on_its_device(name: str) -> None:
 )
 def test_what_else_can_be_asked_for_stays_on_its_device(asked: dict[str, Any]) -> None:
     tried(validated({"training.batch_size": 10, **asked}))
+
+
+@pytest.mark.parametrize("dispersion", [True, False])
+def test_a_stack_stays_on_its_device(dispersion: bool) -> None:
+    """No number of a step is looked at, but at a measuring point."""
+    own: list[dict[str, Any]] = [
+        {},
+        {"seed": 1, "data.label_noise": 0.2},
+        {"scheme.name": "clipping", "scheme.start_epoch": 0},
+        {"scheme.name": "flooding"},
+    ]
+    fields = {**MLP, "training.batch_size": 10, "measurement.dispersion": dispersion}
+    trials = [with_few_draws(validated({**fields, **each})) for each in own]
+    real = load_dataset(trials[0].data, seed=0)
+    with accelerator():
+        states = [training.start(t, device=DEVICE, dataset=dataset(real)) for t in trials]
+        for state in states:
+            training.measure(state)
+        Stack(states).train(pause=lambda: states[0].step >= STEPS)
+        for state in states:
+            training.measure(state, last=True)
+            assert state.step == STEPS
+            assert {p.device for p in state.model.parameters()} == {DEVICE}
 
 
 class TestTheStandInItself:

@@ -11,7 +11,6 @@ import torch
 
 from gisgd_ray.config.frozen import unflatten
 from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.errors import UserError
 from gisgd_ray.networks.losses import LossName
 from gisgd_ray.training import checkpoint, dense
 from gisgd_ray.training import loop as training
@@ -256,8 +255,12 @@ class TestShape:
     def test_what_none_may_be(self, changes: dict[str, Any]) -> None:
         assert shape(config(changes)) is None
 
-    def test_a_network_that_is_not_dense(self) -> None:
-        state = training.start(config(LONG))
-        state.model.append(torch.nn.Tanh())
-        with pytest.raises(UserError, match="choose --trials-per-stack 1"):
-            Stack([state])
+    def test_networks_that_are_not_dense(self) -> None:
+        assert shape(config({"model": {"name": "alexnet"}, "data.dataset": "cifar10"})) is None
+
+    def test_others_are_refused(self) -> None:
+        states = [training.start(config(each)) for each in ({}, {"training.batch_size": 30})]
+        with pytest.raises(ValueError, match="share no stack"):
+            Stack(states)
+        with pytest.raises(ValueError, match="share no stack"):
+            Stack([training.start(config({"scheme.name": "gmp"}))])
