@@ -82,7 +82,7 @@ def test_a_server_that_only_listens(tmp_path: Path) -> None:
         sentence = told(server, tmp_path, WANDB_BASE_URL=where)
     assert sentence.startswith(f"W&B: offline, since {where} does not answer (")
     # Its own process has given up, and is not waited for when this one ends.
-    assert "deadline exceeded" in sentence
+    assert "busy" not in sentence
 
 
 @pytest.mark.parametrize("status", [429, 500])
