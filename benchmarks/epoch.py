@@ -164,7 +164,7 @@ def run() -> bool:
     met &= compared(MLP, seconds)
     tutorial = seconds["DataLoader of torchvision's MNIST + Variance"]
     return (
-        verdict("torchvision loop / measured", tutorial / seconds["measured"], at_least=4) and met
+        verdict("torchvision loop / measured", tutorial / seconds["measured"], at_least=7) and met
     )
 
 
