@@ -204,10 +204,11 @@ from sweeps.lr_batch import SWEEP
 
 class Failing(trainable.TrialTrainable):
     def _advance(self):
-        t = self._trial.training
+        (member,) = self._members
+        t = member.trial.training
         which = (t.learning_rate, t.batch_size)
         if which == (0.04, 40):
-            state = self._checkpoints.newest()  # as any later attempt finds it
+            state = member._checkpoints.newest()  # as any later attempt finds it
             if state is not None and state.step > 500:
                 with open(os.environ["ATTEMPTS"], "a") as file:
                     file.write("one more; ")

@@ -101,7 +101,9 @@ def test_the_main_job_from_the_command_to_the_page(folder: Path, tmp_path: Path)
 
     watch = Watch()
     watch.start()
-    driver = typed("--out", str(out), "--checkpoint-every", "0.3", *SMALL)
+    driver = typed(
+        "--out", str(out), "--checkpoint-every", "0.3", "--trials-per-stack", "1", *SMALL
+    )
     sweep = out / "lr_batch"
     try:
         until(lambda: len(trials_on(folder)) == 2, "two trials on the GPU")

@@ -30,7 +30,7 @@ SMALL = [
     "--training.learning_rate=0.02,0.04",
     "--training.batch_size=20,40",
     "--training.stop_loss=null",
-    "--training.max_epochs=200",
+    "--training.max_epochs=300",
     "--checkpoint-every=0.25",
 ]
 
