@@ -13,8 +13,7 @@ from benchmarks.timing import verdict
 from gisgd_ray.config.space import validated
 from gisgd_ray.config.trial import TrialConfig
 from gisgd_ray.device import GPU, Device
-from gisgd_ray.runner.stacks import fastest_size, step_seconds
-from gisgd_ray.training import loop as training
+from gisgd_ray.runner.stacks import begun, fastest_size, step_seconds
 from gisgd_ray.training.stack import Stack
 
 TEACHER = {"data.dataset": "teacher", "training.loss": "squared", "training.batch_size": 100}
@@ -49,9 +48,7 @@ class Launches(TorchDispatchMode):
 
 def launches(configs: list[TrialConfig], steps: int = 20) -> float:
     """Per trial and step of a stack, after its first steps."""
-    states = [training.start(config) for config in configs]
-    for state in states:
-        state.history.append({"step": 0})
+    states = begun(configs, Device())
     stack = Stack(states)
     stack.train(pause=lambda: states[0].step >= 5)
     with Launches() as counted:

@@ -70,8 +70,7 @@ class Member:
             config=self.trial.flat(),
             earlier=self.state.history,
         )
-        if self.state.stopped is not None:
-            self._row = self._finish(self._wandb)
+        self._end_if_stopped()
 
     def measure(self) -> None:
         """What there is to measure at the point reached; at the last, the row."""
@@ -80,8 +79,7 @@ class Member:
         self._points.append(point)
         self._steps.append(new_steps)
         self._wandb.log(point)
-        if self.state.stopped is not None:
-            self._row = self._finish(self._wandb)
+        self._end_if_stopped()
 
     def save(self) -> None:
         """A checkpoint."""
@@ -96,32 +94,24 @@ class Member:
         if self.ended is not None:
             return self.ended
         steps, points = StepSeries.concatenate(self._steps), self._points
-        found = Payload(self.step, points, self._first_step, steps, self._row)
-        found = found._replace(resumed=self._resumed)
+        found = Payload(
+            self.step, points, self._first_step, steps, self._row, resumed=self._resumed
+        )
         self._first_step += len(steps)
         self._points, self._steps, self._resumed = [], [], False
         return found
 
-    def without_row(
-        self,
-        *,
-        failure: str | None = None,
-        out_of_memory: str | None = None,
-        fault: str | None = None,
-    ) -> Payload:
-        """A report of how it has ended, or is about to, and of nothing measured."""
-        return Payload(
-            self.step,
-            [],
-            0,
-            StepSeries.empty(),
-            failure=failure,
-            out_of_memory=out_of_memory,
-            fault=fault,
-        )
+    def nothing(self) -> Payload:
+        """A report of nothing measured: what has become of the trial is to be put in."""
+        return Payload(self.step, [], 0, StepSeries.empty())
 
-    def _finish(self, wandb: WandbRun) -> Row:
-        state, resources = self.state, self._run.resources
+    def _end_if_stopped(self) -> None:
+        if self.state.stopped is not None:
+            self._row = self._finish()
+
+    def _finish(self) -> Row:
+        assert self._wandb is not None
+        state, wandb, resources = self.state, self._wandb, self._run.resources
         row = row_of(self.trial, training.summary(state))
         row["device"] = state.dataset.train_x.device.type
         row["hostname"] = os.uname().nodename

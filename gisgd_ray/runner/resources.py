@@ -225,6 +225,7 @@ class SweepCost:
     joined: bool
     """Whether those are a cluster's; else it is this machine, before Ray has counted its GPUs."""
     per_stack: int = 1
+    """How many trials of one shape share what each takes."""
 
     @property
     def together(self) -> int:

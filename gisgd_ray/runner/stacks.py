@@ -60,15 +60,21 @@ def fastest_size(alike: Sequence[TrialConfig], device: Device) -> int:
     return size
 
 
-def step_seconds(trials: Sequence[TrialConfig], device: Device) -> float:
-    """Seconds per trial and step: of one alone as it would run alone, of several in a stack."""
+def begun(trials: Sequence[TrialConfig], device: Device) -> list[TrainState]:
+    """Their runs, which take steps at once, as if W_0 had been measured."""
     states = [training.start(trial, device=device) for trial in trials]
     for state in states:
-        state.history.append({"step": 0})  # as if W_0 had been measured
+        state.history.append({"step": 0})
+    return states
+
+
+def step_seconds(trials: Sequence[TrialConfig], device: Device) -> float:
+    """Seconds per trial and step: of one alone as it would run alone, of several in a stack."""
+    states = begun(trials, device)
     stack = Stack(states) if len(states) > 1 else None
     taken: list[float] = []
     for _ in range(1 + TIMED):  # the first of them warms up
-        begun, before = time.perf_counter(), states[0].step
+        since, before = time.perf_counter(), states[0].step
         pause = partial(_is_at, states[0], before + STEPS)
         if stack is not None:
             stack.train(pause)
@@ -76,7 +82,7 @@ def step_seconds(trials: Sequence[TrialConfig], device: Device) -> float:
             training.train(states[0], pause)
         device.synchronize()
         steps = states[0].step - before
-        taken.append((time.perf_counter() - begun) / steps / len(states))
+        taken.append((time.perf_counter() - since) / steps / len(states))
         for state in states:  # as if this point had been measured
             state.history[-1] = {"step": state.step}
     return min(taken[1:])

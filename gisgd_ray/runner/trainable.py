@@ -84,7 +84,6 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._members = [
             Member(given, self._run, shared, in_bucket=in_bucket) for given in config["trials"]
         ]
-        self._reported: set[str] = set()
         self._stacked = len(self._members) > 1 and not config.get("apart", False)
         self._stack: Stack | None = None
         self._acting: Sequence[Member] = self._members
@@ -103,10 +102,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         except Exception as error:
             if is_out_of_memory(error):  # which of them is too large cannot be told
                 for member in self._live():
-                    member.ended = member.without_row(out_of_memory=traceback.format_exc())
+                    member.ended = member.nothing()._replace(out_of_memory=traceback.format_exc())
             elif len(self._acting) == 1 and self._is_final(error, self._acting[0]):
                 (member,), self._stack = self._acting, None
-                member.ended = member.without_row(failure=traceback.format_exc())
+                member.ended = member.nothing()._replace(failure=traceback.format_exc())
             else:
                 # The driver hears of it first, so as to know whether it comes again.
                 self._fault = error
@@ -168,13 +167,13 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         for member in self._members:
             trial_id = member.trial.trial_id
             if trial_id in faults:
-                payloads[trial_id] = member.without_row(fault=faults[trial_id])
-            elif trial_id not in self._reported and (member.begun or member.over):
+                payloads[trial_id] = member.nothing()._replace(fault=faults[trial_id])
+            elif member.begun or member.over:
                 payloads[trial_id] = member.report()
             if member.over:
-                self._reported.add(trial_id)
                 member.end()
-        return {"payload": pickle.dumps(payloads), "done": not self._live()}
+        self._members = self._live()
+        return {"payload": pickle.dumps(payloads), "done": not self._members}
 
     def _save_is_due(self) -> bool:
         return time.monotonic() >= self._save_at

@@ -236,15 +236,9 @@ class _Linear:
         return total
 
     def in_float64(self) -> tuple[float, float]:
-        inputs, delta = self._inputs.double(), self._delta.double()
-        squares, trace, total = delta.square().sum(dim=1), 0.0, 0.0
-        if self._trains_weight:
-            trace += float(squares @ inputs.square().sum(dim=1))
-            total += float((delta.T @ inputs).square().sum())
-        if self._trains_bias:
-            trace += float(squares.sum())
-            total += float(delta.sum(dim=0).square().sum())
-        return trace, total
+        return sums_in_float64(
+            self._inputs, self._delta, weight=self._trains_weight, bias=self._trains_bias
+        )
 
     def descend(self, rate: float) -> None:
         if self._trains_weight and self._by_gram:
@@ -272,6 +266,21 @@ class _Linear:
         if self._sums is None:
             self._sums = self._delta.sum(dim=0)
         return self._sums
+
+
+def sums_in_float64(
+    inputs: Tensor, delta: Tensor, *, weight: bool, bias: bool
+) -> tuple[float, float]:
+    """A layer's part of tr K and 1^T K 1, of A (b, in) and D (b, out), by what it trains."""
+    inputs, delta = inputs.double(), delta.double()
+    squares, trace, total = delta.square().sum(dim=1), 0.0, 0.0
+    if weight:
+        trace += float(squares @ inputs.square().sum(dim=1))
+        total += float((delta.T @ inputs).square().sum())
+    if bias:
+        trace += float(squares.sum())
+        total += float(delta.sum(dim=0).square().sum())
+    return trace, total
 
 
 def by_gram(batch_size: int, shape: tuple[int, ...]) -> bool:

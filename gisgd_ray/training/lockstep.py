@@ -93,9 +93,9 @@ class Lockstep:
         self._fixed: Tensors = {}
         for name, first in models[0].named_parameters():
             kind = self.parameters if first.requires_grad else self._fixed
-            kind[name] = _stacked([model.get_parameter(name) for model in models])
+            kind[name] = stacked([model.get_parameter(name) for model in models])
         for name, _ in models[0].named_buffers():
-            self._fixed[name] = _stacked([model.get_buffer(name) for model in models])
+            self._fixed[name] = stacked([model.get_buffer(name) for model in models])
         self._spread = _Spread(self.parameters) if dispersion else None
         self._posteriors = posteriors
         on_cpu = next(iter(self.parameters.values())).device.type == "cpu"
@@ -308,7 +308,7 @@ def _squares(stacks: Tensors) -> Tensor:
     return torch.stack(found).sum(dim=0)
 
 
-def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
     """(R, *shape), of which the given tensors become views."""
     stack = tensors[0].new_empty((len(tensors), *tensors[0].shape))
     for r, tensor in enumerate(tensors):

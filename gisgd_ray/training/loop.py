@@ -119,18 +119,29 @@ def train(state: TrainState, pause: Callable[[], bool] | None = None) -> bool:
 
     A paused run can be saved, and trained on as if nothing had happened.
     """
-    begun, cpu_begun = time.perf_counter(), time.process_time()
-    paused, until = False, next_point(state)
-    while not paused and state.step < until:
-        rate = learning_rate(state.config, state.step // state.steps_per_epoch)
-        state.stepper.step(state.step, learning_rate=rate)
-        state.step += 1
-        paused = pause is not None and pause()
-    state.unmeasured.append(state.stepper.drain())
-    state.seconds["time/training_s"] += time.perf_counter() - begun
-    # On a CPU that other work shares, the time that tells one scheme's steps from another's.
-    state.seconds["time/training_cpu_s"] += time.process_time() - cpu_begun
+    with taking_steps([state]):
+        paused, until = False, next_point(state)
+        while not paused and state.step < until:
+            rate = learning_rate(state.config, state.step // state.steps_per_epoch)
+            state.stepper.step(state.step, learning_rate=rate)
+            state.step += 1
+            paused = pause is not None and pause()
     return measuring_is_due(state)
+
+
+@contextmanager
+def taking_steps(states: Sequence[TrainState]) -> Iterator[None]:
+    """Context in which these runs take steps together: what is measured of the steps is kept, and
+    their time, to each its share."""
+    begun, cpu_begun = time.perf_counter(), time.process_time()
+    yield
+    for state in states:
+        state.unmeasured.append(state.stepper.drain())
+    seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
+    for state in states:
+        state.seconds["time/training_s"] += seconds / len(states)
+        # On a CPU that other work shares, the time that tells one scheme's steps from another's.
+        state.seconds["time/training_cpu_s"] += cpu_seconds / len(states)
 
 
 def try_out(state: TrainState, steps: int) -> None:

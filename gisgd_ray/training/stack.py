@@ -11,7 +11,6 @@ shares a stack changes a trial's numbers by rounding alone.
 :mod:`gisgd_ray.training.lockstep`'s.)
 """
 
-import time
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from itertools import groupby
@@ -22,12 +21,12 @@ from torch import Tensor, nn
 from gisgd_ray.config.catalogue import DATASETS
 from gisgd_ray.config.model import ModelConfig
 from gisgd_ray.config.trial import TrialConfig
-from gisgd_ray.measures.dispersion import to_float64
 from gisgd_ray.networks.losses import LossName, losses_and_gradient
 from gisgd_ray.networks.models import FixedReadout, build_model
 from gisgd_ray.schemes.base import Batch, Number
 from gisgd_ray.training import dense
-from gisgd_ray.training.loop import learning_rate, measuring_is_due, next_point
+from gisgd_ray.training.lockstep import stacked
+from gisgd_ray.training.loop import learning_rate, measuring_is_due, next_point, taking_steps
 from gisgd_ray.training.state import TrainState
 from gisgd_ray.training.stepping import DenseRun, SingleRun
 
@@ -85,21 +84,14 @@ class Stack:
     def train(self, pause: Callable[[], bool] | None = None) -> list[TrainState]:
         """Take steps until a measuring point is due for one (which are returned), or ``pause`` says
         so after a step; as :func:`gisgd_ray.training.loop.train` does for one run alone.
-
-        A run's time is its share of that of all.
         """
-        begun, cpu_begun = time.perf_counter(), time.process_time()
-        left = min(next_point(state) - state.step for state in self.states)
-        paused = False
-        while left > 0 and not paused:
-            self._step()
-            left -= 1
-            paused = pause is not None and pause()
-        share = 1 / len(self.states)
-        for state in self.states:
-            state.unmeasured.append(state.stepper.drain())
-            state.seconds["time/training_s"] += share * (time.perf_counter() - begun)
-            state.seconds["time/training_cpu_s"] += share * (time.process_time() - cpu_begun)
+        with taking_steps(self.states):
+            left = min(next_point(state) - state.step for state in self.states)
+            paused = False
+            while left > 0 and not paused:
+                self._step()
+                left -= 1
+                paused = pause is not None and pause()
         return [state for state in self.states if measuring_is_due(state)]
 
     @torch.inference_mode()
@@ -291,8 +283,8 @@ class _Linear:
             raise ValueError("networks of different shapes")
         first = layers[0]
         biased = isinstance(first.bias, Tensor)
-        self._weight = _stacked([layer.weight for layer in layers])
-        self._bias = _stacked([layer.bias for layer in layers]) if biased else None
+        self._weight = stacked([layer.weight for layer in layers])
+        self._bias = stacked([layer.bias for layer in layers]) if biased else None
         self._trains_weight = first.weight.requires_grad
         self._trains_bias = biased and first.bias.requires_grad
         self.is_trained = self._trains_weight or self._trains_bias
@@ -349,15 +341,12 @@ class _Linear:
         return rows.hypot_(self._delta.sum(dim=1)) if self._trains_bias else rows
 
     def in_float64(self, index: int) -> tuple[float, float]:
-        inputs, delta = to_float64(self._inputs[index]), to_float64(self._delta[index])
-        squares, trace, total = (delta**2).sum(axis=1), 0.0, 0.0
-        if self._trains_weight:
-            trace += float(squares @ (inputs**2).sum(axis=1))
-            total += float(((delta.T @ inputs) ** 2).sum())
-        if self._trains_bias:
-            trace += float(squares.sum())
-            total += float((delta.sum(axis=0) ** 2).sum())
-        return trace, total
+        return dense.sums_in_float64(
+            self._inputs[index],
+            self._delta[index],
+            weight=self._trains_weight,
+            bias=self._trains_bias,
+        )
 
     def descend(self, chosen: slice, steps: Tensor) -> None:
         """W + steps D^T A, with ``steps`` (G, 1, 1) already of the batch's mean and downward."""
@@ -403,11 +392,3 @@ class _Readout:
 
     def backward(self, chosen: slice, delta: Tensor) -> Tensor:
         return delta * self._weights[chosen].unsqueeze(1)
-
-
-def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """(R, *shape), of which the given tensors become views."""
-    stack = torch.stack([tensor.detach() for tensor in tensors])
-    for tensor, row in zip(tensors, stack, strict=True):
-        tensor.data = row
-    return stack
