@@ -201,7 +201,8 @@ def _run(job: Job) -> Ran:
         wandb = wandb_launch.begin(
             job.location.folder,
             job.name,
-            trials_at_once=at_once(machines(), resources) * job.chosen.per_stack,
+            trials_at_once=at_once(machines(), resources)
+            * max(map(len, formed(waiting, job.chosen.per_stack))),
             requests_per_minute=options.wandb_requests,
             note=progress.note,
         )
@@ -241,7 +242,8 @@ def _rounds(job: Job, run: RunSettings, recorder: Recorder) -> Resources:
     waiting, folder, per_stack = job.left.waiting, job.location.folder, job.chosen.per_stack
     while True:
         try:
-            stopped = tune_trials(formed(waiting, per_stack), run, recorder)
+            stacks = formed(waiting, per_stack)
+            stopped = tune_trials(stacks, run, recorder)
         except (OSError, TuneFailedError) as error:
             _raise_if_storage_failed(folder, recorder.fault or error)
             raise
@@ -249,11 +251,14 @@ def _rounds(job: Job, run: RunSettings, recorder: Recorder) -> Resources:
         if not waiting or stopped:
             return run.resources
         some = f"{counted(len(waiting), 'trial')} ran out of memory with"
-        if per_stack > 1:
+        # Those that could share none, or found too few of their shape, had no stack to be cut.
+        again = {t.trial_id for t in waiting}
+        largest = max(len(s) for s in stacks if not again.isdisjoint(t.trial_id for t in s))
+        if largest > 1:
+            per_stack = largest // 2
             recorder.progress.note(
-                f"{some} {per_stack} in a stack; run again with {per_stack // 2} in one"
+                f"{some} up to {largest} in a stack; run again with {per_stack} in one at most"
             )
-            per_stack //= 2
             recorder.out_of_memory.clear()
             continue
         roomier = run.resources.roomier(most_cpus=most_cpus())

@@ -320,14 +320,24 @@ def _probe(config: TrialConfig, may_download: bool) -> Probed:
 def _probe_stack(
     alike: Sequence[TrialConfig], size: int | None, may_download: bool
 ) -> tuple[int, int]:
-    """How many of these a stack has, as asked for or as is fastest; and the bytes that it takes."""
+    """How many of these a stack has, as asked for or as is fastest; and the bytes that it takes.
+
+    Raises:
+        UserError: as many as asked for do not fit.
+    """
     found = gpu()
     if not may_download:
         require_here(alike[0])
     size = size or fastest_size(alike, found)
     found.empty_cache()
     found.reset_peak()
-    step_seconds(alike[:size], found)
+    try:
+        step_seconds(alike[:size], found)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"--trials-per-stack {size}: a stack of so many (trial {alike[0].trial_id} and others) "
+            f"takes more than a GPU's {found.memory / 1e9:.3g} GB ({found.name}); choose fewer"
+        ) from None
     return size, found.peak() if size > 1 else 0
 
 
